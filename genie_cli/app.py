@@ -1,0 +1,67 @@
+"""The command line: registers the commands, and maps errors to one line and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from genie_cli import __version__
+from genie_cli.commands import evaluate, inspect, models, quantize, report, synthesize
+from genie_cli.errors import GenieError
+
+EXIT_INTERRUPTED = 130
+
+
+class _Group(TyperGroup):
+    """Turns the errors that users can mend into one message on stderr and the exit code of their class."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except GenieError as error:
+            typer.echo(f"Error: {error}", err=True)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            typer.echo("Interrupted; nothing was written.", err=True)
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Quantize a pre-trained CNN to a few bits without any real data (GENIE, CVPR 2023).",
+    epilog="Exit codes: 0 done, 1 a defect of ours, 2 wrong use, 3 bad input, 4 no suitable device, 130 interrupted.",
+)
+app.command("synthesize")(synthesize.synthesize)
+app.command("quantize")(quantize.quantize)
+app.command("evaluate")(evaluate.evaluate)
+app.command("inspect")(inspect.inspect)
+app.command("models")(models.models)
+app.command("report")(report.report)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"genie {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Quantize a pre-trained CNN to a few bits without any real data (GENIE, CVPR 2023)."""
+
+
+def main() -> None:
+    """The `genie` script."""
+    sys.exit(app())

@@ -1,0 +1,167 @@
+"""Calibration images: one safetensors file with the tensor ``images`` [n, C, H, W].
+
+float16 holds images as a network takes them, normalised by the mean and std of the metadata; uint8
+holds pixels. Any quantizer can read any set: `ImageSet.normalized` gives what a network asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from genie_cli.artifacts.atomic import atomic_write_bytes
+from genie_cli.artifacts.metadata import ArtifactMetadata, all_finite, encode, file_sha256, read, validate, write_bytes
+from genie_cli.config import InputSpec
+from genie_cli.errors import InputError
+
+ImageDtype = Literal["float16", "uint8"]
+
+_DTYPES = {"float16": torch.float16, "uint8": torch.uint8}
+
+
+class ImagesMetadata(ArtifactMetadata):
+    """What an image set says about itself; teacher, hash and seed are None for real images."""
+
+    kind: Literal["images"] = "images"
+    num_images: int = Field(ge=1)
+    dtype: ImageDtype
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """A loaded image set."""
+
+    images: Tensor
+    """[n, C, H, W], float16 (normalised by `metadata.input`) or uint8 (pixels)."""
+    metadata: ImagesMetadata
+    sha256: str
+    """Hash of the file."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    def normalized(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        indices: Tensor | Sequence[int] | slice | None = None,
+    ) -> Tensor:
+        """Images as a network takes them: (pixel / 255 - mean) / std per channel.
+
+        Images stored with the same mean and std are given as stored, without a rounding.
+
+        Args:
+            mean: one value a channel.
+            std: one value a channel.
+            indices: which images; None: all.
+
+        Returns:
+            float32 [k, C, H, W].
+
+        Raises:
+            InputError: the network takes another number of channels.
+        """
+        num_channels = self.images.shape[1]
+        if not len(mean) == len(std) == num_channels:
+            raise InputError(
+                f"The images have {num_channels} channel(s), the network takes {len(mean)}: "
+                "use images with as many channels as the network's input."
+            )
+        chosen = self.images[_index(indices)].to(torch.float32)
+        stored = self.metadata.input
+        if self.metadata.dtype == "uint8":
+            unit = chosen / 255
+        elif tuple(mean) == stored.mean and tuple(std) == stored.std:
+            return chosen
+        else:
+            unit = chosen * _per_channel(stored.std) + _per_channel(stored.mean)
+        return (unit - _per_channel(mean)) / _per_channel(std)
+
+
+def encode_images(images: Tensor, dtype: ImageDtype, input: InputSpec) -> Tensor:
+    """Images as they are stored.
+
+    Args:
+        images: float32 [n, C, H, W], normalised by the mean and std of `input`.
+        dtype: "float16" stores them as they are, "uint8" as pixels, clipped to 0..255 and rounded.
+        input: the network's input.
+
+    Returns:
+        [n, C, H, W] of `dtype` on the device of `images`.
+
+    Raises:
+        InputError: images with NaN or infinity, or too large for float16.
+    """
+    if dtype == "float16":
+        encoded = images.to(torch.float16)
+        _refuse_not_finite(encoded, "The images")
+        return encoded
+    # Converting NaN to an integer would hide it.
+    _refuse_not_finite(images, "The images")
+    unit = images * _per_channel(input.std, images.device) + _per_channel(input.mean, images.device)
+    return (unit * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def save_images(path: Path, images: Tensor, metadata: ImagesMetadata) -> None:
+    """Write an image set wholly or not at all; the same content gives the same bytes.
+
+    Args:
+        path: file to write.
+        images: [n, C, H, W] as `encode_images` gives it.
+        metadata: must describe `images`.
+
+    Raises:
+        InputError: images that `load_images` would refuse, or a file that cannot be written.
+    """
+    _check(images, metadata, path)
+    atomic_write_bytes(path, write_bytes({"images": images}, encode(metadata)))
+
+
+def load_images(path: Path) -> ImageSet:
+    """Read and validate an image set.
+
+    Raises:
+        InputError: not an image set that this genie reads, or a tensor that does not fit its metadata.
+    """
+    # `read` says what is wrong with a path that is no file.
+    sha256 = file_sha256(path) if path.is_file() else ""
+    tensors, fields = read(path, "images")
+    metadata = validate(ImagesMetadata, fields, path)
+    if set(tensors) != {"images"}:
+        raise InputError(f"{path} must hold one tensor 'images', it holds {', '.join(sorted(tensors)[:5]) or 'none'}.")
+    _check(tensors["images"], metadata, path)
+    return ImageSet(tensors["images"], metadata, sha256)
+
+
+def _check(images: Tensor, metadata: ImagesMetadata, path: Path) -> None:
+    if images.dtype != _DTYPES[metadata.dtype]:
+        raise InputError(f"{path}: tensor 'images' is {images.dtype}, its metadata say {metadata.dtype}.")
+    expected = [metadata.num_images, metadata.input.num_channels, metadata.input.size, metadata.input.size]
+    if list(images.shape) != expected:
+        raise InputError(f"{path}: tensor 'images' has shape {list(images.shape)}, its metadata say {expected}.")
+    _refuse_not_finite(images, f"{path}: tensor 'images'")
+
+
+def _refuse_not_finite(images: Tensor, where: str) -> None:
+    if not all_finite(images):
+        raise InputError(f"{where} must be finite; NaN or infinity was found: make the images again.")
+
+
+def _index(indices: Tensor | Sequence[int] | slice | None) -> Tensor | slice:
+    if indices is None:
+        return slice(None)
+    if isinstance(indices, Tensor):
+        return indices.cpu()
+    # Not as they are: a tuple would index dimensions, an empty list would be floating point.
+    return indices if isinstance(indices, slice) else torch.tensor(list(indices), dtype=torch.int64)
+
+
+def _per_channel(values: Sequence[float], device: torch.device | None = None) -> Tensor:
+    return torch.tensor(tuple(values), dtype=torch.float32, device=device).view(-1, 1, 1)

@@ -1,0 +1,223 @@
+"""What an artifact says about itself, and the one reader of safetensors files.
+
+The metadata are one key, ``genie``, with sorted compact JSON: safetensors writes several keys in an
+order that changes from run to run, and one key keeps the same content the same bytes. Neither time,
+host nor path belongs in them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import safetensors.torch
+import torch
+from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from genie_cli.artifacts.atomic import FOLDER_FILES
+from genie_cli.config import Frozen, InputSpec
+from genie_cli.errors import InputError
+
+FORMAT_VERSION = 1
+KEY = "genie"
+
+_NAMES = {
+    "images": "an image set",
+    "quantized_weights": "the weights of a quantized network",
+    "step_sizes": "the step sizes of a quantized network",
+}
+_WRITERS = {"images": "genie synthesize", "quantized_weights": "genie quantize", "step_sizes": "genie quantize"}
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+class ArtifactMetadata(Frozen):
+    """What every artifact records about how it came to be."""
+
+    format_version: int = FORMAT_VERSION
+    teacher: str | None
+    """Name of the network."""
+    teacher_sha256: str | None
+    """Hash of its weights, whatever file they came in."""
+    config: dict[str, Any]
+    """The whole configuration of the command, less what does not determine the result (paths, device)."""
+    seed: int | None
+    input: InputSpec
+    tool_version: str
+    torch_version: str
+    device_kind: str
+    """cpu, or the name of the accelerator."""
+
+
+def encode(model: BaseModel | Mapping[str, Any]) -> dict[str, str]:
+    """Metadata of a safetensors file: one key with sorted, compact JSON.
+
+    Raises:
+        ValueError: a number that JSON does not have (NaN, infinity).
+    """
+    fields = model.model_dump(mode="json") if isinstance(model, BaseModel) else dict(model)
+    return {KEY: json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)}
+
+
+def write_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """Serialise tensors as a safetensors file: the same bytes for the same content.
+
+    Tensors may live on any device, in any memory format, and may share memory; each is written out.
+    """
+    plain: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        # safetensors refuses tensors that share memory; most do not, and large ones are not copied for it.
+        if tensor.untyped_storage().data_ptr() in storages:
+            tensor = tensor.clone()
+        storages.add(tensor.untyped_storage().data_ptr())
+        plain[name] = tensor
+    return safetensors.torch.save(plain, metadata)
+
+
+def read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read an artifact of one kind; nothing is ever unpickled.
+
+    Args:
+        path: a safetensors file.
+        kind: "images", "quantized_weights" or "step_sizes".
+
+    Returns:
+        The tensors on the CPU, with memory of their own, and the fields of the metadata, of which
+        kind and version have been checked.
+
+    Raises:
+        InputError: the file is missing, damaged, not an artifact, of another kind or another version.
+    """
+    fields = _read_header(path, wanted=kind)
+    tensors: dict[str, Tensor] = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in sorted(file.keys()):
+                # A copy: the file is mapped, and writing to it during the long work would change the tensors.
+                tensors[name] = file.get_tensor(name).clone()
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"{path} is damaged: {_one_line(error)}. Write it again with '{_WRITERS[kind]}'.") from error
+    return tensors, fields
+
+
+def sniff(path: Path) -> dict[str, Any]:
+    """The metadata of any artifact, tensors unread.
+
+    Args:
+        path: a file of any kind, or a quantized folder, whose weights file then answers.
+
+    Raises:
+        InputError: as `read`, kinds apart.
+    """
+    if not path.is_dir():
+        return _read_header(path)
+    weights = path / FOLDER_FILES[0]
+    if not weights.is_file():
+        raise InputError(f"Folder {path} is no quantized network: it holds no {weights.name}.")
+    return _read_header(weights, wanted="quantized_weights")
+
+
+def validate(model: type[ModelT], fields: Mapping[str, Any], path: Path) -> ModelT:
+    """Typed metadata from the fields of a file.
+
+    Raises:
+        InputError: a field is missing, unknown or out of range; the first one is named.
+    """
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the metadata"
+        message = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"{path} has metadata that cannot be used, at '{field}': {message}.") from error
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+    return digest.hexdigest()
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity; looks at it in pieces, to take little memory."""
+    return all(bool(torch.isfinite(piece).all()) for piece in torch.split(tensor.reshape(-1), 1 << 22))
+
+
+def _read_header(path: Path, wanted: str | None = None) -> dict[str, Any]:
+    """The metadata of a file, of the `wanted` kind if one is given."""
+    expected = _NAMES[wanted] if wanted else "a genie artifact"
+    mend = f"Give one written by '{_WRITERS[wanted]}'." if wanted else "Artifacts are written by genie's commands."
+    _refuse_missing(path, expected, mend)
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(KEY)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {_one_line(error)}.") from error
+    except (SafetensorError, RuntimeError, ValueError) as error:
+        raise InputError(f"{path} is {_guess(path)}, not {expected}. {mend}") from error
+    if text is None:
+        raise InputError(f"{path} is a safetensors file of other content, not {expected}. {mend}")
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} has damaged metadata: they are not valid JSON. {mend}") from error
+    kind = fields.get("kind") if isinstance(fields, dict) else None
+    version = fields.get("format_version") if isinstance(fields, dict) else None
+    # The version first: a newer format may have kinds that this one does not know.
+    if type(version) is int and version > FORMAT_VERSION:
+        raise InputError(
+            f"{path} has format version {version}, and this genie reads up to {FORMAT_VERSION}: update genie."
+        )
+    if type(version) is not int or version < 1 or not isinstance(kind, str) or kind not in _NAMES:
+        raise InputError(f"{path} has damaged metadata: no known kind and format version. {mend}")
+    if wanted and kind != wanted:
+        raise InputError(f"{path} is {_NAMES[kind]}, not {expected}. {mend}")
+    return dict(fields)
+
+
+def _refuse_missing(path: Path, expected: str, mend: str) -> None:
+    try:
+        if path.is_dir():
+            quantized = (path / FOLDER_FILES[0]).is_file()
+            found = "the folder of a quantized network" if quantized else "a folder"
+            raise InputError(f"{path} is {found}, not {expected}. {mend}")
+        if not path.exists():
+            raise InputError(f"{path} does not exist. {mend}")
+        if not path.is_file():
+            raise InputError(f"{path} is not a regular file. {mend}")
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
+        raise InputError(f"{path} cannot be read: {_one_line(error)}.") from error
+
+
+def _guess(path: Path) -> str:
+    """What a file is that safetensors cannot open."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    if not head:
+        return "empty"
+    if head[8:] == b"{":  # eight bytes of length, then a JSON header
+        return "a truncated or damaged safetensors file"
+    if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04", b"\x80\x05")):
+        return "a PyTorch or pickle file, which genie does not open as an artifact"
+    return "no safetensors file"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join((getattr(error, "strerror", None) or str(error)).split())

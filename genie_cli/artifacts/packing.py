@@ -1,0 +1,93 @@
+"""Integer codes as a dense stream of bits: what makes a 2-bit network a quarter of an 8-bit one.
+
+Code ``i`` takes the bits ``i*bits .. i*bits + bits - 1`` of the stream, least significant bit first;
+bit ``k`` of the stream is bit ``k % 8`` of byte ``k // 8``. The last byte is padded with zeros.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from genie_cli.config import MAX_BITS, MIN_BITS
+
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def packed_length(num_codes: int, bits: int) -> int:
+    """Number of bytes that `num_codes` codes of `bits` bits take."""
+    return -(-num_codes * bits // 8)
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Pack codes densely.
+
+    Args:
+        codes: integers 0..2^bits-1 of any shape, read in row-major order.
+        bits: 2 to 8.
+
+    Returns:
+        uint8 [ceil(n * bits / 8)] on the CPU.
+
+    Raises:
+        ValueError: bits or a code out of range, or codes that are not integers.
+    """
+    _check_bits(bits)
+    if codes.dtype not in _INTEGERS:
+        raise ValueError(f"Codes must be integers, got {codes.dtype}")
+    codes = codes.detach().cpu().reshape(-1)
+    if codes.numel() == 0:
+        return torch.empty(0, dtype=torch.uint8)
+    low, high = int(codes.min()), int(codes.max())
+    if low < 0 or high >= 2**bits:
+        raise ValueError(f"Codes of {bits} bits must be in 0..{2**bits - 1}, got {low}..{high}")
+    # Eight codes fill exactly `bits` bytes and fit one 64-bit word: no tensor of single bits is needed.
+    groups = torch.nn.functional.pad(codes, (0, -len(codes) % 8)).view(-1, 8)
+    words = torch.zeros(len(groups), dtype=torch.int64)
+    for i in range(8):
+        words |= groups[:, i].to(torch.int64) << (bits * i)
+    packed = torch.stack([(words >> (8 * j) & 0xFF).to(torch.uint8) for j in range(bits)], dim=1)
+    return packed.view(-1)[: packed_length(len(codes), bits)].clone()
+
+
+def unpack(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
+    """Undo `pack`.
+
+    Args:
+        packed: uint8 [ceil(n * bits / 8)] for the n codes of `shape`; checked before memory is taken.
+        bits: 2 to 8.
+        shape: of the codes.
+
+    Returns:
+        uint8 codes of `shape` on the CPU.
+
+    Raises:
+        ValueError: bits out of range, a wrong type or length, or padding bits that are not zero.
+    """
+    _check_bits(bits)
+    if packed.dtype != torch.uint8 or packed.dim() != 1:
+        raise ValueError(f"Packed codes must be uint8 [bytes], got {packed.dtype} {list(packed.shape)}")
+    if any(side < 0 for side in shape):
+        raise ValueError(f"A shape has no negative sides, got {list(shape)}")
+    num_codes = math.prod(shape)
+    expected = packed_length(num_codes, bits)
+    if len(packed) != expected:
+        raise ValueError(
+            f"Codes of shape {list(shape)} and {bits} bits take {expected} bytes, the packed tensor has {len(packed)}"
+        )
+    groups = torch.nn.functional.pad(packed.detach().cpu(), (0, -len(packed) % bits)).view(-1, bits)
+    words = torch.zeros(len(groups), dtype=torch.int64)
+    for j in range(bits):
+        words |= groups[:, j].to(torch.int64) << (8 * j)
+    codes = torch.stack([(words >> (bits * i) & (2**bits - 1)).to(torch.uint8) for i in range(8)], dim=1).view(-1)
+    if bool(codes[num_codes:].any()):
+        raise ValueError("Padding bits after the last code must be zero: the packed tensor is damaged")
+    return codes[:num_codes].clone().view(tuple(shape))
+
+
+def _check_bits(bits: int) -> None:
+    if not MIN_BITS <= bits <= MAX_BITS:
+        raise ValueError(f"bits must be in {MIN_BITS}..{MAX_BITS}, got {bits}")

@@ -1,0 +1,285 @@
+"""The quantized network: a folder of integer weights, step sizes and metrics.
+
+- ``weights.safetensors``: per layer ``weight_packed``, ``weight_shape``, ``weight_scale`` and
+  ``weight_zero_point``; every other parameter and buffer under its own name;
+- ``step_sizes.safetensors``: per activation site ``step_size``;
+- ``metrics.json``: what was measured on the way.
+
+Codes are stored, not weights: rounding was learned, so a code is not round(weight / scale). The folder
+and the network's code give the network, without the teacher's weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from genie_cli.artifacts.atomic import FOLDER_FILES, atomic_write_folder
+from genie_cli.artifacts.metadata import ArtifactMetadata, all_finite, encode, read, validate, write_bytes
+from genie_cli.artifacts.metrics import encode_metrics, read_metrics
+from genie_cli.artifacts.packing import pack, unpack
+from genie_cli.config import MAX_BITS, MIN_BITS, Frozen
+from genie_cli.errors import InputError
+
+WEIGHTS_FILE, STEP_SIZES_FILE, METRICS_FILE = FOLDER_FILES
+
+_PARTS = ("weight_packed", "weight_shape", "weight_scale", "weight_zero_point")
+_PARAMETER_DTYPES = (torch.float32, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+
+Bits = Annotated[int, Field(ge=MIN_BITS, le=MAX_BITS)]
+Side = Annotated[int, Field(ge=1)]
+
+
+class WeightEntry(Frozen):
+    """A quantized weight in the metadata."""
+
+    bits: Bits
+    shape: tuple[Side, ...] = Field(min_length=1, max_length=8)
+
+
+class ActivationEntry(Frozen):
+    """A quantized activation in the metadata."""
+
+    bits: Bits
+    signed: bool
+
+
+class QuantizedMetadata(ArtifactMetadata):
+    """What a quantized network says about itself; both files hold it, with their own kind."""
+
+    kind: Literal["quantized_weights", "step_sizes"] = "quantized_weights"
+    teacher: str
+    teacher_sha256: str
+    """Hash of the weights that were quantized: the folder fits one teacher only."""
+    protocol: str
+    preset: str
+    weights: dict[str, WeightEntry]
+    """Layer name -> its weight."""
+    activations: dict[str, ActivationEntry]
+    """Activation site -> its quantizer; a site is named after its first reader."""
+    images_sha256: str | None
+    """Hash of the file of calibration images."""
+    images_teacher_sha256: str | None
+    """Hash of the network that the images were made for; None for real images."""
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedWeight:
+    """An integer weight; granularity: per output channel, axis 0.
+
+    Shape [O, ...] -> scale [O, 1], zero_point [O, 1]. The values are checked on creation (ValueError).
+    """
+
+    codes: Tensor
+    """uint8 [O, ...], 0..2^bits-1."""
+    scale: Tensor
+    """float32 [O, 1], positive."""
+    zero_point: Tensor
+    """int32 [O, 1], 0..2^bits-1: the code of zero."""
+    bits: int
+
+    def __post_init__(self) -> None:
+        """Refuse values that would not load."""
+        if not MIN_BITS <= self.bits <= MAX_BITS:
+            raise ValueError(f"bits must be in {MIN_BITS}..{MAX_BITS}, got {self.bits}")
+        if self.codes.dtype != torch.uint8 or self.codes.dim() < 1 or self.codes.numel() == 0:
+            raise ValueError(f"codes must be uint8 [O, ...], got {self.codes.dtype} {list(self.codes.shape)}")
+        num_channels = len(self.codes)
+        for name, tensor, dtype in (
+            ("scale", self.scale, torch.float32),
+            ("zero_point", self.zero_point, torch.int32),
+        ):
+            if tensor.dtype != dtype or tensor.shape != (num_channels, 1):
+                raise ValueError(f"{name} must be {dtype} [{num_channels}, 1], got {tensor.dtype} {list(tensor.shape)}")
+        quant_max = 2**self.bits - 1
+        if int(self.codes.max()) > quant_max:
+            raise ValueError(f"codes must be in 0..{quant_max}, got {int(self.codes.max())}")
+        if not all_finite(self.scale) or bool((self.scale <= 0).any()):
+            raise ValueError("scale must be positive and finite")
+        low, high = int(self.zero_point.min()), int(self.zero_point.max())
+        if low < 0 or high > quant_max:
+            raise ValueError(f"zero_point must be in 0..{quant_max}, got {low}..{high}")
+
+    def dequantize(self) -> Tensor:
+        """The weight that the codes stand for: scale * (code - zero_point), float32 [O, ...]."""
+        per_channel = (-1, *[1] * (self.codes.dim() - 1))
+        # The difference of two small integers is exact in float32.
+        offset = self.codes.to(torch.float32) - self.zero_point.to(torch.float32).view(per_channel)
+        return self.scale.view(per_channel) * offset
+
+
+@dataclass(frozen=True)
+class ActivationStep:
+    """The quantizer of one activation, per tensor; checked on creation (ValueError)."""
+
+    step_size: float
+    """Positive; rounded to float32 on creation, so that memory and file hold the same number."""
+    bits: int
+    signed: bool
+
+    def __post_init__(self) -> None:
+        """Round the step size to float32 and refuse values that would not load."""
+        if not MIN_BITS <= self.bits <= MAX_BITS:
+            raise ValueError(f"bits must be in {MIN_BITS}..{MAX_BITS}, got {self.bits}")
+        step_size = torch.tensor(self.step_size, dtype=torch.float32).item()
+        if not (math.isfinite(step_size) and step_size > 0):
+            raise ValueError(f"step_size must be positive and finite in float32, got {self.step_size}")
+        object.__setattr__(self, "step_size", step_size)
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedArtifact:
+    """A quantized network in memory."""
+
+    weights: Mapping[str, QuantizedWeight]
+    """Layer name -> its weight."""
+    activations: Mapping[str, ActivationStep]
+    """Activation site -> its quantizer."""
+    parameters: Mapping[str, Tensor]
+    """Every other parameter and buffer, float32 (counters and masks: integer or bool)."""
+    metadata: QuantizedMetadata
+    metrics: Mapping[str, Any]
+
+
+def save_quantized(folder: Path, artifact: QuantizedArtifact) -> None:
+    """Write a quantized folder wholly or not at all; the same artifact gives the same bytes.
+
+    Raises:
+        InputError: the folder cannot be written.
+        ValueError: parts of the artifact do not fit each other, or a parameter is not finite.
+    """
+    metadata = artifact.metadata.model_copy(update={"kind": "quantized_weights"})
+    listed = {
+        "weights": {k: WeightEntry(bits=w.bits, shape=tuple(w.codes.shape)) for k, w in artifact.weights.items()},
+        "activations": {k: ActivationEntry(bits=a.bits, signed=a.signed) for k, a in artifact.activations.items()},
+    }
+    for field, entries in listed.items():
+        if getattr(metadata, field) != entries:
+            raise ValueError(f"The metadata's {field} do not describe those of the artifact")
+    _check_parameters(artifact.parameters, metadata)
+    tensors = dict(artifact.parameters)
+    for layer, weight in artifact.weights.items():
+        parts = (
+            pack(weight.codes, weight.bits),
+            torch.tensor(weight.codes.shape, dtype=torch.int64),
+            weight.scale,
+            weight.zero_point,
+        )
+        tensors.update({_join(layer, part): tensor for part, tensor in zip(_PARTS, parts, strict=True)})
+    step_sizes = {
+        _join(site, "step_size"): torch.tensor([step.step_size], dtype=torch.float32)
+        for site, step in artifact.activations.items()
+    }
+    files = {
+        WEIGHTS_FILE: write_bytes(tensors, encode(metadata)),
+        STEP_SIZES_FILE: write_bytes(step_sizes, encode(metadata.model_copy(update={"kind": "step_sizes"}))),
+        METRICS_FILE: encode_metrics(artifact.metrics),
+    }
+    atomic_write_folder(folder, files)
+
+
+def load_quantized(folder: Path) -> QuantizedArtifact:
+    """Read and validate a quantized folder.
+
+    Raises:
+        InputError: the folder is missing or incomplete, its files are damaged or of two different runs,
+            or a tensor is missing, unlisted, or of the wrong type, shape or range.
+    """
+    _refuse_incomplete(folder)
+    weights_path, steps_path = folder / WEIGHTS_FILE, folder / STEP_SIZES_FILE
+    tensors, fields = read(weights_path, "quantized_weights")
+    metadata = validate(QuantizedMetadata, fields, weights_path)
+    step_sizes, fields = read(steps_path, "step_sizes")
+    _refuse_two_runs(metadata, validate(QuantizedMetadata, fields, steps_path), folder)
+    weights = {layer: _take_weight(tensors, layer, entry, weights_path) for layer, entry in metadata.weights.items()}
+    try:
+        _check_parameters(tensors, metadata)
+    except ValueError as error:
+        raise InputError(f"{weights_path}: {error}.") from error
+    activations = {
+        site: _take_step(step_sizes, site, entry, steps_path) for site, entry in metadata.activations.items()
+    }
+    if step_sizes:
+        raise InputError(f"{steps_path}: tensor '{min(step_sizes)}' belongs to no activation site of its metadata.")
+    return QuantizedArtifact(weights, activations, tensors, metadata, read_metrics(folder / METRICS_FILE))
+
+
+def _join(layer: str, part: str) -> str:
+    """Name of a part; the layer's own name is empty where the network is one layer."""
+    return f"{layer}.{part}" if layer else part
+
+
+def _refuse_incomplete(folder: Path) -> None:
+    if not folder.is_dir():
+        what = "is a file, not the folder of a quantized network" if folder.exists() else "does not exist"
+        raise InputError(f"{folder} {what}: give a folder written by 'genie quantize'.")
+    missing = [name for name in FOLDER_FILES if not (folder / name).is_file()]
+    if missing:
+        raise InputError(
+            f"Folder {folder} is no complete quantized network, it lacks {', '.join(missing)}: "
+            "give a folder written by 'genie quantize'."
+        )
+
+
+def _refuse_two_runs(weights: QuantizedMetadata, step_sizes: QuantizedMetadata, folder: Path) -> None:
+    for field in QuantizedMetadata.model_fields:
+        if field != "kind" and getattr(weights, field) != getattr(step_sizes, field):
+            raise InputError(
+                f"Folder {folder} mixes two runs: {WEIGHTS_FILE} and {STEP_SIZES_FILE} differ in '{field}'. "
+                "Write it again with 'genie quantize'."
+            )
+
+
+def _check_parameters(parameters: Mapping[str, Tensor], metadata: QuantizedMetadata) -> None:
+    """Check what is stored under its own name; ValueError names the tensor."""
+    taken = {_join(layer, part) for layer in metadata.weights for part in ("weight", *_PARTS)}
+    for name, tensor in sorted(parameters.items()):
+        if name in taken:
+            raise ValueError(f"tensor '{name}' belongs to a quantized weight and cannot be a parameter")
+        if name.rpartition(".")[2] == _PARTS[0]:
+            raise ValueError(f"tensor '{name}' belongs to no weight of the metadata")
+        if tensor.dtype not in _PARAMETER_DTYPES:
+            raise ValueError(f"tensor '{name}' must be float32, an integer or bool, got {tensor.dtype}")
+        if not all_finite(tensor):
+            raise ValueError(f"tensor '{name}' holds NaN or infinity")
+
+
+def _take_weight(tensors: dict[str, Tensor], layer: str, entry: WeightEntry, path: Path) -> QuantizedWeight:
+    """Move the four tensors of a layer out of `tensors`, checked."""
+    packed, shape, scale, zero_point = (_take(tensors, _join(layer, part), path) for part in _PARTS)
+    if shape.dtype != torch.int64 or shape.tolist() != list(entry.shape):
+        raise InputError(
+            f"{path}: tensor '{_join(layer, _PARTS[1])}' must hold the shape of the metadata, {list(entry.shape)}."
+        )
+    try:
+        codes = unpack(packed, entry.bits, entry.shape)
+    except ValueError as error:
+        raise InputError(f"{path}: tensor '{_join(layer, _PARTS[0])}' is damaged: {error}.") from error
+    try:
+        return QuantizedWeight(codes, scale, zero_point, entry.bits)
+    except ValueError as error:
+        raise InputError(f"{path}: tensors '{_join(layer, 'weight_*')}' cannot be used: {error}.") from error
+
+
+def _take_step(step_sizes: dict[str, Tensor], site: str, entry: ActivationEntry, path: Path) -> ActivationStep:
+    name = _join(site, "step_size")
+    step_size = _take(step_sizes, name, path)
+    if step_size.dtype != torch.float32 or step_size.shape != (1,):
+        raise InputError(f"{path}: tensor '{name}' must be float32 [1], got {step_size.dtype} {list(step_size.shape)}.")
+    try:
+        return ActivationStep(step_size.item(), entry.bits, entry.signed)
+    except ValueError as error:
+        raise InputError(f"{path}: tensor '{name}' cannot be used: {error}.") from error
+
+
+def _take(tensors: dict[str, Tensor], name: str, path: Path) -> Tensor:
+    if name not in tensors:
+        raise InputError(f"{path} lacks the tensor '{name}' that its metadata list: write it again.")
+    return tensors.pop(name)

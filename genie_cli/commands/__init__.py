@@ -1,0 +1,1 @@
+"""One thin file a command: options in, library call, rich out."""

@@ -1,0 +1,127 @@
+"""What a person sees while a stage runs: a bar on a terminal, a plain line now and then when piped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from genie_cli.runtime.progress import Advanced, Event, Note, Reporter, StageFinished, StageStarted
+
+_LINE_EVERY = 10.0
+"""Seconds between plain lines."""
+
+
+class _RateColumn(ProgressColumn):
+    """Work a second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.1f} {task.fields['unit']}/s", style="dim")
+
+
+@contextmanager
+def progress() -> Iterator[Reporter]:
+    """A reporter for one stage; progress goes to stderr, results stay on stdout."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _plain_lines(console)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[detail]}"),
+        _RateColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def report(event: Event) -> None:
+            if isinstance(event, StageStarted):
+                tasks[event.stage] = bar.add_task(event.stage, total=event.total, detail="", unit=event.unit)
+            elif isinstance(event, Advanced):
+                detail = escape(" ".join(filter(None, (event.detail, _figures(event.values)))))
+                bar.update(tasks[event.stage], completed=event.done, detail=detail)
+            elif isinstance(event, Note):
+                bar.console.print(_note(event))
+
+        yield report
+
+
+def _plain_lines(console: Console) -> Reporter:
+    totals: dict[str, tuple[int, str]] = {}
+    started = last = time.monotonic()
+
+    def line(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def report(event: Event) -> None:
+        nonlocal last, started
+        if isinstance(event, StageStarted):
+            totals[event.stage] = (event.total, event.unit)
+            started = last = time.monotonic()
+            line(f"{event.stage}: {event.total} {event.unit}")
+        elif isinstance(event, Advanced) and time.monotonic() - last >= _LINE_EVERY:
+            last = time.monotonic()
+            total, unit = totals[event.stage]
+            rate = event.done / max(last - started, 1e-9)
+            left = (total - event.done) / max(rate, 1e-9)
+            parts = (event.detail, _figures(event.values), f"{rate:.1f} {unit}/s", f"{_duration(left)} left")
+            line(f"{event.stage}: {event.done}/{total} {' '.join(filter(None, parts))}")
+        elif isinstance(event, StageFinished):
+            line(f"{event.stage}: done in {_duration(time.monotonic() - started)}")
+        elif isinstance(event, Note):
+            line(_note(event).plain)
+
+    return report
+
+
+def note(message: str, warning: bool = False) -> None:
+    """One line on stderr."""
+    Console(stderr=True).print(_note(Note(message, warning)), soft_wrap=True)
+
+
+def _note(event: Note) -> Text:
+    return Text(f"{'Warning' if event.warning else 'Note'}: {event.message}", style="yellow" if event.warning else "")
+
+
+def _figures(values: Mapping[str, float]) -> str:
+    return " ".join(f"{name} {value:.4g}" for name, value in values.items())
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h {minutes:02d}m" if hours else f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
+
+
+def summary(title: str, rows: Mapping[str, Any], to_stderr: bool = False) -> None:
+    """A closing two-column table."""
+    table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for key, value in rows.items():
+        table.add_row(key, Text(str(value)))
+    Console(stderr=to_stderr).print(table)
+
+
+def rows_table(title: str, columns: list[str], rows: list[list[Any]], right: set[str] | None = None) -> None:
+    """A table on stdout; plain and unwrapped when piped."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(160, console.width))
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="right" if column in (right or set()) else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+    console.print(table)

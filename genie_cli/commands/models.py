@@ -1,0 +1,44 @@
+"""``genie models``: what the zoo knows."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+
+def models(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array instead of a table.")] = False,
+) -> None:
+    """List the networks known by name, with input and parameters; others are given as FILE.py:FACTORY."""
+    from genie_cli.commands.display import rows_table
+    from genie_cli.models.zoo import zoo_entries
+
+    entries = list(zoo_entries())
+    if as_json:
+        rows = [
+            {
+                "name": entry.name,
+                "origin": entry.origin,
+                "input": [entry.input.num_channels, entry.input.size, entry.input.size],
+                "num_parameters": entry.num_parameters,
+            }
+            for entry in entries
+        ]
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    rows_table(
+        "Models",
+        ["name", "input", "parameters", "weights"],
+        [
+            [
+                entry.name,
+                f"{entry.input.num_channels}x{entry.input.size}x{entry.input.size}",
+                f"{entry.num_parameters:,}" if entry.num_parameters is not None else "",
+                entry.origin,
+            ]
+            for entry in entries
+        ],
+        {"input", "parameters"},
+    )

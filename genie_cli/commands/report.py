@@ -1,0 +1,42 @@
+"""``genie report``: the table that compares runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    metrics: Annotated[
+        list[Path], typer.Argument(metavar="METRICS...", help="JSON files written by `genie evaluate --out`.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write table.md, table.json and table.csv into.")] = Path(
+        "report"
+    ),
+) -> None:
+    """Compare evaluated runs in one table (markdown, JSON, and CSV for plots)."""
+    from genie_cli.artifacts.atomic import atomic_write_text
+    from genie_cli.commands.display import rows_table
+    from genie_cli.errors import InputError
+    from genie_cli.evaluation.comparison import as_csv, as_json, as_markdown, read_rows
+
+    rows = read_rows(metrics)
+    if not out.resolve().parent.is_dir():
+        raise InputError(f"Output folder {out.parent} does not exist: create it or choose another --out.")
+    try:
+        out.mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(f"Output folder {out} cannot be made: {error.strerror}.") from None
+    for name, text in (("table.md", as_markdown(rows)), ("table.json", as_json(rows)), ("table.csv", as_csv(rows))):
+        atomic_write_text(out / name, text)
+    figures = ("top1", "teacher_top1", "drop", "agreement")
+    columns = ["scheme", "preset", "weight_bits", "activation_bits", *figures]
+    rows_table(
+        "Comparison",
+        columns,
+        [[f"{row[c]:.2f}" if c in figures and row[c] is not None else row[c] for c in columns] for row in rows],
+        set(columns) - {"scheme", "preset"},
+    )
+    typer.echo(f"Written to {out}: table.md, table.json, table.csv", err=True)

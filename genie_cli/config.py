@@ -1,0 +1,281 @@
+"""Typed, frozen configurations of the commands, and how they are put together.
+
+Precedence: defaults < preset < common section < command section < scheme < command-line flags.
+Unknown keys are refused with the nearest known key. The field docstrings are the reference of
+``params.yaml``; the defaults are the paper's (method section 4 and the authors' constants).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from genie_cli.errors import InputError, UsageError, nearest
+
+MIN_BITS, MAX_BITS = 2, 8
+
+
+class Frozen(BaseModel):
+    """Base of all configurations: immutable, unknown keys refused, field docstrings kept."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class InputSpec(Frozen):
+    """What a network takes: images ``[B, num_channels, size, size]``, normalised by mean and std.
+
+    Normalised value = (pixel / 255 - mean) / std, per channel.
+    """
+
+    num_channels: int = Field(3, ge=1)
+    size: int = Field(224, ge=1)
+    """Side of the square input, pixels."""
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    resize_size: int | None = None
+    """Image files: the shorter side is resized to this before the centre crop; None: no resize."""
+    interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
+
+    @model_validator(mode="after")
+    def _fits(self) -> InputSpec:
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if len(values) != self.num_channels:
+                raise ValueError(
+                    f"{name} has {len(values)} values for {self.num_channels} channels; give one a channel"
+                )
+        if any(s <= 0 for s in self.std):
+            raise ValueError(f"std must be positive, got {self.std}")
+        return self
+
+
+class ModelConfig(Frozen):
+    """The network, its weights and its input; the ``model`` section serves every command."""
+
+    name: str = "digits_resnet"
+    """Model SPEC: torchvision, embedded or CIFAR name, or path/to/file.py:factory."""
+    weights: str | None = None
+    """A torchvision weights name, or a local .safetensors or .pth file."""
+    input_size: int | None = Field(None, ge=8, le=4096)
+    num_channels: int | None = Field(None, ge=1, le=64)
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    @field_validator("mean", "std", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(float(part) for part in value.split(","))
+        if isinstance(value, int | float):
+            return (float(value),)
+        return value
+
+
+class _Stage(Frozen):
+    """What every stage takes and what does not determine its result."""
+
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:INDEX."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the networks' forward and backward passes; auto: bf16 where it pays."""
+
+
+class SynthesizeConfig(_Stage):
+    """``genie synthesize`` (GENIE-D, paper section 3.1)."""
+
+    preset: str = "genie"
+    num_images: int = Field(1024, ge=2)
+    num_steps: int = Field(4000, ge=1)
+    """Optimisation steps a batch."""
+    batch_size: int = Field(128, ge=2)
+    """Images optimised together; each batch has its own generator and latents."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    latent_dim: int = Field(256, ge=1)
+    latent_lr: float = Field(0.1, gt=0)
+    latent_lr_factor: float = Field(0.1, gt=0, lt=1)
+    """What the latents' rate is multiplied by when the loss has stopped falling."""
+    latent_lr_patience: int = Field(100, ge=1)
+    latent_min_lr: float = Field(1e-4, gt=0)
+    generator_lr: float = Field(0.01, gt=0)
+    generator_lr_decay: float = Field(0.95, gt=0, le=1)
+    generator_lr_decay_every: int = Field(100, ge=1)
+    swing: bool = True
+    """Replace strided convolutions by swing convolutions (section 3.1.1)."""
+    image_loss_weight: float = Field(1.0, ge=0)
+    """Weight of each image's own mean and std against 0 and 1 in normalised space."""
+    image_dtype: Literal["float16", "uint8"] = "float16"
+    """How the images are stored: normalised float16, or pixels clipped to 0..255."""
+    out: Path = Path("images.safetensors")
+    log: Path | None = None
+    """CSV of the loss: batch, step, loss, latent_lr."""
+
+
+class QuantizeConfig(_Stage):
+    """``genie quantize`` (GENIE-M, paper section 3.2)."""
+
+    preset: str = "genie-m"
+    protocol: str = "genie"
+    """Who gets which bits; `genie inspect MODEL --protocol NAME` prints it."""
+    images: Path = Path("images.safetensors")
+    num_images: int | None = Field(None, ge=2)
+    """Use the first so many images; default all."""
+    weight_bits: int = Field(4, ge=MIN_BITS, le=MAX_BITS)
+    activation_bits: int = Field(4, ge=MIN_BITS, le=MAX_BITS)
+    num_steps: int = Field(20000, ge=1)
+    """Reconstruction steps a unit."""
+    batch_size: int = Field(32, ge=1)
+    seed: int = Field(0, ge=0, lt=2**63)
+    reconstruct: bool = True
+    """Learn rounding and step sizes unit by unit; False: ranges only, nearest rounding."""
+    weight_range: Literal["search", "minmax"] = "search"
+    """Initial weight step size: least |w - q(w)|^2.4 over 100 clipping ratios, or the full range."""
+    activation_range: Literal["search", "minmax"] = "search"
+    weight_step_lr: float = Field(1e-4, ge=0)
+    """Rate of the weight step sizes, in the units of `weight_step_space`."""
+    weight_step_space: Literal["checkpoint", "relative"] = "checkpoint"
+    """What the rate moves: the step of the unfolded weight, as the paper does, or step / start."""
+    activation_step_lr: float = Field(4e-5, ge=0)
+    rounding_lr: float = Field(1e-3, ge=0)
+    round_weight: float = Field(1.0, ge=0)
+    """Weight of the rounding regularizer."""
+    warmup: float = Field(0.2, ge=0, lt=1)
+    """Share of the steps before the rounding regularizer starts."""
+    beta_start: float = Field(20.0, gt=0)
+    beta_end: float = Field(2.0, gt=0)
+    drop_prob: float = Field(0.5, ge=0, le=1)
+    """QDrop: chance that an activation element keeps full precision during reconstruction."""
+    out: Path = Path("quantized")
+
+
+class EvaluateConfig(_Stage):
+    """``genie evaluate``."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    data: str | None = None
+    """digits, cifar10:FOLDER, imagefolder:PATH or a .safetensors with images and labels."""
+    quantized: Path | None = None
+    """A folder written by `genie quantize`; without it the teacher is evaluated."""
+    folded: bool = False
+    """Evaluate the teacher with its batch norms folded."""
+    batch_size: int = Field(256, ge=1)
+    num_images: int | None = Field(None, ge=1)
+    """Evaluate the first so many images only; default all."""
+    resize_size: int | Literal["none"] | None = None
+    """Image files: shorter side before the centre crop; default the model's, else size / 0.875."""
+    num_workers: int = Field(0, ge=0)
+    """Processes that decode image files; 0 decodes in this one."""
+    out: Path | None = None
+
+
+SECTIONS: dict[str, type[Frozen]] = {
+    "model": ModelConfig,
+    "synthesize": SynthesizeConfig,
+    "quantize": QuantizeConfig,
+    "evaluate": EvaluateConfig,
+}
+COMMON_KEYS = ("device", "precision", "seed")
+"""Keys of the `common` section: each command takes those that it knows."""
+
+ConfigT = TypeVar("ConfigT", bound=Frozen)
+
+
+def build(cls: type[ConfigT], *layers: Mapping[str, Any], where: str = "") -> ConfigT:
+    """A configuration from layers of keys, later ones first in rank.
+
+    Raises:
+        UsageError: an unknown key or a value out of range, named with its bound.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        check_keys(layer, cls.model_fields, where)
+        merged.update(layer)
+    try:
+        return cls(**merged)
+    except ValidationError as error:
+        raise UsageError(_describe(error, where)) from None
+
+
+def check_keys(section: Mapping[str, Any], known: Any, where: str) -> None:
+    """Refuse keys outside `known`, naming the nearest one."""
+    for key in section:
+        if key not in known:
+            place = f" in section '{where}'" if where else ""
+            raise UsageError(f"Unknown key '{key}'{place}.{nearest(str(key), known)}")
+
+
+def _describe(error: ValidationError, where: str) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"][:1]) or where
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    return f"{key} = {first['input']!r} cannot be used: {message}." if first["loc"] else f"{where}: {message}."
+
+
+class Params:
+    """A read params file: sections of known keys, schemes apart."""
+
+    def __init__(self, content: Mapping[str, Any], path: Path | None = None) -> None:
+        """Check the shape and the keys of `content`, values are checked by `build`."""
+        self.path = path
+        self._sections: dict[str, dict[str, Any]] = {}
+        self.schemes: dict[str, dict[str, Any]] = {}
+        check_keys(content, [*SECTIONS, "common"], str(path) if path else "")
+        for name, section in content.items():
+            if section is None:
+                section = {}
+            if not isinstance(section, Mapping):
+                raise UsageError(f"Section '{name}' of {path} must hold keys, it holds {section!r}.")
+            self._sections[name] = dict(section)
+        check_keys(self._sections.get("common", {}), COMMON_KEYS, "common")
+        schemes = self._sections.get("quantize", {}).pop("schemes", None) or {}
+        if not isinstance(schemes, Mapping):
+            raise UsageError(f"quantize.schemes of {path} must map names to keys, it holds {schemes!r}.")
+        for name, scheme in schemes.items():
+            if not isinstance(scheme, Mapping):
+                raise UsageError(f"Scheme '{name}' of {path} must hold keys, it holds {scheme!r}.")
+            check_keys(scheme, QuantizeConfig.model_fields, f"quantize.schemes.{name}")
+            self.schemes[str(name)] = dict(scheme)
+        for name, cls in SECTIONS.items():
+            check_keys(self._sections.get(name, {}), cls.model_fields, name)
+
+    def section(self, name: str) -> dict[str, Any]:
+        """The keys for one command: the common ones that it knows, then its own."""
+        known = SECTIONS[name].model_fields
+        common = {k: v for k, v in self._sections.get("common", {}).items() if k in known}
+        return {**common, **self._sections.get(name, {})}
+
+    def scheme(self, name: str) -> dict[str, Any]:
+        """The keys of one scheme of `quantize.schemes`."""
+        if name not in self.schemes:
+            known = ", ".join(self.schemes) or "none"
+            raise UsageError(f"Unknown scheme '{name}'; the params file has: {known}.{nearest(name, self.schemes)}")
+        return self.schemes[name]
+
+
+def read_params(path: Path | None) -> Params:
+    """Read a params file (YAML 1.2); without a path, an empty one.
+
+    Raises:
+        InputError: the file is missing or is not YAML.
+        UsageError: unknown keys or sections of the wrong shape.
+    """
+    if path is None:
+        return Params({})
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"Params file {path} cannot be read: {error}.") from None
+    except YAMLError as error:
+        problem = " ".join(str(error).split())
+        raise InputError(f"Params file {path} is not valid YAML: {problem}") from None
+    if content is None:
+        content = {}
+    if not isinstance(content, Mapping):
+        raise UsageError(f"Params file {path} must hold sections such as 'model:', it holds {type(content).__name__}.")
+    return Params(content, path)

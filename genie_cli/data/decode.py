@@ -1,0 +1,82 @@
+"""One image file into the pixels of a network's input."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from genie_cli.config import InputSpec
+from genie_cli.errors import InputError
+
+
+def decode_image(path: Path, spec: InputSpec) -> Tensor:
+    """Read, resize the shorter side (antialiased) and crop the centre.
+
+    Args:
+        path: an image file that Pillow reads.
+        spec: channels (1 is grayscale, 3 is RGB), size, resize_size (None: no resize), interpolation.
+
+    Returns:
+        uint8 [spec.num_channels, spec.size, spec.size].
+
+    Raises:
+        InputError: the file is not a readable image, or the image is smaller than the crop.
+    """
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms import functional as T
+
+    try:
+        with Image.open(path) as file:
+            image = file.convert("L" if spec.num_channels == 1 else "RGB")
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        reason = "it is not an image" if isinstance(error, UnidentifiedImageError) else str(error).rstrip(".")
+        raise InputError(f"Image {path} cannot be read: {reason}.") from None
+    original = image.size
+    if spec.resize_size is not None:
+        image = T.resize(image, [spec.resize_size], InterpolationMode(spec.interpolation), antialias=True)
+    if min(image.size) < spec.size:
+        after = f" ({image.width}x{image.height} after its resize)" if image.size != original else ""
+        raise InputError(
+            f"Image {path} is {original[0]}x{original[1]} pixels{after}, smaller than the {spec.size}x{spec.size} "
+            f"crop that the network takes: resize the shorter side to {spec.size} or more."
+        )
+    pixels: Tensor = T.pil_to_tensor(T.center_crop(image, [spec.size]))
+    return pixels
+
+
+class ImageFiles(Dataset[Tensor | str]):
+    """Decoded files for a DataLoader: pixels, or the message why there are none.
+
+    Messages are returned and not raised, because a DataLoader would wrap a worker's error in its traceback.
+    """
+
+    def __init__(self, paths: list[Path], spec: InputSpec) -> None:
+        """Keep the files and the input of the network."""
+        self._paths = paths
+        self._spec = spec
+
+    def __len__(self) -> int:
+        """Number of files."""
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> Tensor | str:
+        """The pixels of a file, uint8 [C, size, size], or the message."""
+        try:
+            return decode_image(self._paths[index], self._spec)
+        except InputError as error:
+            return str(error)
+
+
+def first_failure_or_stack(items: list[Tensor | str]) -> Tensor | str:
+    """Collate: uint8 [B, C, H, W], or the first message."""
+    pixels: list[Tensor] = []
+    for item in items:
+        if isinstance(item, str):
+            return item
+        pixels.append(item)
+    return torch.stack(pixels)

@@ -1,0 +1,110 @@
+"""Image files in one folder a class, prepared as the ImageNet evaluations of torchvision do it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from genie_cli.config import InputSpec
+from genie_cli.data.decode import ImageFiles, first_failure_or_stack
+from genie_cli.data.labeled import LabeledImages
+from genie_cli.data.normalize import normalize_pixels
+from genie_cli.errors import InputError
+
+EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_LAYOUT = "the layout is FOLDER/class_a/1.jpg, FOLDER/class_a/2.jpg, FOLDER/class_b/1.jpg"
+
+
+class ImageFolderImages(LabeledImages):
+    """Images that are decoded when their batch is asked for, in this process or in workers."""
+
+    def __init__(
+        self, paths: list[Path], labels: Tensor, class_names: list[str], spec: InputSpec, num_workers: int = 0
+    ) -> None:
+        """Keep the list of files.
+
+        Args:
+            paths: n image files.
+            labels: int64 [n].
+            class_names: one name a class.
+            spec: the network's input.
+            num_workers: processes that decode; 0 decodes in this one.
+        """
+        super().__init__(labels, len(class_names), class_names)
+        self._files = ImageFiles(paths, spec)
+        self._spec = spec
+        self._num_workers = num_workers
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Go once through all images, see `LabeledImages.batches`."""
+        from torch.utils.data import DataLoader
+
+        loader = DataLoader(
+            self._files, batch_size=batch_size, num_workers=self._num_workers, collate_fn=first_failure_or_stack
+        )
+        start = 0
+        for pixels in loader:
+            if isinstance(pixels, str):
+                raise InputError(pixels)
+            yield normalize_pixels(pixels, self._spec), self.labels[start : start + len(pixels)]
+            start += len(pixels)
+
+
+def open_image_folder(
+    folder: Path, spec: InputSpec, num_workers: int = 0, num_images: int | None = None
+) -> ImageFolderImages:
+    """The images of the class folders in `folder`, classes and files in sorted order.
+
+    Names that start with a dot are passed over.
+
+    Args:
+        folder: holds one folder a class.
+        spec: the network's input.
+        num_workers: processes that decode; 0 decodes in this one.
+        num_images: keep the first so many; None: all.
+
+    Raises:
+        InputError: no such folder, no class folders, classes without images, or a network that
+            takes neither one nor three channels.
+    """
+    if spec.num_channels not in (1, 3):
+        raise InputError(
+            f"Image files give 1 or 3 channels, and the network takes {spec.num_channels}: "
+            "use a .safetensors file with images and labels."
+        )
+    if not folder.is_dir():
+        raise InputError(f"Image folder {folder} does not exist: {_LAYOUT}.")
+    classes = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not classes:
+        found = "image files but no class folders" if any(_is_image(entry) for entry in folder.iterdir()) else "nothing"
+        raise InputError(f"Image folder {folder} holds {found}, and the labels come from class folders: {_LAYOUT}.")
+    files = [_images_below(entry) for entry in classes]
+    empty = [entry.name for entry, found in zip(classes, files, strict=True) if not found]
+    if empty:
+        raise InputError(
+            f"Class folders without images in {folder}: {', '.join(empty[:5])}"
+            f"{f' and {len(empty) - 5} more' if len(empty) > 5 else ''}; "
+            f"put images ({', '.join(EXTENSIONS)}) in, or take the folders away."
+        )
+    paths = [path for found in files for path in found]
+    labels = [label for label, found in enumerate(files) for _ in found]
+    return ImageFolderImages(
+        paths[:num_images],
+        torch.tensor(labels[:num_images], dtype=torch.int64),
+        [entry.name for entry in classes],
+        spec,
+        num_workers,
+    )
+
+
+def _images_below(folder: Path) -> list[Path]:
+    found = (path for path in folder.rglob("*") if _is_image(path))
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+
+
+def _is_image(path: Path) -> bool:
+    """By its name; a broken link counts and is named when it is read."""
+    return path.suffix.lower() in EXTENSIONS and not path.is_dir()

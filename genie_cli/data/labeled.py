@@ -1,0 +1,120 @@
+"""Labelled images as evaluation reads them: batches that are normalised for one network."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from genie_cli.config import InputSpec
+from genie_cli.data.normalize import normalize_pixels
+from genie_cli.errors import InputError
+
+
+class LabeledImages(ABC):
+    """A finite, ordered set of images with their labels.
+
+    Attributes:
+        labels: int64 [n], each >= 0, in the order of the images.
+        num_classes: how many classes there are, None where the source cannot tell.
+        class_names: one name a class in the order of the labels, None where the source has none.
+    """
+
+    def __init__(self, labels: Tensor, num_classes: int | None, class_names: list[str] | None) -> None:
+        """Keep what every source knows."""
+        self.labels = labels
+        self.num_classes = num_classes
+        self.class_names = class_names
+
+    @property
+    def num_images(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+    @abstractmethod
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Go once through all images in their order.
+
+        Args:
+            batch_size: images a batch, the last batch may have fewer.
+
+        Yields:
+            images float32 [B, C, H, W] on the CPU, normalised by the network's mean and std; labels int64 [B].
+
+        Raises:
+            InputError: an image that cannot be used.
+        """
+
+
+class TensorImages(LabeledImages):
+    """Images that lie in memory as pixels; each batch is normalised when it is asked for."""
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        spec: InputSpec,
+        num_classes: int | None = None,
+        class_names: list[str] | None = None,
+    ) -> None:
+        """Keep `images` and `labels` as they are.
+
+        Args:
+            images: uint8 [n, C, H, W], pixels 0..255.
+            labels: int64 [n].
+            spec: mean and std of the network.
+            num_classes: how many classes there are, where known.
+            class_names: one name a class, where known.
+        """
+        super().__init__(labels, num_classes, class_names)
+        self._images = images
+        self._spec = spec
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Go once through all images, see `LabeledImages.batches`."""
+        for start in range(0, self.num_images, batch_size):
+            batch = slice(start, start + batch_size)
+            yield normalize_pixels(self._images[batch], self._spec), self.labels[batch]
+
+
+def check_fits(source: str, image_shape: tuple[int, int, int], spec: InputSpec) -> None:
+    """Refuse images of another shape than the network's input.
+
+    Args:
+        source: names the images in the message.
+        image_shape: (channels, height, width).
+        spec: the network's input.
+
+    Raises:
+        InputError: with both shapes.
+    """
+    expected = (spec.num_channels, spec.size, spec.size)
+    if image_shape != expected:
+        raise InputError(
+            f"{source} holds images of {list(image_shape)} (channels, height, width), and the network takes "
+            f"{list(expected)}: use data of that shape, or a network for these images."
+        )
+
+
+def check_classes(data: LabeledImages, num_classes: int) -> None:
+    """Refuse labels that cannot be those of the network.
+
+    Args:
+        data: the images to evaluate on.
+        num_classes: width of the network's output.
+
+    Raises:
+        InputError: another number of classes, or a label beyond the network's last class.
+    """
+    if data.num_classes is not None and data.num_classes != num_classes:
+        raise InputError(
+            f"The data have {data.num_classes} classes and the network tells {num_classes} apart: "
+            "use data with the classes that the network was trained on."
+        )
+    highest = int(data.labels.max())
+    if highest >= num_classes:
+        raise InputError(
+            f"The data have label {highest} and the network's {num_classes} classes end at label {num_classes - 1}: "
+            "use data with the classes that the network was trained on."
+        )

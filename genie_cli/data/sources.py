@@ -1,0 +1,54 @@
+"""From the text of ``--data`` to labelled images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from genie_cli.config import InputSpec
+from genie_cli.data.cifar10 import open_cifar10
+from genie_cli.data.digits import open_digits
+from genie_cli.data.image_folder import open_image_folder
+from genie_cli.data.labeled import LabeledImages
+from genie_cli.data.tensors import open_tensors
+from genie_cli.errors import UsageError, nearest
+
+FORMS = ("digits", "cifar10:FOLDER", "imagefolder:PATH", "FILE.safetensors")
+_PREFIXES = ("digits", "cifar10", "imagefolder")
+
+
+def open_data(data: str, spec: InputSpec, num_workers: int = 0, num_images: int | None = None) -> LabeledImages:
+    """The labelled images that `data` names, prepared for one network.
+
+    Args:
+        data: ``digits``, ``cifar10:FOLDER``, ``imagefolder:PATH`` or a ``.safetensors`` file.
+        spec: the network's input.
+        num_workers: processes that decode image files; 0 decodes in this one.
+        num_images: keep the first so many; None: all.
+
+    Raises:
+        UsageError: none of these forms.
+        InputError: data that are missing, damaged or of another shape than the network's input.
+    """
+    if num_images is not None and num_images < 1:
+        raise UsageError(f"num_images = {num_images} cannot be used: it must be at least 1.")
+    kind, _, place = data.partition(":")
+    folder = Path(place).expanduser()
+    if data == "digits":
+        return open_digits(spec, num_images)
+    if kind == "cifar10" and place:
+        return open_cifar10(folder, spec, num_images)
+    if kind == "imagefolder" and place:
+        return open_image_folder(folder, spec, num_workers, num_images)
+    if data.endswith(".safetensors"):
+        return open_tensors(Path(data).expanduser(), spec, num_images)
+    raise UsageError(f"Unknown data '{data}': use {', '.join(FORMS[:-1])} or {FORMS[-1]}.{_hint(data)}")
+
+
+def _hint(data: str) -> str:
+    kind = data.partition(":")[0]
+    if data and ":" not in data and Path(data).expanduser().is_dir():
+        return f" For image files in class folders write imagefolder:{data}."
+    if kind in _PREFIXES:
+        form = next(form for form in FORMS if form.startswith(kind))
+        return f" It is written {form}."
+    return nearest(kind, _PREFIXES)

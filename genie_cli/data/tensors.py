@@ -1,0 +1,61 @@
+"""Images and labels in one safetensors file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from genie_cli.config import InputSpec
+from genie_cli.data.labeled import TensorImages, check_fits
+from genie_cli.errors import InputError
+
+_LABEL_DTYPES = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32)
+_LAYOUT = "it must hold 'images', uint8 [n, channels, height, width], and 'labels', integers [n]"
+
+
+def open_tensors(path: Path, spec: InputSpec, num_images: int | None = None) -> TensorImages:
+    """The images of a ``.safetensors`` file for one network.
+
+    Args:
+        path: holds ``images`` uint8 [n, C, H, W] and ``labels`` integer [n].
+        spec: the network's input.
+        num_images: keep the first so many; None: all.
+
+    Raises:
+        InputError: missing or truncated file, missing tensors, wrong types or shapes, negative labels.
+    """
+    images, labels = _read(path)
+    if images.dtype != torch.uint8:
+        raise InputError(f"'images' of {path} are {_name(images)}, and pixels must be uint8 (0..255): {_LAYOUT}.")
+    if labels.dtype not in _LABEL_DTYPES:
+        raise InputError(f"'labels' of {path} are {_name(labels)}: {_LAYOUT}.")
+    if images.ndim != 4 or labels.ndim != 1 or len(images) != len(labels) or len(images) == 0:
+        raise InputError(
+            f"{path} holds images {list(images.shape)} and labels {list(labels.shape)}: {_LAYOUT}, n at least 1."
+        )
+    _, channels, height, width = images.shape
+    check_fits(str(path), (channels, height, width), spec)
+    labels = labels.to(torch.int64)
+    if int(labels.min()) < 0:
+        raise InputError(f"'labels' of {path} go down to {int(labels.min())}: labels count from 0.")
+    return TensorImages(images[:num_images], labels[:num_images], spec)
+
+
+def _read(path: Path) -> tuple[Tensor, Tensor]:
+    if not path.is_file():
+        raise InputError(f"Data file {path} does not exist: check --data.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            keys = list(file.keys())
+            if {"images", "labels"} <= set(keys):
+                return file.get_tensor("images"), file.get_tensor("labels")
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"Data file {path} cannot be read, it may be truncated: {error}.") from None
+    raise InputError(f"{path} holds {', '.join(sorted(keys)[:5]) or 'no tensors'}: {_LAYOUT}.")
+
+
+def _name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

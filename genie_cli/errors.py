@@ -1,0 +1,40 @@
+"""The errors a user can see, each with the exit code of its class.
+
+A message names the thing, its value and the mend, in one sentence or two. ``app.py`` is the one
+place that turns these into a line on stderr and an exit code.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class GenieError(Exception):
+    """Base of every error that is the user's to mend."""
+
+    exit_code = 1
+
+
+class UsageError(GenieError):
+    """Wrong use: unknown option, model, preset, scheme or params key, or a value out of range."""
+
+    exit_code = 2
+
+
+class InputError(GenieError):
+    """Bad input: an artifact, weights, image or data that cannot be used, or an unwritable output."""
+
+    exit_code = 3
+
+
+class DeviceError(GenieError):
+    """No suitable device."""
+
+    exit_code = 4
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint for a mistyped name: ``" Did you mean 'x'?"``, or ``""`` where nothing is near."""
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean '{match[0]}'?" if match else ""

@@ -1,0 +1,110 @@
+"""Top-1, top-5, agreement with the teacher and per-class accuracy over a data source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genie_cli.data.labeled import LabeledImages
+from genie_cli.runtime.progress import Advanced, Reporter, StageFinished, StageStarted, silent
+
+STAGE = "evaluate"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured; shares are percentages.
+
+    Attributes:
+        num_images: images seen.
+        top1: share whose label is the first guess.
+        top5: share whose label is among the first five (or all, where there are fewer classes).
+        per_class: class -> its share of first guesses that are right; classes without images left out.
+        teacher_top1: the teacher's top-1 on the same images, if a student was evaluated.
+        agreement: share of images on which student and teacher guess the same.
+    """
+
+    num_images: int
+    top1: float
+    top5: float
+    per_class: dict[str, float]
+    teacher_top1: float | None = None
+    agreement: float | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The figures under the keys that metrics files use."""
+        figures: dict[str, Any] = {"num_images": self.num_images, "top1": self.top1, "top5": self.top5}
+        if self.teacher_top1 is not None and self.agreement is not None:
+            figures |= {
+                "teacher_top1": self.teacher_top1,
+                "drop": round(self.teacher_top1 - self.top1, 4),
+                "agreement": self.agreement,
+            }
+        return {**figures, "per_class": self.per_class}
+
+
+@torch.no_grad()
+def evaluate(
+    network: nn.Module,
+    data: LabeledImages,
+    num_classes: int,
+    batch_size: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    teacher: nn.Module | None = None,
+    report: Reporter = silent,
+) -> Evaluation:
+    """Run `network` (and `teacher`, to compare) over all of `data`.
+
+    Args:
+        network: from normalised images ``[B, C, S, S]`` to logits ``[B, num_classes]``.
+        data: images with labels.
+        num_classes: width of the logits.
+        batch_size: images at once; it does not enter the result.
+        device: where to compute.
+        dtype: arithmetic of the passes.
+        teacher: the network to agree with.
+        report: receives progress.
+    """
+    report(StageStarted(STAGE, data.num_images, "images"))
+    seen, right = torch.zeros(num_classes, dtype=torch.int64), torch.zeros(num_classes, dtype=torch.int64)
+    right_top5 = right_teacher = agreeing = done = 0
+    for images, labels in data.batches(batch_size):
+        images = images.to(device).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            logits = network(images).float().cpu()
+            guesses = logits.argmax(1)
+            if teacher is not None:
+                teacher_guesses = teacher(images).float().cpu().argmax(1)
+                right_teacher += int((teacher_guesses == labels).sum())
+                agreeing += int((teacher_guesses == guesses).sum())
+        top5 = logits.topk(min(5, num_classes), dim=1).indices
+        right_top5 += int((top5 == labels[:, None]).any(1).sum())
+        seen += _count(labels, num_classes)
+        right += _count(labels[guesses == labels], num_classes)
+        done += len(labels)
+        report(Advanced(STAGE, done, values={"top1": 100 * int(right.sum()) / done}))
+    report(StageFinished(STAGE))
+
+    def share(count: int) -> float:
+        return round(100 * count / done, 4)
+
+    names = data.class_names or [str(i) for i in range(num_classes)]
+    per_class = {
+        names[i]: round(100 * int(right[i]) / int(seen[i]), 4) for i in range(num_classes) if seen[i] and i < len(names)
+    }
+    return Evaluation(
+        num_images=done,
+        top1=share(int(right.sum())),
+        top5=share(right_top5),
+        per_class=per_class,
+        teacher_top1=share(right_teacher) if teacher is not None else None,
+        agreement=share(agreeing) if teacher is not None else None,
+    )
+
+
+def _count(labels: Tensor, num_classes: int) -> Tensor:
+    return torch.bincount(labels, minlength=num_classes)

@@ -1,0 +1,1 @@
+"""Teachers: the zoo that names them, their checkpoints, and the graph that every stage works on."""

@@ -1,0 +1,101 @@
+"""Weights from local files into a network, without unpickling anything but plain tensors."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from genie_cli.errors import InputError
+
+_WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "net")
+_PREFIXES = ("module.", "_orig_mod.")
+_COUNTER = "num_batches_tracked"
+"""Batch norm's training counter: it has no part in inference, and many files leave it out."""
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a ``.safetensors`` or ``.pth`` file, wrappers and prefixes removed.
+
+    Raises:
+        InputError: missing, truncated, or holding anything but tensors.
+    """
+    if not path.is_file():
+        raise InputError(f"Weights file {path} does not exist: check --weights.")
+    try:
+        if path.suffix == ".safetensors":
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise InputError(
+            f"Weights file {path} holds more than plain tensors, and loading it would run its code: "
+            "save model.state_dict() as .safetensors or .pth and use that."
+        ) from None
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"Weights file {path} cannot be read: {reason}") from None
+    return _unwrap(content, path)
+
+
+def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
+    while isinstance(content, Mapping):
+        inner = next((content[k] for k in _WRAPPERS if isinstance(content.get(k), Mapping)), None)
+        if inner is None:
+            break
+        content = inner
+    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise InputError(f"Weights file {path} does not hold a state dict (parameter name -> tensor).")
+    state = {str(key): value for key, value in content.items()}
+    for prefix in _PREFIXES:
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def load_into(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Copy `state` into `model`, every key and shape matching.
+
+    Raises:
+        InputError: weights of another architecture (first missing and unexpected keys and the first
+            unlike shape are named), or values that are not finite.
+    """
+    wanted = model.state_dict()
+    missing = [key for key in wanted if key not in state and not key.endswith(_COUNTER)]
+    unexpected = [key for key in state if key not in wanted and not key.endswith(_COUNTER)]
+    unlike = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
+    problems = []
+    if missing:
+        problems.append(f"{len(missing)} keys are missing, first '{missing[0]}'")
+    if unexpected:
+        problems.append(f"{len(unexpected)} are unexpected, first '{unexpected[0]}'")
+    if unlike:
+        key = unlike[0]
+        problems.append(f"'{key}' has shape {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}")
+    if problems:
+        raise InputError(f"{source} does not fit this network: {'; '.join(problems)}. Check --model and --weights.")
+    for key, value in state.items():
+        if torch.is_floating_point(value) and not torch.isfinite(value).all():
+            raise InputError(f"{source} holds NaN or infinity in '{key}'.")
+    model.load_state_dict({**wanted, **{k: v for k, v in state.items() if k in wanted}})
+
+
+def state_sha256(model: nn.Module) -> str:
+    """SHA-256 over the sorted (name, dtype, shape, bytes) of the state, training counters left out.
+
+    The same network has the same hash, whatever file format it came from.
+    """
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        if key.endswith(_COUNTER):
+            continue
+        tensor = value.detach().cpu().contiguous()
+        digest.update(f"{key}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""One captured graph a network: export, batch norms, folding, cut points, subgraphs."""

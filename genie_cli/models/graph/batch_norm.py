@@ -1,0 +1,78 @@
+"""The batch-norm sites of a captured graph: what synthesis reads and folding removes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from genie_cli.models.graph.capture import aten
+from genie_cli.models.graph.tensors import get_tensor
+
+
+@dataclass(frozen=True)
+class BatchNormSite:
+    """A batch norm in evaluation mode.
+
+    Attributes:
+        name: path of the layer, the running mean's key without its last part.
+        node: the node that computes it; its first argument is the normalised tensor.
+        mean: running mean ``[C]``.
+        var: running variance ``[C]``.
+        weight: scale ``[C]`` (ones where the layer has none).
+        bias: shift ``[C]`` (zeros where the layer has none).
+        eps: added to the variance under the root.
+    """
+
+    name: str
+    node: fx.Node
+    mean: Tensor
+    var: Tensor
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+    @property
+    def source(self) -> fx.Node:
+        """The node whose value is normalised."""
+        source = self.node.args[0]
+        assert isinstance(source, fx.Node)
+        return source
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys of the tensors that this site owns."""
+        return [str(arg.target) for arg in self.node.args[1:5] if isinstance(arg, fx.Node)]
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Multiplier and offset ``[C]`` (float64) of ``y = multiplier * x + offset``."""
+        multiplier = self.weight.double() / torch.sqrt(self.var.double() + self.eps)
+        return multiplier, self.bias.double() - self.mean.double() * multiplier
+
+
+def batch_norm_sites(graph_module: fx.GraphModule) -> list[BatchNormSite]:
+    """The batch norms in data-flow order; those without running statistics are left out."""
+    sites: list[BatchNormSite] = []
+    for node in graph_module.graph.nodes:
+        if node.target is not aten.batch_norm.default:
+            continue
+        _, weight, bias, mean, var = node.args[:5]
+        if not isinstance(mean, fx.Node) or not isinstance(var, fx.Node):
+            continue
+        running_mean = get_tensor(graph_module, str(mean.target))
+        ones = torch.ones_like(running_mean)
+        eps = node.args[7]
+        assert isinstance(eps, float)
+        sites.append(
+            BatchNormSite(
+                name=str(mean.target).rpartition(".")[0],
+                node=node,
+                mean=running_mean,
+                var=get_tensor(graph_module, str(var.target)),
+                weight=get_tensor(graph_module, str(weight.target)) if isinstance(weight, fx.Node) else ones,
+                bias=get_tensor(graph_module, str(bias.target)) if isinstance(bias, fx.Node) else ones * 0,
+                eps=eps,
+            )
+        )
+    return sites

@@ -1,0 +1,204 @@
+"""Capture a network as one functional graph in a normal form that all stages rely on.
+
+The normal form of a captured ``GraphModule``:
+
+- one placeholder, an image batch ``[B, C, H, W]`` with any B; one output tensor ``[B, num_classes]``;
+- no in-place operation, no dropout, no reference to the traced batch size;
+- batch norms are ``aten.batch_norm`` nodes in evaluation mode (functional ones included);
+- each weight layer (convolution or linear node) reads a weight and a bias of its own: shared
+  parameters are copied a reader, weights computed from parameters are evaluated once;
+- ``node.meta["val"]`` holds the shape of the value and ``node.meta["modules"]`` the paths of the
+  modules around the node, outermost first.
+"""
+
+from __future__ import annotations
+
+import logging
+import operator
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from genie_cli.config import InputSpec
+from genie_cli.errors import InputError
+from genie_cli.models.graph.tensors import get_tensor, set_tensor
+
+aten = torch.ops.aten
+WEIGHT_LAYERS = (
+    aten.conv1d.default,
+    aten.conv2d.default,
+    aten.conv2d.padding,
+    aten.conv3d.default,
+    aten.linear.default,
+)
+"""Operations whose second argument is a weight ``[O, ...]`` and whose third is a bias ``[O]``."""
+_TRACE_BATCH = 2
+
+
+def capture(model: nn.Module, spec: InputSpec) -> fx.GraphModule:
+    """Export `model` (put into evaluation mode) and bring its graph into the normal form.
+
+    Raises:
+        InputError: the network cannot be exported, or it does not map one image batch to one
+            ``[B, num_classes]`` tensor.
+    """
+    model = model.eval()
+    example = torch.zeros(_TRACE_BATCH, spec.num_channels, spec.size, spec.size)
+    try:
+        with _quiet():
+            exported = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+            traced = exported.run_decompositions({}).module(check_guards=False)
+    except Exception as error:  # torch.export raises many types; each means the same to the user
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise InputError(
+            f"The network cannot be captured for input {tuple(example.shape[1:])}: {reason.strip()[:300]}. "
+            "Check --input-size and --num-channels, and that forward() has no data-dependent control flow."
+        ) from error
+    graph_module = _copy_plain(traced)
+    graph = graph_module.graph
+    _evaluate_parameter_expressions(graph_module)
+    for node in list(graph.nodes):
+        _normalize(graph, node)
+    _own_parameters(graph_module)
+    graph.eliminate_dead_code()
+    graph_module.delete_all_unused_submodules()
+    graph.lint()
+    graph_module.recompile()
+    for parameter in graph_module.parameters():
+        parameter.requires_grad_(False)
+    return graph_module
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's own log lines and deprecation warnings off the user's terminal."""
+    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._export", "torch.fx")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _copy_plain(traced: fx.GraphModule) -> fx.GraphModule:
+    """The traced graph without the exporter's calling convention: one tensor in, one out."""
+    outputs = _flat(next(iter(reversed(traced.graph.nodes))).args)
+    placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
+    value = outputs[0].meta.get("val") if len(outputs) == 1 else None
+    if len(placeholders) != 1 or not isinstance(value, Tensor) or value.dim() != 2:
+        shape = tuple(value.shape[1:]) if isinstance(value, Tensor) else f"{len(outputs)} values"
+        raise InputError(
+            f"A network must map one image batch to one [batch, classes] tensor; this one takes "
+            f"{len(placeholders)} input(s) and returns {shape}."
+        )
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    root = nn.Module()
+    for node in traced.graph.nodes:
+        if node.op == "output":
+            graph.output(copies[outputs[0]])
+            continue
+        if node.op == "get_attr":
+            set_tensor(root, node.target, get_tensor(traced, node.target))
+        if node.op == "call_module" or (node.op == "call_function" and "assert" in str(node.target)):
+            continue  # guards on sizes: capture allows any batch
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+        stack = node.meta.get("nn_module_stack") or {}
+        copies[node].meta["modules"] = tuple(path for path, _ in stack.values() if path and not path.startswith("_"))
+    return fx.GraphModule(root, graph)
+
+
+def _flat(value: Any) -> list[fx.Node]:
+    nodes: list[fx.Node] = []
+    fx.node.map_arg(value, nodes.append)
+    return nodes
+
+
+def _evaluate_parameter_expressions(graph_module: fx.GraphModule) -> None:
+    """Evaluate what depends on parameters alone (weight norm, standardised weights) once."""
+    known: dict[fx.Node, Any] = {}
+    with torch.no_grad():
+        for node in list(graph_module.graph.nodes):
+            if node.op == "get_attr":
+                known[node] = get_tensor(graph_module, node.target)
+            inputs = node.all_input_nodes
+            if node.op != "call_function" or not inputs or any(arg not in known for arg in inputs):
+                continue
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
+            known[node] = node.target(*args, **kwargs)
+            if isinstance(known[node], Tensor):
+                key = f"{'.'.join((*node.meta['modules'][-1:], node.name))}"
+                set_tensor(graph_module, key, known[node])
+                with graph_module.graph.inserting_before(node):
+                    constant = graph_module.graph.get_attr(key)
+                constant.meta = dict(node.meta)
+                node.replace_all_uses_with(constant)
+                known[constant] = known[node]
+
+
+def _normalize(graph: fx.Graph, node: fx.Node) -> None:
+    """Rewrite one node into the normal form."""
+    if node.op != "call_function":
+        return
+    if node.target is aten._native_batch_norm_legit_no_training.default:
+        source, weight, bias, mean, var, _, eps = node.args
+        with graph.inserting_before(node):
+            plain = graph.call_function(
+                aten.batch_norm.default, (source, weight, bias, mean, var, False, 0.0, eps, False)
+            )
+        plain.meta = {**node.meta, "val": node.meta["val"][0]}
+        for user in list(node.users):
+            assert user.target is operator.getitem and user.args[1] == 0, "statistics of a batch norm are read"
+            user.replace_all_uses_with(plain)
+            graph.erase_node(user)
+        graph.erase_node(node)
+    elif node.target in (aten.view.default, aten.reshape.default, aten._unsafe_view.default):
+        _free_batch_size(node)
+        node.target = aten.reshape.default  # a view of a channels-last tensor may need a copy
+    elif node.target is aten.expand.default:
+        _free_batch_size(node)
+
+
+def _free_batch_size(node: fx.Node) -> None:
+    """Write a traced batch size in a shape as -1, so that no size is alive across the graph."""
+    source, shape = node.args[:2]
+    assert isinstance(shape, list | tuple)
+    symbolic = [i for i, size in enumerate(shape) if isinstance(size, fx.Node)]
+    if symbolic == [0] and -1 not in shape:
+        node.args = (source, [-1, *shape[1:]], *node.args[2:])
+
+
+def _own_parameters(graph_module: fx.GraphModule) -> None:
+    """Give each weight layer and batch norm parameters of its own, copying shared ones."""
+    graph = graph_module.graph
+    taken: set[str] = set()
+    for node in list(graph.nodes):
+        if node.op != "call_function" or node.target not in (*WEIGHT_LAYERS, aten.batch_norm.default):
+            continue
+        args = list(node.args)
+        for index in range(1, min(len(args), 5)):
+            attribute = args[index]
+            if not isinstance(attribute, fx.Node) or attribute.op != "get_attr":
+                continue
+            key = str(attribute.target)
+            if key in taken:
+                owner, _, leaf = key.rpartition(".")
+                count = 1
+                while (key := ".".join(filter(None, (owner, f"reuse{count}", leaf)))) in taken:
+                    count += 1
+                set_tensor(graph_module, key, get_tensor(graph_module, str(attribute.target)).clone())
+            taken.add(key)
+            with graph.inserting_before(node):
+                own = graph.get_attr(key)
+            own.meta = dict(attribute.meta)
+            args[index] = own
+        node.args = tuple(args)

@@ -1,0 +1,1 @@
+"""Learning a quantized network: where to cut, reconstruction, presets."""

@@ -1,0 +1,63 @@
+"""Initial activation step sizes from the values that a unit's tensors take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, fx
+
+from genie_cli.config import QuantizeConfig
+from genie_cli.models.graph.subgraph import extract
+from genie_cli.student.grid import minmax_step_size, search_step_size
+from genie_cli.student.modules import ActivationQuantizer
+from genie_cli.student.protocol import ActivationSite
+
+CALIBRATION_IMAGES = 256
+"""Images, evenly spaced over the set, whose values are looked at (the authors' code: the first 32)."""
+_SAMPLES = 1 << 18
+"""Values a site that the search compares; the extremes of all values are always among them."""
+_BATCH = 32
+
+
+@torch.no_grad()
+def calibrate_sites(
+    folded: fx.GraphModule,
+    nodes: Sequence[fx.Node],
+    source: fx.Node,
+    sites: Sequence[ActivationSite],
+    inputs: Tensor,
+    config: QuantizeConfig,
+    device: torch.device,
+) -> dict[str, ActivationQuantizer]:
+    """Step size and sign for each site of one unit, from the unit's quantized inputs.
+
+    Args:
+        folded: the folded graph.
+        nodes: the unit's nodes.
+        source: the node whose value enters the unit.
+        sites: the sites that the unit reads.
+        inputs: that value for all images, ``[n, ...]``.
+        config: `activation_range` says how the step size is found.
+        device: where to compute.
+    """
+    if not sites:
+        return {}
+    by_name = {node.name: node for node in (source, *nodes)}
+    probe = extract(folded, nodes, source, [by_name[site.node] for site in sites])
+    chosen = torch.linspace(0, len(inputs) - 1, min(len(inputs), CALIBRATION_IMAGES)).round().long()
+    values: list[list[Tensor]] = [[] for _ in sites]
+    for indices in chosen.split(_BATCH):
+        outputs = probe(inputs[indices.to(inputs.device)].to(device))
+        for kept, tensor in zip(values, outputs if isinstance(outputs, tuple) else (outputs,), strict=True):
+            flat = tensor.float().flatten()
+            # an odd stride keeps the sample from landing on the same columns of every row
+            stride = max(1, flat.numel() * len(chosen) // (len(indices) * _SAMPLES)) | 1
+            kept += [flat[::stride], flat.amin().view(1), flat.amax().view(1)]
+    quantizers = {}
+    for site, kept in zip(sites, values, strict=True):
+        sample = torch.cat(kept)
+        signed = bool(sample.amin() < 0)
+        search = search_step_size if config.activation_range == "search" else minmax_step_size
+        quantizers[site.name] = ActivationQuantizer(search(sample, site.bits, signed), site.bits, signed)
+    return quantizers

@@ -1,0 +1,86 @@
+"""GENIE-M's weight: a frozen base, softbits and a step size that learn together (section 3.2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from genie_cli.student.grid import like_rows
+from genie_cli.student.modules import IntegerWeight
+
+GAMMA, ZETA = -0.1, 1.1
+"""Stretch of the rectified sigmoid (AdaRound, Eq. 23), so that a softbit can reach 0 and 1."""
+STEP_FLOOR = 0.01
+"""A step size never falls below this share of its start."""
+
+
+class SoftRoundedWeight(nn.Module):
+    """``W_q = s * (clip(B + V + z, 0, 2^b - 1) - z)`` (Eq. 10), with B frozen at its start (Eq. 11).
+
+    ``B = floor(W / s_0)`` never follows s. The softbit ``V = clip(sigmoid(logit) * 1.2 - 0.1, 0, 1)``
+    starts at the fractional part of ``W / s_0``, so that ``W_q`` starts at W where W is on the grid.
+    The step size is ``s = s_0 + unit * offset``: an optimizer's absolute rate on `offset` means the
+    same for every channel when `unit` carries the channel's own scale.
+
+    Shapes: weight ``[O, ...]``; step size, zero point and unit ``[O, 1]``.
+    """
+
+    base: Tensor
+    zero_point: Tensor
+    start: Tensor
+    unit: Tensor
+
+    def __init__(self, weight: Tensor, scale: Tensor, zero_point: Tensor, bits: int, unit: Tensor) -> None:
+        """Start from the grid of `scale` and `zero_point`; `unit` is the step per unit of offset."""
+        super().__init__()
+        self.bits = bits
+        scaled = weight.detach().float() / like_rows(scale, weight)
+        base = scaled.floor()
+        # memory_format=preserve: masks and products below are elementwise over equal layouts
+        self.register_buffer("base", base + like_rows(zero_point, weight))
+        self.register_buffer("zero_point", like_rows(zero_point, weight).clone())
+        self.register_buffer("start", like_rows(scale, weight).clone())
+        self.register_buffer("unit", like_rows(unit, weight).clone())
+        fraction = ((scaled - base).clamp(1e-4, 1 - 1e-4) - GAMMA) / (ZETA - GAMMA)
+        self.logits = nn.Parameter(torch.logit(fraction))
+        self.offset = nn.Parameter(torch.zeros_like(self.start))
+
+    def step_size(self) -> Tensor:
+        """The learned step size ``[O, 1, ...]``."""
+        return self.start + self.unit * self.offset
+
+    def softbits(self) -> Tensor:
+        """V in [0, 1], in the shape of the weight."""
+        return (torch.sigmoid(self.logits) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
+
+    def weight_and_softbits(self) -> tuple[Tensor, Tensor]:
+        """The soft-rounded weight and V, computed once for the output and the regularizer."""
+        softbits = self.softbits()
+        codes = (self.base + softbits).clamp(0, 2**self.bits - 1)
+        return (codes - self.zero_point) * self.step_size(), softbits
+
+    @torch.no_grad()
+    def keep_step_positive(self) -> None:
+        """Project the step size back above its floor; called after each optimizer step."""
+        usable = self.unit != 0
+        lowest = torch.where(usable, (STEP_FLOOR - 1) * self.start / torch.where(usable, self.unit, 1), 0)
+        self.offset.copy_(torch.maximum(self.offset, lowest))
+
+    @torch.no_grad()
+    def harden(self) -> IntegerWeight:
+        """The integer weight: softbits rounded by the sign of their logits."""
+        codes = (self.base + (self.logits >= 0)).clamp(0, 2**self.bits - 1)
+        return IntegerWeight(codes, self.step_size().flatten(1), self.zero_point.flatten(1), self.bits)
+
+
+def rounding_regularizer(softbits: Tensor, beta: float) -> Tensor:
+    """``sum(1 - |2V - 1|^beta)`` (AdaRound, Eq. 24): zero where every softbit is 0 or 1."""
+    return softbits.numel() - (2 * softbits - 1).abs().pow(beta).sum()
+
+
+def rounding_beta(step: int, num_steps: int, warmup: float, start: float, end: float) -> float | None:
+    """The regularizer's exponent: linear from `start` to `end` after the warm-up, None during it."""
+    first = warmup * num_steps
+    if step < first:
+        return None
+    return end + (start - end) * max(0.0, 1 - (step - first) / (num_steps - first))

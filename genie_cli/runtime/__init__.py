@@ -1,0 +1,1 @@
+"""Device and precision, determinism, progress events: what long stages run on."""

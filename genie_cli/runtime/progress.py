@@ -1,0 +1,52 @@
+"""Progress as events: the library reports, the command line shows (or nobody listens)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class StageStarted:
+    """A stage with a known amount of work begins."""
+
+    stage: str
+    total: int
+    """Units of work, e.g. optimisation steps over all batches."""
+    unit: str = "steps"
+
+
+@dataclass(frozen=True)
+class Advanced:
+    """Work was done since the last event."""
+
+    stage: str
+    done: int
+    """Units of work done so far, out of the stage's total."""
+    detail: str = ""
+    """Where it is, e.g. ``batch 2/8`` or ``layer1.0``."""
+    values: dict[str, float] = field(default_factory=dict)
+    """Figures to show, e.g. ``{"loss": 0.31}``."""
+
+
+@dataclass(frozen=True)
+class StageFinished:
+    """A stage is done."""
+
+    stage: str
+
+
+@dataclass(frozen=True)
+class Note:
+    """One line the user should see: a fallback, a warning."""
+
+    message: str
+    warning: bool = False
+
+
+Event = StageStarted | Advanced | StageFinished | Note
+Reporter = Callable[[Event], None]
+
+
+def silent(event: Event) -> None:
+    """The reporter of those who do not listen."""

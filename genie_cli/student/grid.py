@@ -1,0 +1,109 @@
+"""The integer grid as pure functions: ranges, step sizes, quantize, dequantize, fake quantize.
+
+Weights: asymmetric, per output channel, codes 0 .. 2^b - 1; ``w' = scale * (code - zero_point)``.
+Activations: symmetric, per tensor; codes 0 .. 2^b - 1 (unsigned) or -2^(b-1) .. 2^(b-1) - 1 (signed);
+``x' = step_size * code``.
+
+Shapes: O output channels, K = elements a channel. Weight scales and zero points are ``[O, 1]``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+NUM_RATIOS = 100
+"""Clipping ratios searched: 1.00, 0.99, ... 0.01 of the full range."""
+ERROR_POWER = 2.4
+"""Exponent of the search's error |x - q(x)|^p (authors' constant)."""
+_TINY_RANGE = 1e-30
+"""Below this a channel counts as zero: its scale is 1 and all its codes are the zero point."""
+_CHUNK = 1 << 22
+"""Elements searched at once, which bounds the memory of the search."""
+
+
+def code_range(bits: int, signed: bool) -> tuple[int, int]:
+    """``quant_min, quant_max``: (0, 15) for 4 bits unsigned, (-8, 7) signed."""
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+
+
+def minmax_weight_grid(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Scale and zero point ``[O, 1]`` that span the range of each output channel (Eq. 3).
+
+    Zero is always in the range, so that it is exact on the grid.
+    """
+    rows = weight.detach().float().flatten(1)
+    return _grid_of_range(rows.amin(1, keepdim=True).clamp(max=0), rows.amax(1, keepdim=True).clamp(min=0), bits)
+
+
+def search_weight_grid(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Scale and zero point ``[O, 1]`` of least sum |w - q(w)|^2.4 a channel over clipping ratios (Eq. 6)."""
+    rows = weight.detach().float().flatten(1)
+    per_chunk = max(1, _CHUNK // max(1, rows.shape[1]))
+    parts = [_search_rows(chunk, bits) for chunk in rows.split(per_chunk)]
+    return torch.cat([scale for scale, _ in parts]), torch.cat([zero_point for _, zero_point in parts])
+
+
+def _search_rows(rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    low = rows.amin(1, keepdim=True).clamp(max=0)
+    high = rows.amax(1, keepdim=True).clamp(min=0)
+    best_error = torch.full_like(low, torch.inf)
+    best_scale, best_zero_point = _grid_of_range(low, high, bits)
+    for i in range(NUM_RATIOS):
+        ratio = 1 - i / NUM_RATIOS
+        scale, zero_point = _grid_of_range(low * ratio, high * ratio, bits)
+        restored = dequantize_weight(quantize_weight(rows, scale, zero_point, bits), scale, zero_point)
+        error = (rows - restored).abs_().pow_(ERROR_POWER).sum(1, keepdim=True)
+        better = error < best_error
+        best_error = torch.where(better, error, best_error)
+        best_scale = torch.where(better, scale, best_scale)
+        best_zero_point = torch.where(better, zero_point, best_zero_point)
+    return best_scale, best_zero_point
+
+
+def _grid_of_range(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    quant_max = 2**bits - 1
+    scale = (high - low) / quant_max
+    scale = torch.where(high - low < _TINY_RANGE, torch.ones_like(scale), scale)
+    return scale, (-low / scale).round().clamp(0, quant_max)
+
+
+def quantize_weight(weight: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+    """Codes of the nearest grid points, as floats in the shape of `weight` (Eq. 1)."""
+    return (weight / like_rows(scale, weight)).round_().add_(like_rows(zero_point, weight)).clamp_(0, 2**bits - 1)
+
+
+def dequantize_weight(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """``scale * (code - zero_point)`` in the shape of `codes` (Eq. 2)."""
+    return (codes - like_rows(zero_point, codes)) * like_rows(scale, codes)
+
+
+def like_rows(values: Tensor, weight: Tensor) -> Tensor:
+    """Per-channel ``[O, 1]`` values, shaped to broadcast over ``weight [O, ...]``."""
+    return values.view(-1, *[1] * (weight.dim() - 1))
+
+
+def minmax_step_size(values: Tensor, bits: int, signed: bool) -> float:
+    """Step size that spans the largest magnitude of `values` (any shape)."""
+    _, quant_max = code_range(bits, signed)
+    largest = float(values.detach().abs().amax())
+    return largest / quant_max if largest > _TINY_RANGE else 1.0
+
+
+def search_step_size(values: Tensor, bits: int, signed: bool) -> float:
+    """Step size of least mean |x - q(x)|^2.4 over clipping ratios of the largest magnitude (Eq. 6)."""
+    flat = values.detach().float().flatten()
+    full = minmax_step_size(flat, bits, signed)
+    best_error, best = torch.inf, full
+    for i in range(NUM_RATIOS):
+        step_size = full * (1 - i / NUM_RATIOS)
+        error = float((flat - fake_quantize(flat, step_size, bits, signed)).abs_().pow_(ERROR_POWER).mean())
+        if error < best_error:
+            best_error, best = error, step_size
+    return best
+
+
+def fake_quantize(x: Tensor, step_size: Tensor | float, bits: int, signed: bool) -> Tensor:
+    """The nearest points of the activation grid, in the shape and dtype of `x`."""
+    quant_min, quant_max = code_range(bits, signed)
+    return (x / step_size).round_().clamp_(quant_min, quant_max).mul_(step_size)

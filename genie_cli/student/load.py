@@ -1,0 +1,101 @@
+"""From a quantized folder back to a network that runs."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+from torch import fx, nn
+
+from genie_cli.artifacts.quantized import QuantizedArtifact, load_quantized
+from genie_cli.config import ModelConfig
+from genie_cli.errors import InputError
+from genie_cli.models.graph.capture import capture
+from genie_cli.models.graph.folding import fold_batch_norms
+from genie_cli.models.graph.layers import weight_layers
+from genie_cli.models.graph.tensors import named_tensors, set_tensor
+from genie_cli.models.teacher import Teacher
+from genie_cli.models.zoo import load_architecture
+from genie_cli.student.build import insert_quantizers
+from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
+from genie_cli.student.protocol import ActivationSite, BitPlan, tensor_names
+
+
+def load(model: str | nn.Module, folder: str | Path) -> nn.Module:
+    """The quantized network in `folder`, ready to run; the teacher's weights are not needed.
+
+    Args:
+        model: a model SPEC, or the network as a module (its weights are ignored and left alone).
+        folder: written by ``genie quantize``.
+
+    Returns:
+        A module in evaluation mode from ``[B, C, S, S]`` (normalised) to logits ``[B, classes]``.
+
+    Raises:
+        InputError: a damaged folder, or one of another network.
+        UsageError: unknown model.
+    """
+    artifact = load_quantized(Path(folder))
+    network = copy.deepcopy(model) if isinstance(model, nn.Module) else load_architecture(ModelConfig(name=model))
+    return restore(fold_batch_norms(capture(network, artifact.metadata.input)).graph, artifact)
+
+
+def load_student(teacher: Teacher, artifact: QuantizedArtifact) -> fx.GraphModule:
+    """The quantized network of this very teacher.
+
+    Raises:
+        InputError: the artifact was made for another teacher.
+    """
+    if artifact.metadata.teacher_sha256 != teacher.sha256:
+        raise InputError(
+            f"The quantized folder was made for '{artifact.metadata.teacher}' with weights "
+            f"{artifact.metadata.teacher_sha256[:12]}, and this teacher '{teacher.name}' has {teacher.sha256[:12]}: "
+            "name the same --model and --weights as at its quantization."
+        )
+    return restore(fold_batch_norms(teacher.graph).graph, artifact)
+
+
+def restore(folded: fx.GraphModule, artifact: QuantizedArtifact) -> fx.GraphModule:
+    """Put the artifact's weights, step sizes and other tensors into a folded graph.
+
+    Raises:
+        InputError: layers, sites, tensors or shapes that the graph does not have, or the reverse.
+    """
+    layers = {layer.name: layer for layer in weight_layers(folded)}
+    tensors = named_tensors(folded)
+    nodes = tensor_names(folded)
+    _compare("weight layer", set(layers), set(artifact.weights))
+    _compare("activation site", set(artifact.activations) & set(nodes), set(artifact.activations))
+    plain = {key for key in tensors if key not in {layer.weight_key for layer in layers.values()}}
+    _compare("tensor", plain, set(artifact.parameters))
+    for key, wanted, found in [
+        *(
+            (name, tensors[layer.weight_key].shape, artifact.weights[name].codes.shape)
+            for name, layer in layers.items()
+        ),
+        *((key, tensors[key].shape, artifact.parameters[key].shape) for key in sorted(plain)),
+    ]:
+        if wanted != found:
+            raise InputError(
+                f"The quantized folder does not fit this network: '{key}' has shape {tuple(found)}, "
+                f"not {tuple(wanted)}."
+            )
+    for key in plain:
+        set_tensor(folded, key, artifact.parameters[key])
+    weights = {n: IntegerWeight(w.codes, w.scale, w.zero_point, w.bits) for n, w in artifact.weights.items()}
+    activations = {n: ActivationQuantizer(a.step_size, a.bits, a.signed) for n, a in artifact.activations.items()}
+    sites = sorted(
+        (ActivationSite(name, nodes[name].name, step.bits) for name, step in artifact.activations.items()),
+        key=lambda site: site.name,
+    )
+    plan = BitPlan({name: weight.bits for name, weight in artifact.weights.items()}, tuple(sites))
+    return insert_quantizers(folded, plan, weights, activations).eval()
+
+
+def _compare(what: str, network: set[str], folder: set[str]) -> None:
+    for names, place in ((network - folder, "the folder lacks"), (folder - network, "the network lacks")):
+        if names:
+            raise InputError(
+                f"The quantized folder does not fit this network: {place} {len(names)} {what}(s), "
+                f"first '{min(names)}'. Check --model."
+            )

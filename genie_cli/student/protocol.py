@@ -1,0 +1,142 @@
+"""Protocols: who gets which bits. The main reason why published figures disagree.
+
+A protocol decides on the folded graph in data-flow order. Activation sites are tensors: one tensor
+has one quantizer, whoever reads it, so a residual input shares the step size of the tensor it
+comes from.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from torch import fx
+
+from genie_cli.errors import UsageError, nearest
+from genie_cli.models.graph.cuts import data_nodes
+from genie_cli.models.graph.layers import weight_layers
+
+EDGE_BITS = 8
+"""Bits of the layers and tensors that a protocol exempts from the target."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Which weights and tensors are exempted from the target bits.
+
+    Attributes:
+        name: the name users give.
+        summary: one line for the user.
+        edge_weights_8bit: first and last layer's weights have 8 bits.
+        second_input_8bit: the second layer's input has 8 bits.
+        last_input_8bit: the last layer's input has 8 bits.
+    """
+
+    name: str
+    summary: str
+    edge_weights_8bit: bool
+    second_input_8bit: bool
+    last_input_8bit: bool
+
+
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol("genie", "first and last layer W8, second and last input A8 (BRECQ's)", True, True, True),
+        Protocol("qdrop", "first and last layer W8, last input A8 (Table 5)", True, False, True),
+        Protocol("ait", "every layer at the target bits (Table 4)", False, False, False),
+    )
+}
+
+
+@dataclass(frozen=True)
+class ActivationSite:
+    """A tensor that is quantized.
+
+    Attributes:
+        name: after its first reader in data-flow order: ``layer1.0.conv1.input``.
+        node: name of the node whose value it is.
+        bits: bits of its codes.
+    """
+
+    name: str
+    node: str
+    bits: int
+
+
+@dataclass(frozen=True)
+class BitPlan:
+    """Who gets which bits in one network: layer name -> bits, and the activation sites in order."""
+
+    weights: dict[str, int]
+    activations: tuple[ActivationSite, ...]
+
+
+def find_protocol(name: str) -> Protocol:
+    """The protocol called `name`.
+
+    Raises:
+        UsageError: unknown name.
+    """
+    if name not in PROTOCOLS:
+        raise UsageError(f"Unknown protocol '{name}': {', '.join(PROTOCOLS)}.{nearest(name, PROTOCOLS)}")
+    return PROTOCOLS[name]
+
+
+def assign_bits(folded: fx.GraphModule, protocol: Protocol, weight_bits: int, activation_bits: int) -> BitPlan:
+    """Apply `protocol` to a folded graph: weights of every layer, inputs of every layer but the network's own."""
+    layers = weight_layers(folded)
+    edges = {layers[0].name, layers[-1].name} if layers and protocol.edge_weights_8bit else set()
+    weights = {layer.name: EDGE_BITS if layer.name in edges else weight_bits for layer in layers}
+    bits_of: dict[fx.Node, int] = {}
+    images = _images(folded, {layer.node for layer in layers})
+    for i, layer in enumerate(layers):
+        source = layer.node.args[0]
+        assert isinstance(source, fx.Node)
+        if source in images:
+            continue  # images are 8-bit already
+        exempt = (i == 1 and protocol.second_input_8bit) or (i == len(layers) - 1 and protocol.last_input_8bit)
+        bits = EDGE_BITS if exempt else activation_bits
+        bits_of[source] = max(bits, bits_of.get(source, 0))
+    names = {node: name for name, node in tensor_names(folded).items()}
+    order = [node for node in folded.graph.nodes if node in bits_of]
+    return BitPlan(weights, tuple(ActivationSite(names[node], node.name, bits_of[node]) for node in order))
+
+
+def _images(folded: fx.GraphModule, layers: set[fx.Node]) -> set[fx.Node]:
+    """The network's input, and what is computed from it before the first weight layer."""
+    images: set[fx.Node] = set()
+    for node in folded.graph.nodes:
+        inputs = [arg for arg in node.all_input_nodes if arg.op != "get_attr"]
+        if node.op == "placeholder" or (inputs and node not in layers and all(arg in images for arg in inputs)):
+            images.add(node)
+    return images
+
+
+def tensor_names(folded: fx.GraphModule) -> dict[str, fx.Node]:
+    """Every tensor that some node reads, by its stable name: that of its first reader in data-flow order.
+
+    ``layer1.0.conv1.input`` where a weight layer reads it first, else the operation, numbered within
+    its module, and the side: ``layer1.0.add0.lhs``. Exporters' node names do not enter.
+    """
+    layer_of = {layer.node: layer.name for layer in weight_layers(folded)}
+    nodes = data_nodes(folded)
+    position = {node: i for i, node in enumerate(nodes)}
+    counts: Counter[str] = Counter()
+    names: dict[str, fx.Node] = {}
+    reader_names: dict[fx.Node, str] = {}
+    for node in nodes:
+        scope = (node.meta.get("modules") or ("",))[-1]
+        key = f"{scope}.{getattr(node.target, '__name__', 'op').split('.')[0]}".lstrip(".")
+        reader_names[node] = layer_of.get(node, f"{key}{counts[key]}")
+        counts[key] += node not in layer_of
+    for node in nodes:
+        readers = [user for user in node.users if user in position]
+        if not readers:
+            continue
+        first = min(readers, key=position.__getitem__)
+        inputs = [arg for arg in first.all_input_nodes if arg in position]
+        side = "input" if len(inputs) < 2 else ("lhs" if inputs[0] is node else "rhs" if len(inputs) == 2 else "")
+        name = f"{reader_names[first]}.{side or f'input{inputs.index(node)}'}"
+        names[name] = node
+    return names

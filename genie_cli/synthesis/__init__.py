@@ -1,0 +1,1 @@
+"""GENIE-D: images from a teacher's batch-norm statistics."""

@@ -1,0 +1,39 @@
+"""A synthesis as the artifact that `genie synthesize` writes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from genie_cli import __version__
+from genie_cli.artifacts.images import ImagesMetadata, encode_images
+from genie_cli.config import SynthesizeConfig
+from genie_cli.models.teacher import Teacher
+
+_NOT_DETERMINING = {"out", "log", "device"}
+
+
+def to_artifact(
+    images: Tensor, teacher: Teacher, config: SynthesizeConfig, device: torch.device
+) -> tuple[Tensor, ImagesMetadata]:
+    """Encoded images and their metadata.
+
+    Args:
+        images: ``[n, C, S, S]``, float32, normalised.
+        teacher: the network they were made for.
+        config: how they were made.
+        device: where they were made.
+    """
+    metadata = ImagesMetadata(
+        teacher=teacher.name,
+        teacher_sha256=teacher.sha256,
+        config=config.model_dump(mode="json", exclude=_NOT_DETERMINING),
+        seed=config.seed,
+        input=teacher.input,
+        tool_version=__version__,
+        torch_version=str(torch.__version__),
+        device_kind=device.type,
+        num_images=len(images),
+        dtype=config.image_dtype,
+    )
+    return encode_images(images, config.image_dtype, teacher.input), metadata

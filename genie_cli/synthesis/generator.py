@@ -1,0 +1,46 @@
+"""The generator: a latent vector a image to a normalised image, sized to any input."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from genie_cli.config import InputSpec
+
+_BASE_CHANNELS, _HIDDEN_CHANNELS = 128, 64
+_UPSAMPLING = 4
+_LEAK = 0.2
+
+
+class Generator(nn.Module):
+    """Linear, BN, up x2, conv, BN, LeakyReLU, up x2, conv, tanh, BN without affine.
+
+    The first map has a quarter of the image's side, rounded up; an image whose side is no multiple
+    of four is cut out of the middle of the larger one. The last batch norm (no affine) puts the
+    images into normalised space. It is used in training mode throughout.
+    """
+
+    def __init__(self, latent_dim: int, spec: InputSpec) -> None:
+        """Size the layers for images ``[num_channels, size, size]``."""
+        super().__init__()
+        self.base = -(-spec.size // _UPSAMPLING)
+        self.size = spec.size
+        self.linear = nn.Linear(latent_dim, _BASE_CHANNELS * self.base**2)
+        self.bn1 = nn.BatchNorm2d(_BASE_CHANNELS)
+        self.conv1 = nn.Conv2d(_BASE_CHANNELS, _HIDDEN_CHANNELS, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(_HIDDEN_CHANNELS)
+        self.activation = nn.LeakyReLU(_LEAK, inplace=True)
+        self.conv2 = nn.Conv2d(_HIDDEN_CHANNELS, spec.num_channels, 3, padding=1)
+        self.bn3 = nn.BatchNorm2d(spec.num_channels, affine=False)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """``[B, latent_dim]`` to images ``[B, C, S, S]`` in normalised space, float32."""
+        x = self.linear(latents).view(len(latents), _BASE_CHANNELS, self.base, self.base)
+        x = self.bn1(x.contiguous(memory_format=torch.channels_last))
+        x = self.conv1(F.interpolate(x, scale_factor=2.0))
+        x = F.interpolate(self.activation(self.bn2(x)), scale_factor=2.0)
+        margin = (x.shape[-1] - self.size) // 2
+        x = x[:, :, margin : margin + self.size, margin : margin + self.size]
+        images: Tensor = self.bn3(self.conv2(x).float().tanh())
+        return images
