@@ -47,7 +47,7 @@ def evaluate(
         str | None,
         typer.Option(
             "--resize-size",
-            help="Image files: shorter side before the centre crop, or none. \\[default: the model's, else input size / 0.875]",
+            help="Image files: shorter side before the centre crop, or none. \\[default: the model's, else size / 0.875]",
             rich_help_panel=_DATA,
             show_default=False,
         ),

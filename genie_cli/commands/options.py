@@ -22,7 +22,7 @@ ModelName = Annotated[
     str | None,
     typer.Option(
         "--model",
-        help="Torchvision, embedded or CIFAR name (`genie models`), or FILE.py:FACTORY, which is code that will be run.",
+        help="Torchvision, embedded or CIFAR name (`genie models`), or FILE.py:FACTORY, code that is run.",
         rich_help_panel=_MODEL,
         show_default=False,
     ),

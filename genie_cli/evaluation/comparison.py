@@ -19,15 +19,17 @@ _PERCENT = {"top1", "teacher_top1", "drop", "agreement", "top5"}
 
 
 def read_rows(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """One row a metrics file of ``genie evaluate``; a row is called after the file's folder.
+    """One row a metrics file of ``genie evaluate``; a folder stands for the JSON files in it.
 
-    Where files share a folder they are called after themselves.
+    A row is called after the file, or after its folder where files have one name.
 
     Raises:
-        InputError: a file that is missing or no metrics.
+        InputError: a file that is missing or no metrics, or a folder without one.
     """
+    paths = [file for path in paths for file in _files(path)]
+    stems = [path.stem for path in paths]
+    distinct = len(set(stems)) == len(stems)
     folders = [path.resolve().parent.name for path in paths]
-    distinct = len(set(folders)) == len(folders)
     rows = []
     for path, folder in zip(paths, folders, strict=True):
         try:
@@ -37,8 +39,17 @@ def read_rows(paths: Sequence[Path]) -> list[dict[str, Any]]:
         if not isinstance(figures, dict) or not isinstance(figures.get("top1"), int | float):
             raise InputError(f"{path} holds no metrics of `genie evaluate`: 'top1' is missing.")
         row = {key: figures.get(key) for key in COLUMNS}
-        rows.append({**row, "scheme": folder if distinct else path.stem, "model": figures.get("model")})
+        rows.append({**row, "scheme": path.stem if distinct else folder, "model": figures.get("model")})
     return rows
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    files = sorted(path.glob("*.json"))
+    if not files:
+        raise InputError(f"Folder {path} holds no metrics file (*.json) of `genie evaluate --out`.")
+    return files
 
 
 def as_markdown(rows: Sequence[dict[str, Any]]) -> str:

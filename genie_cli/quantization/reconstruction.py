@@ -121,8 +121,10 @@ def learn_unit(
             if group["decays"]:
                 group["lr"] = group["start"] * decay
         optimizer.step()
-        for learned in (*weights, *activations):
-            learned.keep_step_positive()
+        for weight in weights:
+            weight.keep_step_positive()
+        for activation in activations:
+            activation.keep_step_positive()
         if (step + 1) % LOG_EVERY == 0 or step + 1 == config.num_steps:
             on_step(step + 1, float(loss.detach()))
     task.student.eval()

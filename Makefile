@@ -1,0 +1,41 @@
+# Everything runs in a virtual environment that `make install` makes; a machine needs Python 3.11+, git and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+RUN := PATH="$(abspath $(BIN)):$$PATH"
+
+.PHONY: install demo test lint bench clean
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:  ## show the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+install: $(STAMP)  ## make .venv with everything
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: install  ## the whole pipeline on the embedded digits network
+	$(RUN) dvc repro
+	@cat outputs/report/table.md
+
+test: install  ## all tests
+	$(RUN) python -m pytest -n 2 --dist worksteal
+
+lint: install  ## ruff, mypy, import contracts
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+	$(RUN) lint-imports
+
+bench: install  ## speed of a synthesis and a reconstruction step on this machine
+	$(RUN) python benchmarks/step_times.py
+
+clean:  ## remove the virtual environment and the pipeline's outputs
+	rm -rf $(VENV) outputs dvc.lock
