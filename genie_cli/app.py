@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 from genie_cli import __version__
 from genie_cli.commands import evaluate, inspect, models, quantize, report, synthesize
-from genie_cli.errors import GenieError
+from genie_cli.errors import GenieError, InputError
 
 EXIT_INTERRUPTED = 130
 
@@ -23,11 +24,20 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except GenieError as error:
-            typer.echo(f"Error: {error}", err=True)
-            raise typer.Exit(error.exit_code) from None
+            _fail(str(error), error.exit_code)
         except KeyboardInterrupt:
             typer.echo("Interrupted; nothing was written.", err=True)
             raise typer.Exit(EXIT_INTERRUPTED) from None
+        except OSError as error:
+            # No defect of ours: a name that is too long, a folder that may not be read, a full disk.
+            if error.filename is None or error.errno == errno.EPIPE:
+                raise
+            _fail(f"{error.filename} cannot be used: {error.strerror}.", InputError.exit_code)
+
+
+def _fail(message: str, exit_code: int) -> NoReturn:
+    typer.echo(f"Error: {message}", err=True)
+    raise typer.Exit(exit_code)
 
 
 app = typer.Typer(
@@ -37,7 +47,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Quantize a pre-trained CNN to a few bits without any real data (GENIE, CVPR 2023).",
-    epilog="Exit codes: 0 done, 1 a defect of ours, 2 wrong use, 3 bad input, 4 no suitable device, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 a bug in genie, 2 wrong use, 3 bad input, 4 no suitable device, 130 interrupted.",
 )
 app.command("synthesize")(synthesize.synthesize)
 app.command("quantize")(quantize.quantize)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -19,9 +19,9 @@ MIN_BITS, MAX_BITS = 2, 8
 
 
 class Frozen(BaseModel):
-    """Base of all configurations: immutable, unknown keys refused, field docstrings kept."""
+    """Base of all configurations: immutable, unknown keys and NaN refused, field docstrings kept."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class InputSpec(Frozen):
@@ -66,12 +66,11 @@ class ModelConfig(Frozen):
 
     @field_validator("mean", "std", mode="before")
     @classmethod
-    def _numbers(cls, value: Any) -> Any:
+    def _listed(cls, value: Any) -> Any:
+        """Take ``0.5,0.5,0.5`` and a single number too."""
         if isinstance(value, str):
-            return tuple(float(part) for part in value.split(","))
-        if isinstance(value, int | float):
-            return (float(value),)
-        return value
+            return tuple(value.split(","))
+        return (value,) if isinstance(value, int | float) else value
 
 
 class _Stage(Frozen):
@@ -163,7 +162,7 @@ class EvaluateConfig(_Stage):
     batch_size: int = Field(256, ge=1)
     num_images: int | None = Field(None, ge=1)
     """Evaluate the first so many images only; default all."""
-    resize_size: int | Literal["none"] | None = None
+    resize_size: Annotated[int, Field(ge=1)] | Literal["none"] | None = None
     """Image files: shorter side before the centre crop; default the model's, else size / 0.875."""
     num_workers: int = Field(0, ge=0)
     """Processes that decode image files; 0 decodes in this one."""
@@ -208,10 +207,16 @@ def check_keys(section: Mapping[str, Any], known: Any, where: str) -> None:
 
 def _describe(error: ValidationError, where: str) -> str:
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"][:1]) or where
-    message = first["msg"].removeprefix("Value error, ")
+    message = first["msg"].removeprefix("Value error, ").partition(" for <class")[0]
     message = message[:1].lower() + message[1:]
-    return f"{key} = {first['input']!r} cannot be used: {message}." if first["loc"] else f"{where}: {message}."
+    what = f"{first['loc'][0]} = {_shown(first['input'])} cannot be used" if first["loc"] else where
+    return f"{what}: {message}."
+
+
+def _shown(value: Any) -> str:
+    """A value in a message, on one line of bearable length."""
+    text = str(value) if isinstance(value, Path) else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 class Params:
@@ -222,22 +227,17 @@ class Params:
         self.path = path
         self._sections: dict[str, dict[str, Any]] = {}
         self.schemes: dict[str, dict[str, Any]] = {}
-        check_keys(content, [*SECTIONS, "common"], str(path) if path else "")
+        known = [*SECTIONS, "common"]
         for name, section in content.items():
-            if section is None:
-                section = {}
-            if not isinstance(section, Mapping):
-                raise UsageError(f"Section '{name}' of {path} must hold keys, it holds {section!r}.")
-            self._sections[name] = dict(section)
+            if name not in known:
+                hint = nearest(str(name), known)
+                raise UsageError(f"Unknown section '{name}' in {path}: the sections are {', '.join(known)}.{hint}")
+            self._sections[name] = _mapping(section, f"Section '{name}' of {path}")
         check_keys(self._sections.get("common", {}), COMMON_KEYS, "common")
-        schemes = self._sections.get("quantize", {}).pop("schemes", None) or {}
-        if not isinstance(schemes, Mapping):
-            raise UsageError(f"quantize.schemes of {path} must map names to keys, it holds {schemes!r}.")
-        for name, scheme in schemes.items():
-            if not isinstance(scheme, Mapping):
-                raise UsageError(f"Scheme '{name}' of {path} must hold keys, it holds {scheme!r}.")
-            check_keys(scheme, QuantizeConfig.model_fields, f"quantize.schemes.{name}")
-            self.schemes[str(name)] = dict(scheme)
+        schemes = self._sections.get("quantize", {}).pop("schemes", None)
+        for name, scheme in _mapping(schemes, f"Section 'quantize.schemes' of {path}").items():
+            self.schemes[str(name)] = _mapping(scheme, f"Scheme '{name}' of {path}")
+            check_keys(self.schemes[str(name)], QuantizeConfig.model_fields, f"quantize.schemes.{name}")
         for name, cls in SECTIONS.items():
             check_keys(self._sections.get(name, {}), cls.model_fields, name)
 
@@ -255,6 +255,15 @@ class Params:
         return self.schemes[name]
 
 
+def _mapping(section: Any, what: str) -> dict[str, Any]:
+    """A section's keys; an empty one has none."""
+    if section is None:
+        return {}
+    if not isinstance(section, Mapping):
+        raise UsageError(f"{what} must hold keys, it holds {_shown(section)}.")
+    return dict(section)
+
+
 def read_params(path: Path | None) -> Params:
     """Read a params file (YAML 1.2); without a path, an empty one.
 
@@ -264,18 +273,38 @@ def read_params(path: Path | None) -> Params:
     """
     if path is None:
         return Params({})
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
     try:
-        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"Params file {path} cannot be read: {error}.") from None
-    except YAMLError as error:
-        problem = " ".join(str(error).split())
-        raise InputError(f"Params file {path} is not valid YAML: {problem}") from None
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise InputError(f"Params file {path} cannot be read: {reason}.") from None
+    try:
+        content = parse_yaml(text)
+    except ValueError as error:
+        raise InputError(f"Params file {path} is not valid YAML: {error}.") from None
     if content is None:
         content = {}
     if not isinstance(content, Mapping):
-        raise UsageError(f"Params file {path} must hold sections such as 'model:', it holds {type(content).__name__}.")
+        raise UsageError(f"Params file {path} must hold sections such as 'model:', it holds {_shown(content)}.")
     return Params(content, path)
+
+
+def parse_yaml(text: str) -> Any:
+    """Plain values from YAML 1.2.
+
+    Raises:
+        ValueError: not YAML, with the place and the problem on one line.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
+        raise ValueError(f"{place}{' '.join(str(error.problem).split())}") from None
+    except YAMLError as error:
+        raise ValueError(str(error).splitlines()[0]) from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None

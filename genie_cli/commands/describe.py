@@ -44,12 +44,11 @@ def describe_model(teacher: Teacher, protocol: str, weight_bits: int, activation
                 "batch_norm": norm_of.get(layer.node.name, ""),
             }
         )
-    spec = teacher.input
     return {
         "model": teacher.name,
-        "input": f"{spec.num_channels}x{spec.size}x{spec.size}, mean {spec.mean}, std {spec.std}",
-        "classes": teacher.num_classes,
-        "parameters": sum(
+        "input": teacher.input.model_dump(mode="json"),
+        "num_classes": teacher.num_classes,
+        "num_weights": sum(
             get_tensor(teacher.graph, layer.weight_key).numel() for layer in weight_layers(teacher.graph)
         ),
         "protocol": f"{chosen.name}: {chosen.summary}",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -17,6 +19,8 @@ from genie_cli.runtime.progress import Advanced, Event, Note, Reporter, StageFin
 
 _LINE_EVERY = 10.0
 """Seconds between plain lines."""
+_PIPED_WIDTH = 100_000
+"""Columns of a table that is piped: nothing is folded."""
 
 
 class _RateColumn(ProgressColumn):
@@ -31,7 +35,7 @@ class _RateColumn(ProgressColumn):
 def progress() -> Iterator[Reporter]:
     """A reporter for one stage; progress goes to stderr, results stay on stdout."""
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not console.is_interactive:
         yield _plain_lines(console)
         return
     columns = (
@@ -75,10 +79,10 @@ def _plain_lines(console: Console) -> Reporter:
             total, unit = totals[event.stage]
             rate = event.done / max(last - started, 1e-9)
             left = (total - event.done) / max(rate, 1e-9)
-            parts = (event.detail, _figures(event.values), f"{rate:.1f} {unit}/s", f"{_duration(left)} left")
+            parts = (event.detail, _figures(event.values), f"{rate:.1f} {unit}/s", f"{duration(left)} left")
             line(f"{event.stage}: {event.done}/{total} {' '.join(filter(None, parts))}")
         elif isinstance(event, StageFinished):
-            line(f"{event.stage}: done in {_duration(time.monotonic() - started)}")
+            line(f"{event.stage}: done in {duration(time.monotonic() - started)}")
         elif isinstance(event, Note):
             line(_note(event).plain)
 
@@ -98,30 +102,52 @@ def _figures(values: Mapping[str, float]) -> str:
     return " ".join(f"{name} {value:.4g}" for name, value in values.items())
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Two figures and their units, e.g. ``2 min 05 s``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}h {minutes:02d}m" if hours else f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-def summary(title: str, rows: Mapping[str, Any], to_stderr: bool = False) -> None:
-    """A closing two-column table."""
-    table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+def file_size(num_bytes: int) -> str:
+    """Three digits and a unit, e.g. ``4.21 kB``."""
+    size, unit = float(num_bytes), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if size < 999.5:
+            break
+        size, unit = size / 1000, larger
+    return f"{num_bytes} B" if unit == "B" else f"{size:#.3g} {unit}".replace(". ", " ")
+
+
+def summary(title: str, rows: Mapping[str, Any]) -> None:
+    """A closing two-column table on stdout."""
+    table = Table(title=Text(title), title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     for key, value in rows.items():
-        table.add_row(key, Text(str(value)))
-    Console(stderr=to_stderr).print(table)
+        table.add_row(Text(key), Text(str(value)))
+    _print(table)
 
 
 def rows_table(title: str, columns: list[str], rows: list[list[Any]], right: set[str] | None = None) -> None:
-    """A table on stdout; plain and unwrapped when piped."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(160, console.width))
-    table = Table(title=title, title_justify="left")
+    """A table on stdout."""
+    table = Table(title=Text(title), title_justify="left")
     for column in columns:
         table.add_column(column, justify="right" if column in (right or set()) else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
-    console.print(table)
+    _print(table)
+
+
+def _print(table: Table) -> None:
+    """Framed and as wide as the terminal; piped, one plain line a row, so that grep and awk can read it."""
+    console = Console()
+    if console.is_terminal:
+        console.print(table)
+        return
+    table.box, table.pad_edge = None, False
+    lines = io.StringIO()
+    Console(file=lines, width=_PIPED_WIDTH, color_system=None).print(table)
+    typer.echo("\n".join(line.rstrip() for line in lines.getvalue().splitlines()))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from genie_cli.commands import options as opt
 from genie_cli.errors import UsageError
 
-_DATA, _OUTPUT = "Data", "Output"
+if TYPE_CHECKING:
+    from genie_cli.config import EvaluateConfig, ModelConfig
+
+_MOST_CLASSES, _WEAKEST = 20, 5
+"""More classes than the first are not all shown, but the second number of them."""
 
 
 def evaluate(
@@ -21,93 +24,27 @@ def evaluate(
     num_channels: opt.NumChannels = None,
     mean: opt.Mean = None,
     std: opt.Std = None,
-    quantized: Annotated[
-        Path | None,
-        typer.Option(
-            "--quantized",
-            help="Folder written by `genie quantize`. \\[default: evaluate the teacher]",
-            rich_help_panel="Model",
-            show_default=False,
-        ),
-    ] = None,
-    folded: Annotated[
-        bool,
-        typer.Option("--folded", help="Evaluate the teacher with its batch norms folded.", rich_help_panel="Model"),
-    ] = False,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data",
-            help="digits, cifar10:FOLDER, imagefolder:PATH, or a .safetensors with images and labels.",
-            rich_help_panel=_DATA,
-            show_default=False,
-        ),
-    ] = None,
-    resize_size: Annotated[
-        str | None,
-        typer.Option(
-            "--resize-size",
-            help="Image files: shorter side before the centre crop, or none. \\[default: the model's, else size / 0.875]",
-            rich_help_panel=_DATA,
-            show_default=False,
-        ),
-    ] = None,
-    num_images: Annotated[
-        int | None,
-        typer.Option(
-            "--num-images",
-            help="Evaluate the first so many images. \\[default: all]",
-            rich_help_panel=_DATA,
-            show_default=False,
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            "--batch-size",
-            help="Images at once; no part of the result. \\[default: 256]",
-            rich_help_panel=_DATA,
-            show_default=False,
-        ),
-    ] = None,
-    num_workers: Annotated[
-        int | None,
-        typer.Option(
-            "--num-workers",
-            help="Processes that decode image files. \\[default: 0]",
-            rich_help_panel=_DATA,
-            show_default=False,
-        ),
-    ] = None,
+    quantized: opt.Quantized = None,
+    folded: opt.Folded = None,
+    data: opt.Data = None,
+    resize_size: opt.ResizeSize = None,
+    num_images: opt.EvaluatedImages = None,
+    batch_size: opt.EvaluateBatchSize = None,
+    num_workers: opt.NumWorkers = None,
     device: opt.Device = None,
-    precision: opt.Precision = None,
+    precision: opt.EvaluatePrecision = None,
     params: opt.ParamsFile = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", help="Metrics file (JSON) to write.", rich_help_panel=_OUTPUT, show_default=False),
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object instead of a table.", rich_help_panel=_OUTPUT)
-    ] = False,
+    out: opt.MetricsOut = None,
+    as_json: opt.AsJson = False,
 ) -> None:
     """Measure top-1 and top-5 accuracy, and a quantized network's drop from and agreement with its teacher."""
     from genie_cli.config import EvaluateConfig
 
     file = opt.read(params)
-    model_config = opt.model_config(
-        file,
-        {
-            "name": model,
-            "weights": weights,
-            "input_size": input_size,
-            "num_channels": num_channels,
-            "mean": mean,
-            "std": std,
-        },
-    )
+    model_config = opt.model_config(file, model, weights, input_size, num_channels, mean, std)
     flags = opt.given(
         {
-            "quantized": quantized, "folded": folded or None, "data": data, "resize_size": _resize_size(resize_size),
+            "quantized": quantized, "folded": folded, "data": data, "resize_size": _resize_size(resize_size),
             "num_images": num_images, "batch_size": batch_size, "num_workers": num_workers,
             "device": device, "precision": precision, "out": out,
         }
@@ -117,21 +54,30 @@ def evaluate(
         raise UsageError("No data is named: give --data digits, cifar10:FOLDER, imagefolder:PATH or a .safetensors.")
     if config.folded and config.quantized is not None:
         raise UsageError("--folded evaluates the teacher and --quantized a student: give one of them.")
-    _run(model_config, config, as_json)
+    figures = _measure(model_config, config, config.data)
+    text = json.dumps(figures, indent=2)
+    if config.out is not None:
+        from genie_cli.artifacts.atomic import atomic_write_text
+
+        atomic_write_text(config.out, text + "\n")
+    if as_json:
+        typer.echo(text)
+    else:
+        _show(figures)
 
 
 def _resize_size(text: str | None) -> int | str | None:
     if text is None or text == "none":
         return text
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise UsageError(f"--resize-size {text!r} must be a number of pixels or none.")
     return int(text)
 
 
-def _run(model_config: Any, config: Any, as_json: bool) -> None:
-    from genie_cli.artifacts.atomic import atomic_write_text, check_writable
+def _measure(model_config: ModelConfig, config: EvaluateConfig, source: str) -> dict[str, Any]:
+    from genie_cli.artifacts.atomic import check_writable
     from genie_cli.artifacts.quantized import load_quantized
-    from genie_cli.commands.display import progress, rows_table, summary
+    from genie_cli.commands.display import progress
     from genie_cli.data.labeled import check_classes
     from genie_cli.data.sources import open_data
     from genie_cli.evaluation import accuracy
@@ -145,12 +91,14 @@ def _run(model_config: Any, config: Any, as_json: bool) -> None:
         check_writable(config.out)
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.precision, device)
-    artifact = load_quantized(opt.existing(config.quantized, "--quantized")) if config.quantized else None
+    artifact = load_quantized(config.quantized) if config.quantized is not None else None
     teacher = load_teacher(model_config)
     spec = teacher.input
     if config.resize_size is not None:
         spec = spec.model_copy(update={"resize_size": None if config.resize_size == "none" else config.resize_size})
-    data = open_data(config.data, spec, config.num_workers, config.num_images)
+    data = open_data(source, spec, config.num_workers, config.num_images)
+    if config.num_images is not None and config.num_images > data.num_images:
+        raise UsageError(f"--num-images {config.num_images} is more than the {data.num_images} images of {source}.")
     check_classes(data, teacher.num_classes)
     network = teacher.graph
     reference = None
@@ -164,34 +112,22 @@ def _run(model_config: Any, config: Any, as_json: bool) -> None:
         )
     figures = {"model": teacher.name, **result.as_json()}
     if artifact is not None:
-        for key in ("preset", "protocol"):
-            figures[key] = getattr(artifact.metadata, key)
-        for key in ("weight_bits", "activation_bits"):
-            figures[key] = artifact.metadata.config[key]
-    text = json.dumps(figures, indent=2)
-    if config.out is not None:
-        atomic_write_text(config.out, text + "\n")
-    if as_json:
-        typer.echo(text)
-        return
-    shown = {
-        key: f"{value:.2f} %" if isinstance(value, float) else value
-        for key, value in figures.items()
-        if key != "per_class"
-    }
-    summary("Evaluated", shown)
-    classes = sorted(result.per_class.items(), key=lambda item: item[1])
-    if len(classes) <= 20:
-        rows_table(
-            "Per class",
-            ["class", "top-1 %"],
-            [[name, f"{value:.2f}"] for name, value in result.per_class.items()],
-            {"top-1 %"},
-        )
-    else:
-        rows_table(
-            "Weakest classes",
-            ["class", "top-1 %"],
-            [[name, f"{value:.2f}"] for name, value in classes[:5]],
-            {"top-1 %"},
-        )
+        figures |= {key: getattr(artifact.metadata, key) for key in ("preset", "protocol")}
+        figures |= {key: artifact.metadata.config.get(key) for key in ("weight_bits", "activation_bits")}
+    return figures
+
+
+def _show(figures: dict[str, Any]) -> None:
+    from genie_cli.commands.display import rows_table, summary
+
+    summary("Evaluated", {key: _cell(key, value) for key, value in figures.items() if key != "per_class"})
+    title, classes = "Per class", list(figures["per_class"].items())
+    if len(classes) > _MOST_CLASSES:
+        title, classes = "Weakest classes", sorted(classes, key=lambda item: item[1])[:_WEAKEST]
+    rows_table(title, ["class", "top-1 %"], [[name, f"{share:.2f}"] for name, share in classes], {"top-1 %"})
+
+
+def _cell(key: str, value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.2f} points" if key == "drop" else f"{value:.2f} %"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from genie_cli.commands import options as opt
+
+_SHOWN_UNFOLDED = 5
 
 
 def inspect(
@@ -21,35 +24,26 @@ def inspect(
     num_channels: opt.NumChannels = None,
     mean: opt.Mean = None,
     std: opt.Std = None,
-    protocol: Annotated[str, typer.Option("--protocol", help="Who gets which bits: genie, qdrop, ait.")] = "genie",
-    weight_bits: Annotated[int, typer.Option("--weight-bits", min=2, max=8, help="Target bits of the weights.")] = 4,
-    activation_bits: Annotated[
-        int, typer.Option("--activation-bits", min=2, max=8, help="Target bits of the activations.")
-    ] = 4,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+    weight_bits: opt.WeightBits = None,
+    activation_bits: opt.ActivationBits = None,
+    protocol: opt.Protocol = None,
+    as_json: opt.AsJson = False,
 ) -> None:
     """Show a model's layers, batch norms, strided convolutions, units and bits, or what an artifact is."""
     path = Path(subject)
     if path.is_dir() or path.suffix == ".safetensors":
         _show_artifact(path, as_json)
         return
-    from genie_cli.config import Params
-    from genie_cli.models.zoo import load_untrained
-
-    config = opt.model_config(
-        Params({}),
-        {
-            "name": subject,
-            "weights": weights,
-            "input_size": input_size,
-            "num_channels": num_channels,
-            "mean": mean,
-            "std": std,
-        },
-    )
     from genie_cli.commands.describe import describe_model
+    from genie_cli.config import Params, QuantizeConfig
+    from genie_cli.models.zoo import load_untrained
+    from genie_cli.student.protocol import find_protocol
 
-    description = describe_model(load_untrained(config), protocol, weight_bits, activation_bits)
+    config = opt.model_config(Params({}), subject, weights, input_size, num_channels, mean, std)
+    flags = opt.given({"weight_bits": weight_bits, "activation_bits": activation_bits, "protocol": protocol})
+    bits = opt.stage_config(QuantizeConfig, {}, flags)
+    find_protocol(bits.protocol)
+    description = describe_model(load_untrained(config), bits.protocol, bits.weight_bits, bits.activation_bits)
     if as_json:
         typer.echo(json.dumps(description, indent=2))
     else:
@@ -57,65 +51,74 @@ def inspect(
 
 
 def _show_artifact(path: Path, as_json: bool) -> None:
-    from genie_cli.artifacts.metadata import sniff
+    from genie_cli.artifacts.images import ImagesMetadata
+    from genie_cli.artifacts.metadata import sniff, validate
+    from genie_cli.artifacts.quantized import QuantizedMetadata
     from genie_cli.commands.display import rows_table, summary
 
     fields = sniff(path)
     if as_json:
+        validate(ImagesMetadata if fields["kind"] == "images" else QuantizedMetadata, fields, path)
         typer.echo(json.dumps(fields, indent=2, sort_keys=True))
         return
-    tables = {key: fields.pop(key) for key in ("weights", "activations") if key in fields}
-    summary(str(path), {key: json.dumps(v) if isinstance(v, dict | list) else v for key, v in fields.items()})
-    if "weights" in tables:
-        rows = [[name, "x".join(map(str, entry["shape"])), entry["bits"]] for name, entry in tables["weights"].items()]
-        rows_table("Weights", ["layer", "shape", "bits"], rows, {"bits"})
-    if "activations" in tables:
-        rows = [
-            [name, entry["bits"], "signed" if entry["signed"] else "unsigned"]
-            for name, entry in tables["activations"].items()
-        ]
-        rows_table("Activations", ["site", "bits", "grid"], rows, {"bits"})
+    tables = ("weights", "activations")
+    shown = {key: value for key, value in fields.items() if key not in tables}
+    if fields["kind"] == "images":
+        validate(ImagesMetadata, fields, path)
+        summary(str(path), {key: _plain(value) for key, value in shown.items()})
+        return
+    metadata = validate(QuantizedMetadata, fields, path)
+    summary(str(path), {key: _plain(value) for key, value in shown.items()})
+    weights = [[name, _by(entry.shape), entry.bits] for name, entry in metadata.weights.items()]
+    rows_table("Weights", ["layer", "shape", "bits"], weights, {"bits"})
+    activations = [
+        [name, entry.bits, "signed" if entry.signed else "unsigned"] for name, entry in metadata.activations.items()
+    ]
+    rows_table("Activations", ["site", "bits", "grid"], activations, {"bits"})
+
+
+def _plain(value: Any) -> str:
+    """A metadata field for a reader: ``size 16, mean [0.5]`` of a mapping."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "none" if value is None else str(value)
+
+
+def _by(sides: Sequence[int]) -> str:
+    return "x".join(map(str, sides))
 
 
 def _show_model(description: dict[str, Any]) -> None:
     from genie_cli.commands.display import rows_table, summary
 
-    summary(description["model"], {key: description[key] for key in ("input", "classes", "parameters", "protocol")})
-    rows_table(
-        "Weight layers",
-        ["layer", "kind", "weight", "stride", "W bits", "input site", "A bits", "batch norm"],
-        [
-            [
-                row[key]
-                for key in (
-                    "name",
-                    "kind",
-                    "shape",
-                    "stride",
-                    "weight_bits",
-                    "input_site",
-                    "activation_bits",
-                    "batch_norm",
-                )
-            ]
-            for row in description["layers"]
-        ],
-        {"W bits", "A bits"},
+    spec = description["input"]
+    summary(
+        description["model"],
+        {
+            "input": f"{_by((spec['num_channels'], spec['size'], spec['size']))}, "
+            f"mean {_plain(spec['mean'])}, std {_plain(spec['std'])}",
+            "classes": description["num_classes"],
+            "weights": f"{description['num_weights']:,} in {len(description['layers'])} layers",
+            "protocol": description["protocol"],
+        },
     )
-    rows_table(
-        "Reconstruction units",
-        ["unit", "layers"],
-        [[unit["name"], ", ".join(unit["layers"])] for unit in description["units"]],
-    )
+    columns = {
+        "layer": "name", "kind": "kind", "weight": "shape", "stride": "stride", "W bits": "weight_bits",
+        "input site": "input_site", "A bits": "activation_bits", "batch norm": "batch_norm",
+    }  # fmt: skip
+    layers = [[row[key] for key in columns.values()] for row in description["layers"]]
+    rows_table("Weight layers", list(columns), layers, {"W bits", "A bits"})
+    units = [[unit["name"], ", ".join(unit["layers"])] for unit in description["units"]]
+    rows_table("Reconstruction units", ["unit", "layers"], units)
+    unfolded = [f"{name}: {reason}" for name, reason in list(description["unfolded"].items())[:_SHOWN_UNFOLDED]]
     summary(
         "Structure",
         {
             "batch norms": len(description["batch_norms"]),
+            "batch norms that cannot be folded": "; ".join(unfolded) or "none",
             "strided convolutions (swing)": ", ".join(description["strided"]) or "none",
-            "batch norms that cannot be folded": "; ".join(
-                f"{k}: {v}" for k, v in list(description["unfolded"].items())[:5]
-            )
-            or "none",
             "activation sites": len(description["sites"]),
         },
     )

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
 
 import typer
 
+from genie_cli.commands import options as opt
 
-def models(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array instead of a table.")] = False,
-) -> None:
-    """List the networks known by name, with input and parameters; others are given as FILE.py:FACTORY."""
+
+def models(as_json: opt.AsJson = False) -> None:
+    """List the networks known by name; others are given as FILE.py:FACTORY."""
     from genie_cli.commands.display import rows_table
     from genie_cli.models.zoo import zoo_entries
 

@@ -1,115 +1,119 @@
-"""Options that commands share, and how flags, params file and presets become a configuration."""
+"""Every option of the commands, and how flags, params file and presets become a configuration.
+
+The parameters of a command are called as the keys of its configuration; `default` only tells the
+reader what the configuration holds (a test compares them).
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from genie_cli.errors import InputError, UsageError
+from genie_cli.errors import UsageError
 
 if TYPE_CHECKING:  # pydantic and torch are imported when a command runs, so that --help stays fast
     from genie_cli.config import Frozen, ModelConfig, Params
 
     ConfigT = TypeVar("ConfigT", bound=Frozen)
 
-_MODEL, _RUN, _RECIPE, _OUTPUT = "Model", "Run", "Recipe", "Output"
+_MODEL, _IMAGES, _DATA, _RECIPE, _RUN, _OUTPUT = "Model", "Images", "Data", "Recipe", "Run", "Output"
+
+
+def _option(panel: str, names: str, help: str, default: str | None = None, **more: Any) -> Any:
+    """An option whose value is None where it is not given, so that the params file can speak."""
+    shown = help if default is None else f"{help} \\[default: {default}]"
+    return typer.Option(*names.split(), help=shown, rich_help_panel=panel, show_default=False, **more)
+
+
+def _settings(example: str) -> Any:
+    help = f"Any other key of the command's params section, e.g. --set {example}; may be repeated."
+    return _option(_RECIPE, "--set", help, metavar="KEY=VALUE")
+
+
+_OWN = "the model's own"
 
 ModelName = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        help="Torchvision, embedded or CIFAR name (`genie models`), or FILE.py:FACTORY, code that is run.",
-        rich_help_panel=_MODEL,
-        show_default=False,
-    ),
+    str | None, _option(_MODEL, "--model", "A name of `genie models`, or FILE.py:FACTORY, code that is run.")
 ]
 Weights = Annotated[
     str | None,
-    typer.Option(
-        "--weights",
-        help="A torchvision weights name, or a local .safetensors or .pth file.",
-        rich_help_panel=_MODEL,
-        show_default=False,
-    ),
+    _option(_MODEL, "--weights", "A torchvision weights name, or a local .safetensors or .pth file.", _OWN),
 ]
-InputSize = Annotated[
-    int | None,
-    typer.Option(
-        "--input-size",
-        help="Side of the square input, pixels. \\[default: the model's own]",
-        rich_help_panel=_MODEL,
-        show_default=False,
-    ),
+InputSize = Annotated[int | None, _option(_MODEL, "--input-size", "Side of the square input in pixels.", _OWN)]
+NumChannels = Annotated[int | None, _option(_MODEL, "--num-channels", "Channels of the input.", _OWN)]
+Mean = Annotated[str | None, _option(_MODEL, "--mean", "Normalisation: mean of each channel, e.g. 0.5,0.5,0.5.", _OWN)]
+Std = Annotated[str | None, _option(_MODEL, "--std", "Normalisation: deviation of each channel.", _OWN)]
+Quantized = Annotated[
+    Path | None, _option(_MODEL, "--quantized", "Folder written by `genie quantize`.", "evaluate the teacher")
 ]
-NumChannels = Annotated[
-    int | None,
-    typer.Option(
-        "--num-channels",
-        help="Input channels. \\[default: the model's own]",
-        rich_help_panel=_MODEL,
-        show_default=False,
-    ),
-]
-Mean = Annotated[
+Folded = Annotated[bool | None, _option(_MODEL, "--folded", "Evaluate the teacher with its batch norms folded.")]
+
+Images = Annotated[Path | None, _option(_IMAGES, "--images", "Image set to calibrate on.", "images.safetensors")]
+FirstImages = Annotated[int | None, _option(_IMAGES, "--num-images", "Use the first so many images.", "all")]
+
+Data = Annotated[
     str | None,
-    typer.Option(
-        "--mean",
-        help="Normalisation mean a channel, e.g. 0.5,0.5,0.5. \\[default: the model's own]",
-        rich_help_panel=_MODEL,
-        show_default=False,
+    _option(_DATA, "--data", "digits, cifar10:FOLDER, imagefolder:PATH, or a .safetensors with images and labels."),
+]
+ResizeSize = Annotated[
+    str | None,
+    _option(
+        _DATA,
+        "--resize-size",
+        "Image files: shorter side before the centre crop in pixels, or none.",
+        "the model's own, else input size / 0.875",
     ),
 ]
-Std = Annotated[
-    str | None,
-    typer.Option(
-        "--std",
-        help="Normalisation std a channel. \\[default: the model's own]",
-        rich_help_panel=_MODEL,
-        show_default=False,
-    ),
+EvaluatedImages = Annotated[int | None, _option(_DATA, "--num-images", "Evaluate the first so many images.", "all")]
+EvaluateBatchSize = Annotated[
+    int | None, _option(_DATA, "--batch-size", "Images at once; the result does not depend on it.", "256")
+]
+NumWorkers = Annotated[
+    int | None, _option(_DATA, "--num-workers", "Processes that decode image files; 0 decodes in this one.", "0")
+]
+
+NumImages = Annotated[int | None, _option(_RECIPE, "--n --num-images", "Images to synthesize.", "1024")]
+BatchSteps = Annotated[int | None, _option(_RECIPE, "--num-steps", "Optimisation steps of each batch.", "4000")]
+SynthesizeBatchSize = Annotated[int | None, _option(_RECIPE, "--batch-size", "Images optimised together.", "128")]
+SynthesizePreset = Annotated[str | None, _option(_RECIPE, "--preset", "Named recipe: genie.", "genie")]
+SynthesizeSettings = Annotated[list[str] | None, _settings("latent_lr=0.05")]
+
+WeightBits = Annotated[int | None, _option(_RECIPE, "--weight-bits", "Bits of the weights, 2 to 8.", "4")]
+ActivationBits = Annotated[int | None, _option(_RECIPE, "--activation-bits", "Bits of the activations, 2 to 8.", "4")]
+Scheme = Annotated[
+    str | None, _option(_RECIPE, "--scheme", "Use this subsection of `quantize.schemes` in the params file.")
+]
+Protocol = Annotated[
+    str | None, _option(_RECIPE, "--protocol", "Which layers get 8 bits instead: genie, qdrop, ait.", "genie")
+]
+QuantizePreset = Annotated[str | None, _option(_RECIPE, "--preset", "Named recipe: genie-m, minmax.", "genie-m")]
+UnitSteps = Annotated[
+    int | None, _option(_RECIPE, "--num-steps", "Optimisation steps of each reconstruction unit.", "20000")
+]
+QuantizeBatchSize = Annotated[int | None, _option(_RECIPE, "--batch-size", "Images in each step.", "32")]
+QuantizeSettings = Annotated[list[str] | None, _settings("drop_prob=0.25")]
+
+Seed = Annotated[int | None, _option(_RUN, "--seed", "Seed of every random number.", "0")]
+Device = Annotated[str | None, _option(_RUN, "--device", "auto, cpu, cuda or cuda:INDEX.", "auto")]
+Precision = Annotated[
+    str | None, _option(_RUN, "--precision", "fp32, bf16, or auto: bf16 where the hardware has it.", "auto")
+]
+EvaluatePrecision = Annotated[
+    str | None, _option(_RUN, "--precision", "fp32, bf16, or auto: bf16 where the hardware has it.", "fp32")
 ]
 ParamsFile = Annotated[
     Path | None,
-    typer.Option(
-        "--params",
-        help="YAML file with sections named after the commands, and `model` and `common`; flags win.",
-        rich_help_panel=_RUN,
-        show_default=False,
-    ),
+    _option(_RUN, "--params", "YAML file with sections named model, common and as the commands; flags win."),
 ]
-Device = Annotated[
-    str | None,
-    typer.Option(
-        "--device", help="auto, cpu, cuda or cuda:INDEX. \\[default: auto]", rich_help_panel=_RUN, show_default=False
-    ),
-]
-Precision = Annotated[
-    str | None,
-    typer.Option(
-        "--precision",
-        help="auto, fp32 or bf16. \\[default: auto; evaluate: fp32]",
-        rich_help_panel=_RUN,
-        show_default=False,
-    ),
-]
-Seed = Annotated[
-    int | None,
-    typer.Option("--seed", help="Seed of all random numbers. \\[default: 0]", rich_help_panel=_RUN, show_default=False),
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Any other key of the command's params section, e.g. --set latent_lr=0.05; may be repeated.",
-        rich_help_panel=_RECIPE,
-        show_default=False,
-    ),
-]
+
+ImagesOut = Annotated[Path | None, _option(_OUTPUT, "--out", "Image set to write.", "images.safetensors")]
+Log = Annotated[Path | None, _option(_OUTPUT, "--log", "Loss curve to write, as CSV.")]
+QuantizedOut = Annotated[Path | None, _option(_OUTPUT, "--out", "Folder to write.", "quantized")]
+MetricsOut = Annotated[Path | None, _option(_OUTPUT, "--out", "Metrics file to write, as JSON.")]
+AsJson = Annotated[bool, _option(_OUTPUT, "--json", "Print JSON instead of tables.")]
 
 
 def read(path: Path | None) -> Params:
@@ -135,16 +139,23 @@ def given(flags: Mapping[str, Any], settings: list[str] | None = None) -> dict[s
 
 
 def _parse(text: str, setting: str) -> Any:
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
+    from genie_cli.config import parse_yaml
 
     try:
-        return YAML(typ="safe", pure=True).load(text)
-    except YAMLError:
-        raise UsageError(f"--set {setting!r}: the value is not valid YAML.") from None
+        return parse_yaml(text)
+    except ValueError as error:
+        raise UsageError(f"--set {setting!r}: the value is not valid YAML: {error}.") from None
 
 
-def model_config(params: Params, flags: Mapping[str, Any]) -> ModelConfig:
+def model_config(
+    params: Params,
+    name: str | None,
+    weights: str | None,
+    input_size: int | None,
+    num_channels: int | None,
+    mean: str | None,
+    std: str | None,
+) -> ModelConfig:
     """The `model` section under the flags.
 
     Raises:
@@ -152,23 +163,14 @@ def model_config(params: Params, flags: Mapping[str, Any]) -> ModelConfig:
     """
     from genie_cli.config import ModelConfig, build
 
+    flags = {
+        "name": name, "weights": weights, "input_size": input_size, "num_channels": num_channels,
+        "mean": mean, "std": std,
+    }  # fmt: skip
     values = {**params.section("model"), **given(flags)}
     if "name" not in values:
         raise UsageError("No network is named: give --model SPEC, or a `model` section in --params.")
-    for key in ("mean", "std"):
-        if isinstance(values.get(key), str):
-            values[key] = _numbers(key, values[key])
     return build(ModelConfig, values, where="model")
-
-
-def _numbers(key: str, text: str) -> tuple[float, ...]:
-    try:
-        numbers = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(f"--{key} {text!r} must be numbers with commas between, one a channel.") from None
-    if not all(math.isfinite(number) for number in numbers):
-        raise UsageError(f"--{key} {text!r} must be finite numbers.")
-    return numbers
 
 
 def stage_config(
@@ -192,20 +194,18 @@ def stage_config(
     return build(cls, *layers, where=where)
 
 
-def check_log(path: Path | None) -> None:
-    """Refuse a log file that cannot be written, before the work."""
-    if path is not None:
-        from genie_cli.artifacts.atomic import check_writable
-
-        check_writable(path)
-
-
-def existing(path: Path, option: str) -> Path:
-    """`path`, which must exist.
+def check_files(out: Path, log: Path | None, weights: str | None) -> None:
+    """Refuse, before the work, files that cannot be written or that would replace one another.
 
     Raises:
-        InputError: it does not.
+        InputError: the output or the log cannot be written.
+        UsageError: the output is the log, or the file of weights.
     """
-    if not path.exists():
-        raise InputError(f"{path} does not exist: check {option}.")
-    return path
+    from genie_cli.artifacts.atomic import check_writable
+
+    check_writable(out)
+    if log is not None:
+        check_writable(log)
+    for option, other in (("--log", log), ("--weights", weights)):
+        if other is not None and Path(other).resolve() == out.resolve():
+            raise UsageError(f"--out and {option} are the same file {out}: choose another --out.")

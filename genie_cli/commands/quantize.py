@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING
 
 from genie_cli.commands import options as opt
 
-_RECIPE, _OUTPUT, _IMAGES = "Recipe", "Output", "Images"
+if TYPE_CHECKING:
+    from genie_cli.config import ModelConfig, QuantizeConfig
 
 
 def quantize(
@@ -20,112 +18,28 @@ def quantize(
     num_channels: opt.NumChannels = None,
     mean: opt.Mean = None,
     std: opt.Std = None,
-    images: Annotated[
-        Path | None,
-        typer.Option(
-            "--images",
-            help="Image set to calibrate on. \\[default: images.safetensors]",
-            rich_help_panel=_IMAGES,
-            show_default=False,
-        ),
-    ] = None,
-    num_images: Annotated[
-        int | None,
-        typer.Option(
-            "--num-images",
-            help="Use the first so many images. \\[default: all]",
-            rich_help_panel=_IMAGES,
-            show_default=False,
-        ),
-    ] = None,
-    weight_bits: Annotated[
-        int | None,
-        typer.Option(
-            "--weight-bits",
-            help="Bits of the weights, 2 to 8. \\[default: 4]",
-            rich_help_panel=_RECIPE,
-            show_default=False,
-        ),
-    ] = None,
-    activation_bits: Annotated[
-        int | None,
-        typer.Option(
-            "--activation-bits",
-            help="Bits of the activations, 2 to 8. \\[default: 4]",
-            rich_help_panel=_RECIPE,
-            show_default=False,
-        ),
-    ] = None,
-    scheme: Annotated[
-        str | None,
-        typer.Option(
-            "--scheme",
-            help="Subsection of `quantize.schemes` in the params file.",
-            rich_help_panel=_RECIPE,
-            show_default=False,
-        ),
-    ] = None,
-    protocol: Annotated[
-        str | None,
-        typer.Option(
-            "--protocol",
-            help="Who gets which bits: genie, qdrop, ait. \\[default: genie]",
-            rich_help_panel=_RECIPE,
-            show_default=False,
-        ),
-    ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            "--preset",
-            help="Named recipe: genie-m, minmax. \\[default: genie-m]",
-            rich_help_panel=_RECIPE,
-            show_default=False,
-        ),
-    ] = None,
-    num_steps: Annotated[
-        int | None,
-        typer.Option(
-            "--num-steps",
-            help="Reconstruction steps a unit. \\[default: 20000]",
-            rich_help_panel=_RECIPE,
-            show_default=False,
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            "--batch-size", help="Images a step. \\[default: 32]", rich_help_panel=_RECIPE, show_default=False
-        ),
-    ] = None,
-    settings: opt.Settings = None,
+    images: opt.Images = None,
+    num_images: opt.FirstImages = None,
+    weight_bits: opt.WeightBits = None,
+    activation_bits: opt.ActivationBits = None,
+    protocol: opt.Protocol = None,
+    preset: opt.QuantizePreset = None,
+    num_steps: opt.UnitSteps = None,
+    batch_size: opt.QuantizeBatchSize = None,
+    settings: opt.QuantizeSettings = None,
+    scheme: opt.Scheme = None,
     seed: opt.Seed = None,
     device: opt.Device = None,
     precision: opt.Precision = None,
     params: opt.ParamsFile = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", help="Folder to write. \\[default: quantized]", rich_help_panel=_OUTPUT, show_default=False
-        ),
-    ] = None,
+    out: opt.QuantizedOut = None,
 ) -> None:
     """Quantize a network's weights and activations on synthesized images (GENIE-M)."""
     from genie_cli.config import QuantizeConfig
     from genie_cli.quantization.presets import preset_options
 
     file = opt.read(params)
-    model_config = opt.model_config(
-        file,
-        {
-            "name": model,
-            "weights": weights,
-            "input_size": input_size,
-            "num_channels": num_channels,
-            "mean": mean,
-            "std": std,
-        },
-    )
+    model_config = opt.model_config(file, model, weights, input_size, num_channels, mean, std)
     flags = opt.given(
         {
             "images": images, "num_images": num_images, "weight_bits": weight_bits, "activation_bits": activation_bits,
@@ -139,11 +53,11 @@ def quantize(
     _run(model_config, config)
 
 
-def _run(model_config: Any, config: Any) -> None:
+def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
     from genie_cli.artifacts.atomic import check_writable
     from genie_cli.artifacts.images import load_images
     from genie_cli.artifacts.quantized import save_quantized
-    from genie_cli.commands.display import note, progress, summary
+    from genie_cli.commands.display import duration, file_size, note, progress, summary
     from genie_cli.models.zoo import load_teacher
     from genie_cli.quantization.calibration_images import calibration_images
     from genie_cli.quantization.export import to_artifact
@@ -178,7 +92,7 @@ def _run(model_config: Any, config: Any) -> None:
             "units": len(network.units),
             "error": f"{network.units[-1].relative_error:.4f} of the output's energy",
             "device": f"{device}, {str(dtype).removeprefix('torch.')}",
-            "time": f"{time.monotonic() - started:.1f} s",
-            "written": f"{config.out} ({size / 1e6:.2f} MB)",
+            "time": duration(time.monotonic() - started),
+            "written": f"{config.out} ({file_size(size)})",
         },
     )

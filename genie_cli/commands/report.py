@@ -10,7 +10,7 @@ import typer
 
 def report(
     metrics: Annotated[
-        list[Path], typer.Argument(metavar="METRICS...", help="JSON files written by `genie evaluate --out`.")
+        list[Path], typer.Argument(metavar="METRICS", help="JSON files written by `genie evaluate --out`.")
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder to write table.md, table.json and table.csv into.")] = Path(
         "report"
@@ -32,11 +32,8 @@ def report(
     for name, text in (("table.md", as_markdown(rows)), ("table.json", as_json(rows)), ("table.csv", as_csv(rows))):
         atomic_write_text(out / name, text)
     figures = ("top1", "teacher_top1", "drop", "agreement")
-    columns = ["scheme", "preset", "weight_bits", "activation_bits", *figures]
-    rows_table(
-        "Comparison",
-        columns,
-        [[f"{row[c]:.2f}" if c in figures and row[c] is not None else row[c] for c in columns] for row in rows],
-        set(columns) - {"scheme", "preset"},
-    )
+    texts = ("scheme", "model", "preset") if len({row["model"] for row in rows}) > 1 else ("scheme", "preset")
+    columns = [*texts, "weight_bits", "activation_bits", *figures]
+    cells = [[f"{row[c]:.2f}" if c in figures and row[c] is not None else row[c] for c in columns] for row in rows]
+    rows_table("Comparison", columns, cells, set(columns) - set(texts))
     typer.echo(f"Written to {out}: table.md, table.json, table.csv", err=True)

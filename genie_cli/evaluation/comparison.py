@@ -9,57 +9,81 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from genie_cli.errors import InputError
+from genie_cli.errors import InputError, UsageError
 
 COLUMNS = (
-    "scheme", "preset", "protocol", "weight_bits", "activation_bits",
+    "scheme", "model", "preset", "protocol", "weight_bits", "activation_bits",
     "top1", "teacher_top1", "drop", "agreement", "top5", "num_images",
 )  # fmt: skip
+_LARGEST = 1e12
+"""No figure of an evaluation is larger."""
+_MARKUP = "\\`*[]|~"
+_TEXTS = {"scheme", "preset", "protocol", "model"}
 _PERCENT = {"top1", "teacher_top1", "drop", "agreement", "top5"}
 
 
 def read_rows(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """One row a metrics file of ``genie evaluate``; a folder stands for the JSON files in it.
+    """One row a metrics file of ``genie evaluate``; a row is called after the file's folder.
 
-    A row is called after the file, or after its folder where files have one name.
+    Where files share a folder they are called after themselves, else after both.
 
     Raises:
-        InputError: a file that is missing or no metrics, or a folder without one.
+        InputError: a file that is missing or no metrics.
+        UsageError: a file is given twice.
     """
-    paths = [file for path in paths for file in _files(path)]
-    stems = [path.stem for path in paths]
-    distinct = len(set(stems)) == len(stems)
-    folders = [path.resolve().parent.name for path in paths]
-    rows = []
-    for path, folder in zip(paths, folders, strict=True):
-        try:
-            figures = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"Metrics file {path} cannot be read: {error}") from None
-        if not isinstance(figures, dict) or not isinstance(figures.get("top1"), int | float):
-            raise InputError(f"{path} holds no metrics of `genie evaluate`: 'top1' is missing.")
-        row = {key: figures.get(key) for key in COLUMNS}
-        rows.append({**row, "scheme": path.stem if distinct else folder, "model": figures.get("model")})
-    return rows
+    return [{**_read_figures(path), "scheme": name} for path, name in zip(paths, _names(paths), strict=True)]
 
 
-def _files(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    files = sorted(path.glob("*.json"))
-    if not files:
-        raise InputError(f"Folder {path} holds no metrics file (*.json) of `genie evaluate --out`.")
-    return files
+def _names(paths: Sequence[Path]) -> list[str]:
+    # A file may be a link into a cache, where its name says nothing.
+    whole = [path.parent.resolve() / path.name for path in paths]
+    for path in whole:
+        if whole.count(path) > 1:
+            raise UsageError(f"Metrics file {path} is given twice.")
+    for names in (
+        [path.parent.name for path in whole],
+        [path.stem for path in whole],
+        [f"{path.parent.name}/{path.stem}" for path in whole],
+        [f"{path.parent.parent.name}/{path.parent.name}" for path in whole],
+    ):
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
+
+
+def _read_figures(path: Path) -> dict[str, Any]:
+    try:
+        figures = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"Metrics file {path} cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError):
+        raise InputError(f"Metrics file {path} is not JSON: give files written by 'genie evaluate --out'.") from None
+    if not isinstance(figures, dict) or figures.get("top1") is None:
+        raise InputError(f"{path} holds no metrics of 'genie evaluate': 'top1' is missing.")
+    row = {key: figures.get(key) for key in COLUMNS}
+    for key, value in row.items():
+        if value is not None and not (isinstance(value, str) if key in _TEXTS else _is_figure(value)):
+            raise InputError(f"{path} holds no metrics of 'genie evaluate': its '{key}' cannot be one.")
+    return row
+
+
+def _is_figure(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """The table in markdown, percentages with two decimals."""
-    shown = [column for column in COLUMNS if any(row[column] is not None for row in rows)]
-    align = [":--" if column in ("scheme", "preset", "protocol") else "--:" for column in shown]
+    """The table in markdown, percentages with two decimals; a model that all rows share stands above it."""
+    models = {row["model"] for row in rows}
+    model = models.pop() if len(models) == 1 else None
+    shown = [
+        column
+        for column in COLUMNS
+        if any(row[column] is not None for row in rows) and not (column == "model" and model is not None)
+    ]
+    align = [":--" if column in _TEXTS else "--:" for column in shown]
     lines = [_line(shown), _line(align)]
     lines += [_line([_cell(row[column], column) for column in shown]) for row in rows]
-    models = sorted({str(row["model"]) for row in rows if row["model"]})
-    title = f"Model: {', '.join(map(_escape, models))}\n\n" if models else ""
+    title = f"Model: {_escape(model)}\n\n" if model is not None else ""
     return title + "\n".join(lines) + "\n"
 
 
@@ -88,4 +112,6 @@ def _cell(value: Any, column: str) -> str:
 
 
 def _escape(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+    """One line of text that markdown shows as it is."""
+    text = "".join(f"\\{char}" if char in _MARKUP else char for char in " ".join(text.split()))
+    return text.replace("&", "&amp;").replace("<", "&lt;")

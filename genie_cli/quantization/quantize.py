@@ -11,6 +11,7 @@ from genie_cli.config import QuantizeConfig
 from genie_cli.models.graph.cuts import data_nodes
 from genie_cli.models.graph.folding import FoldedGraph, fold_batch_norms
 from genie_cli.models.graph.layers import weight_layers
+from genie_cli.models.graph.placement import move
 from genie_cli.models.graph.subgraph import extract
 from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.models.teacher import Teacher
@@ -99,6 +100,7 @@ def quantize_network(
     folded = fold_batch_norms(teacher.graph)
     plan = assign_bits(folded.graph, find_protocol(config.protocol), config.weight_bits, config.activation_bits)
     units = reconstruction_units(folded.graph)
+    move(folded.graph, device)
     steps = config.num_steps if config.reconstruct else 1
     report(StageStarted(STAGE, steps * len(units)))
     full = quantized = images
@@ -123,7 +125,7 @@ def quantize_network(
             unit_weights = {name: weight.harden() for name, weight in task.weights.items()}
             unit_activations = {name: activation.harden() for name, activation in task.activations.items()}
         else:
-            unit_weights = _round_to_nearest(piece, folded, config)
+            unit_weights = _round_to_nearest(piece, config)
             unit_activations = initial
         student = insert_quantizers(piece.teacher, piece.plan, unit_weights, unit_activations).to(device)
         quantized = _forward(student, quantized, device)
@@ -132,6 +134,7 @@ def quantize_network(
         full = targets
         weights.update((name, weight.cpu()) for name, weight in unit_weights.items())
         activations.update((name, activation.cpu()) for name, activation in unit_activations.items())
+    move(folded.graph, torch.device("cpu"))
     report(StageFinished(STAGE))
     return QuantizedNetwork(folded, plan, weights, activations, tuple(reports))
 
@@ -158,7 +161,7 @@ def _initial_grids(piece: _Piece, config: QuantizeConfig) -> dict[str, tuple[Ten
     return grids
 
 
-def _round_to_nearest(piece: _Piece, folded: FoldedGraph, config: QuantizeConfig) -> dict[str, IntegerWeight]:
+def _round_to_nearest(piece: _Piece, config: QuantizeConfig) -> dict[str, IntegerWeight]:
     return {
         name: IntegerWeight(quantize_weight(weight, scale, zero_point, bits), scale, zero_point, bits)
         for name, (weight, scale, zero_point, bits) in _initial_grids(piece, config).items()

@@ -22,11 +22,13 @@ def make_generator(device: torch.device, seed: int, *path: int | str) -> torch.G
 def random_mask(like: Tensor, prob: float, generator: torch.Generator) -> Tensor:
     """A float32 tensor of 0 and 1 in the shape and memory layout of `like`, 1 by chance `prob`.
 
-    The chance is rounded to 1/256: one random byte an element costs an eighth of a random float.
+    The chance is rounded to 1/256: one random byte an element costs an eighth of a random float. A
+    view with gaps or repeats, such as half of a tensor's channels, gets the dense layout nearest to it.
     """
     numel = like.numel()
     words = torch.empty((numel + 7) // 8, dtype=torch.int64, device=like.device)
     words.random_(-(2**63), None, generator=generator)
-    mask = torch.empty(numel, device=like.device)
-    torch.lt(words.view(torch.uint8)[:numel].float(), round(prob * 256), out=mask)
-    return mask.as_strided(like.shape, like.stride())
+    mask = torch.empty_like(like, dtype=torch.float32, requires_grad=False)
+    flat = mask.as_strided((numel,), (1,))
+    torch.lt(words.view(torch.uint8)[:numel].float(), round(prob * 256), out=flat)
+    return mask

@@ -22,10 +22,14 @@ class PlateauSchedule:
 
     @torch.no_grad()
     def step(self, loss: Tensor) -> None:
-        """Take one loss (scalar, float32) into account; `lr` is changed in place."""
-        better = (loss < self._best * (1 - 1e-4)).float()
-        self._best.copy_(torch.minimum(self._best, loss) * better + self._best.nan_to_num(posinf=0) * (1 - better))
-        self._bad.add_(1).mul_(1 - better)
-        lower = (self._bad > self._patience).float()
-        self.lr.mul_(1 - lower * (1 - self._factor)).clamp_(min=self._min_lr)
-        self._bad.mul_(1 - lower)
+        """Take one loss (scalar, float32) into account; `lr` is changed in place.
+
+        A loss that is not finite is no new best; a rate below `min_lr` stays where it is.
+        """
+        better = loss < self._best * (1 - 1e-4)
+        self._best.copy_(torch.where(better, loss, self._best))
+        bad = torch.where(better, 0.0, self._bad + 1)
+        lower = bad > self._patience
+        lowered = torch.minimum((self.lr * self._factor).clamp(min=self._min_lr), self.lr)
+        self.lr.copy_(torch.where(lower, lowered, self.lr))
+        self._bad.copy_(torch.where(lower, 0.0, bad))

@@ -123,8 +123,8 @@ def statistics_graph(teacher: fx.GraphModule, dtype: torch.dtype) -> fx.GraphMod
         set_tensor(graph_module, key, value.to(dtype) if value.is_floating_point() else value)
     losses = []
     own_sites = batch_norm_sites(graph_module)
-    for site, original in zip(own_sites, sites, strict=True):
-        target = f"statistics_sites.{site.name.replace('_', '__').replace('.', '_')}"
+    for index, (site, original) in enumerate(zip(own_sites, sites, strict=True)):
+        target = f"statistics_sites.{index}"
         readers = [user for user in site.node.users if user.op != "output"]
         graph_module.add_submodule(target, StatisticsSite(original, needs_y=bool(readers)))
         with graph.inserting_before(site.node):

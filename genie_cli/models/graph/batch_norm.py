@@ -16,7 +16,8 @@ class BatchNormSite:
     """A batch norm in evaluation mode.
 
     Attributes:
-        name: path of the layer, the running mean's key without its last part.
+        name: path of the layer, the running mean's key without its last part; the whole key of a
+            functional batch norm, whose running mean is called something else.
         node: the node that computes it; its first argument is the normalised tensor.
         mean: running mean ``[C]``.
         var: running variance ``[C]``.
@@ -60,13 +61,15 @@ def batch_norm_sites(graph_module: fx.GraphModule) -> list[BatchNormSite]:
         _, weight, bias, mean, var = node.args[:5]
         if not isinstance(mean, fx.Node) or not isinstance(var, fx.Node):
             continue
-        running_mean = get_tensor(graph_module, str(mean.target))
+        key = str(mean.target)
+        owner, _, leaf = key.rpartition(".")
+        running_mean = get_tensor(graph_module, key)
         ones = torch.ones_like(running_mean)
         eps = node.args[7]
         assert isinstance(eps, float)
         sites.append(
             BatchNormSite(
-                name=str(mean.target).rpartition(".")[0],
+                name=owner if owner and leaf == "running_mean" else key,
                 node=node,
                 mean=running_mean,
                 var=get_tensor(graph_module, str(var.target)),
