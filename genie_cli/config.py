@@ -159,7 +159,7 @@ class EvaluateConfig(_Stage):
     """A folder written by `genie quantize`; without it the teacher is evaluated."""
     folded: bool = False
     """Evaluate the teacher with its batch norms folded."""
-    batch_size: int = Field(256, ge=1)
+    batch_size: int = Field(128, ge=1)
     num_images: int | None = Field(None, ge=1)
     """Evaluate the first so many images only; default all."""
     resize_size: Annotated[int, Field(ge=1)] | Literal["none"] | None = None
@@ -306,5 +306,7 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(f"{place}{' '.join(str(error.problem).split())}") from None
     except YAMLError as error:
         raise ValueError(str(error).splitlines()[0]) from None
+    except LookupError as error:  # ruamel of a value that its tag does not allow, such as `!!bool maybe`
+        raise ValueError(f"a value does not fit its tag: {error}") from None
     except RecursionError:
         raise ValueError("it is nested too deeply") from None

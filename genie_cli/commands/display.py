@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from genie_cli.runtime.progress import Advanced, Event, Note, Reporter, StageFinished, StageStarted
@@ -24,11 +24,11 @@ _PIPED_WIDTH = 100_000
 
 
 class _RateColumn(ProgressColumn):
-    """Work a second."""
+    """Work a second, in the unit of the count beside it."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.1f} {task.fields['unit']}/s", style="dim")
+        return Text("" if speed is None else f"{speed:.1f}/s", style="dim")
 
 
 @contextmanager
@@ -38,20 +38,20 @@ def progress() -> Iterator[Reporter]:
     if not console.is_interactive:
         yield _plain_lines(console)
         return
-    columns = (
+    columns = (  # on a narrow terminal the bar gives way, the figures stay
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
         TextColumn("{task.fields[detail]}"),
-        _RateColumn(),
-        TimeRemainingColumn(),
+        _RateColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
     )
     with Progress(*columns, console=console, transient=True) as bar:
         tasks: dict[str, Any] = {}
 
         def report(event: Event) -> None:
             if isinstance(event, StageStarted):
-                tasks[event.stage] = bar.add_task(event.stage, total=event.total, detail="", unit=event.unit)
+                tasks[event.stage] = bar.add_task(event.stage, total=event.total, detail="")
             elif isinstance(event, Advanced):
                 detail = escape(" ".join(filter(None, (event.detail, _figures(event.values)))))
                 bar.update(tasks[event.stage], completed=event.done, detail=detail)
@@ -104,7 +104,7 @@ def _figures(values: Mapping[str, float]) -> str:
 
 def duration(seconds: float) -> str:
     """Two figures and their units, e.g. ``2 min 05 s``."""
-    if seconds < 10:
+    if seconds < 9.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -118,36 +118,38 @@ def file_size(num_bytes: int) -> str:
         if size < 999.5:
             break
         size, unit = size / 1000, larger
-    return f"{num_bytes} B" if unit == "B" else f"{size:#.3g} {unit}".replace(". ", " ")
+    digits = 0 if size >= 99.95 else 1 if size >= 9.995 else 2
+    return f"{num_bytes} B" if unit == "B" else f"{size:.{digits}f} {unit}"
 
 
 def summary(title: str, rows: Mapping[str, Any]) -> None:
     """A closing two-column table on stdout."""
-    table = Table(title=Text(title), title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     for key, value in rows.items():
         table.add_row(Text(key), Text(str(value)))
-    _print(table)
+    _print(title, table)
 
 
 def rows_table(title: str, columns: list[str], rows: list[list[Any]], right: set[str] | None = None) -> None:
     """A table on stdout."""
-    table = Table(title=Text(title), title_justify="left")
+    table = Table()
     for column in columns:
         table.add_column(column, justify="right" if column in (right or set()) else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
-    _print(table)
+    _print(title, table)
 
 
-def _print(table: Table) -> None:
+def _print(title: str, table: Table) -> None:
     """Framed and as wide as the terminal; piped, one plain line a row, so that grep and awk can read it."""
     console = Console()
     if console.is_terminal:
+        console.print(Text(title, style="bold"))
         console.print(table)
         return
     table.box, table.pad_edge = None, False
     lines = io.StringIO()
     Console(file=lines, width=_PIPED_WIDTH, color_system=None).print(table)
-    typer.echo("\n".join(line.rstrip() for line in lines.getvalue().splitlines()))
+    typer.echo("\n".join([title, *(line.rstrip() for line in lines.getvalue().splitlines())]))

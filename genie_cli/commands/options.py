@@ -69,7 +69,7 @@ ResizeSize = Annotated[
 ]
 EvaluatedImages = Annotated[int | None, _option(_DATA, "--num-images", "Evaluate the first so many images.", "all")]
 EvaluateBatchSize = Annotated[
-    int | None, _option(_DATA, "--batch-size", "Images at once; the result does not depend on it.", "256")
+    int | None, _option(_DATA, "--batch-size", "Images at once; the result does not depend on it.", "128")
 ]
 NumWorkers = Annotated[
     int | None, _option(_DATA, "--num-workers", "Processes that decode image files; 0 decodes in this one.", "0")

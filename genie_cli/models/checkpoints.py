@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -35,27 +34,24 @@ def read_state(path: Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise InputError(
-            f"Weights file {path} holds more than plain tensors, and loading it would run its code: "
+            f"Weights file {path} is damaged or holds more than plain tensors, whose loading would run code: "
             "save model.state_dict() as .safetensors or .pth and use that."
         ) from None
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"Weights file {path} cannot be read: {reason}") from None
+    except Exception as error:  # a damaged file makes the unpickler raise anything
+        reason = next(iter(str(error).splitlines()), "")
+        raise InputError(f"Weights file {path} cannot be read: {type(error).__name__}: {reason}") from None
     return _unwrap(content, path)
 
 
 def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
-    while isinstance(content, Mapping):
-        inner = next((content[k] for k in _WRAPPERS if isinstance(content.get(k), Mapping)), None)
-        if inner is None:
-            break
-        content = inner
+    for _ in _WRAPPERS:  # each at most once: a crafted file may hold itself
+        if isinstance(content, Mapping):
+            content = next((content[k] for k in _WRAPPERS if isinstance(content.get(k), Mapping)), content)
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise InputError(f"Weights file {path} does not hold a state dict (parameter name -> tensor).")
     state = {str(key): value for key, value in content.items()}
-    for prefix in _PREFIXES:
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), None):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
 
 

@@ -16,7 +16,7 @@ from genie_cli.student.protocol import ActivationSite
 CALIBRATION_IMAGES = 256
 """Images, evenly spaced over the set, whose values are looked at (the authors' code: the first 32)."""
 _SAMPLES = 1 << 18
-"""Values a site that the search compares; the extremes of all values are always among them."""
+"""Values a site that the search compares; range and sign come from all values."""
 _BATCH = 32
 
 
@@ -46,18 +46,24 @@ def calibrate_sites(
     by_name = {node.name: node for node in (source, *nodes)}
     probe = extract(folded, nodes, source, [by_name[site.node] for site in sites])
     chosen = torch.linspace(0, len(inputs) - 1, min(len(inputs), CALIBRATION_IMAGES)).round().long()
-    values: list[list[Tensor]] = [[] for _ in sites]
+    samples: list[list[Tensor]] = [[] for _ in sites]
+    extremes: list[list[Tensor]] = [[] for _ in sites]
     for indices in chosen.split(_BATCH):
         outputs = probe(inputs[indices.to(inputs.device)].to(device))
-        for kept, tensor in zip(values, outputs if isinstance(outputs, tuple) else (outputs,), strict=True):
+        tensors = outputs if isinstance(outputs, tuple) else (outputs,)
+        for kept, ends, tensor in zip(samples, extremes, tensors, strict=True):
             flat = tensor.float().flatten()
             # an odd stride keeps the sample from landing on the same columns of every row
             stride = max(1, flat.numel() * len(chosen) // (len(indices) * _SAMPLES)) | 1
-            kept += [flat[::stride], flat.amin().view(1), flat.amax().view(1)]
+            kept.append(flat[::stride])
+            ends.append(torch.stack(torch.aminmax(flat)))
     quantizers = {}
-    for site, kept in zip(sites, values, strict=True):
-        sample = torch.cat(kept)
-        signed = bool(sample.amin() < 0)
-        search = search_step_size if config.activation_range == "search" else minmax_step_size
-        quantizers[site.name] = ActivationQuantizer(search(sample, site.bits, signed), site.bits, signed)
+    for site, kept, ends in zip(sites, samples, extremes, strict=True):
+        span = torch.cat(ends)
+        signed = bool(span.amin() < 0)
+        if config.activation_range == "search":
+            step_size = search_step_size(torch.cat(kept), site.bits, signed, span)
+        else:
+            step_size = minmax_step_size(span, site.bits, signed)
+        quantizers[site.name] = ActivationQuantizer(step_size, site.bits, signed)
     return quantizers

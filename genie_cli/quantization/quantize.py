@@ -103,7 +103,7 @@ def quantize_network(
     move(folded.graph, device)
     steps = config.num_steps if config.reconstruct else 1
     report(StageStarted(STAGE, steps * len(units)))
-    full = quantized = images
+    full = quantized = images.contiguous(memory_format=torch.channels_last)
     weights: dict[str, IntegerWeight] = {}
     activations: dict[str, ActivationQuantizer] = {}
     reports = []
@@ -198,7 +198,16 @@ def _make_task(
 @torch.no_grad()
 def _forward(graph: fx.GraphModule, inputs: Tensor, device: torch.device) -> Tensor:
     """The graph's output for all inputs, kept where the inputs are."""
-    return torch.cat([graph(batch.to(device)).to(inputs.device) for batch in inputs.split(_FORWARD_BATCH)])
+    outputs: Tensor | None = None
+    for first in range(0, len(inputs), _FORWARD_BATCH):
+        batch = graph(inputs[first : first + _FORWARD_BATCH].to(device)).to(inputs.device)
+        if outputs is None:  # filled in place: a list to join at the end would need the memory twice
+            shape = (len(inputs), *batch.shape[1:])
+            layout = torch.channels_last if batch.dim() == 4 else torch.contiguous_format
+            outputs = torch.empty(shape, dtype=batch.dtype, device=inputs.device, memory_format=layout)
+        outputs[first : first + _FORWARD_BATCH] = batch
+    assert outputs is not None
+    return outputs
 
 
 def _relative_error(values: Tensor, targets: Tensor) -> float:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from genie_cli.errors import InputError
 from genie_cli.models.graph.cuts import cut_points, data_nodes
 from genie_cli.models.graph.layers import weight_layers
 
@@ -50,11 +51,17 @@ class _Span:
 
 
 def reconstruction_units(folded: fx.GraphModule) -> list[Unit]:
-    """Units in data-flow order that cover every node once."""
+    """Units in data-flow order that cover every node once.
+
+    Raises:
+        InputError: there is nothing to quantize.
+    """
     nodes = data_nodes(folded)
     cuts = set(cut_points(folded))
     index = {node: i for i, node in enumerate(nodes)}
     layer_at = {index[layer.node]: layer.name for layer in weight_layers(folded)}
+    if not layer_at:
+        raise InputError("The network has no convolution or linear layer to quantize.")
     blocks = _blocks(nodes, cuts, sorted(layer_at))
     bounds: list[tuple[int, str | None]] = []  # (last node index, block name)
     position = 0

@@ -60,4 +60,4 @@ def insert_quantizers(
 
 def _safe(name: str) -> str:
     """A module name without dots, one to one."""
-    return name.replace("_", "__").replace(".", "_")
+    return name.replace("_", "__").replace(".", "_d")

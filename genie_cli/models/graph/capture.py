@@ -13,11 +13,12 @@ The normal form of a captured ``GraphModule``:
 
 from __future__ import annotations
 
+import io
 import logging
 import operator
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from torch import Tensor, fx, nn
 
 from genie_cli.config import InputSpec
 from genie_cli.errors import InputError
-from genie_cli.models.graph.tensors import get_tensor, set_tensor
+from genie_cli.models.graph.tensors import delete_tensor, get_tensor, named_tensors, set_tensor
 
 aten = torch.ops.aten
 WEIGHT_LAYERS = (
@@ -37,6 +38,8 @@ WEIGHT_LAYERS = (
 )
 """Operations whose second argument is a weight ``[O, ...]`` and whose third is a bias ``[O]``."""
 _TRACE_BATCH = 2
+_NO_MODULE = "_empty_nn_module_stack"
+"""How the exporter's path of a node outside all modules begins."""
 
 
 def capture(model: nn.Module, spec: InputSpec) -> fx.GraphModule:
@@ -60,12 +63,12 @@ def capture(model: nn.Module, spec: InputSpec) -> fx.GraphModule:
         ) from error
     graph_module = _copy_plain(traced)
     graph = graph_module.graph
-    _evaluate_parameter_expressions(graph_module)
+    computed = _evaluate_parameter_expressions(graph_module)
     for node in list(graph.nodes):
         _normalize(graph, node)
-    _own_parameters(graph_module)
-    graph.eliminate_dead_code()
-    graph_module.delete_all_unused_submodules()
+    _drop_unread(graph_module)
+    _own_parameters(graph_module, computed)
+    _drop_unread(graph_module)
     graph.lint()
     graph_module.recompile()
     for parameter in graph_module.parameters():
@@ -73,12 +76,21 @@ def capture(model: nn.Module, spec: InputSpec) -> fx.GraphModule:
     return graph_module
 
 
+def _drop_unread(graph_module: fx.GraphModule) -> None:
+    """Remove nodes without readers, and tensors that no node reads."""
+    graph_module.graph.eliminate_dead_code()
+    read = {node.target for node in graph_module.graph.nodes if node.op == "get_attr"}
+    for key in named_tensors(graph_module):
+        if key not in read:
+            delete_tensor(graph_module, key)
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's own log lines and deprecation warnings off the user's terminal."""
+    """Keep the exporter's own log lines, prints and deprecation warnings off the user's terminal."""
     loggers = [logging.getLogger(name) for name in ("torch.export", "torch._export", "torch.fx")]
     levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         for logger in loggers:
             logger.setLevel(logging.ERROR)
@@ -111,9 +123,11 @@ def _copy_plain(traced: fx.GraphModule) -> fx.GraphModule:
             set_tensor(root, node.target, get_tensor(traced, node.target))
         if node.op == "call_module" or (node.op == "call_function" and "assert" in str(node.target)):
             continue  # guards on sizes: capture allows any batch
+        if node.target is aten.copy_.default and not node.users:
+            continue  # the end of an in-place change of the images or of a buffer: no part of the output
         copies[node] = graph.node_copy(node, copies.__getitem__)
         stack = node.meta.get("nn_module_stack") or {}
-        copies[node].meta["modules"] = tuple(path for path, _ in stack.values() if path and not path.startswith("_"))
+        copies[node].meta["modules"] = tuple(p for p, _ in stack.values() if p and not p.startswith(_NO_MODULE))
     return fx.GraphModule(root, graph)
 
 
@@ -123,26 +137,34 @@ def _flat(value: Any) -> list[fx.Node]:
     return nodes
 
 
-def _evaluate_parameter_expressions(graph_module: fx.GraphModule) -> None:
-    """Evaluate what depends on parameters alone (weight norm, standardised weights) once."""
+def _evaluate_parameter_expressions(graph_module: fx.GraphModule) -> set[str]:
+    """Evaluate what depends on parameters alone (weight norm, standardised weights) or on nothing once.
+
+    Returns:
+        The keys of the values.
+    """
     known: dict[fx.Node, Any] = {}
+    keys: set[str] = set()
     with torch.no_grad():
         for node in list(graph_module.graph.nodes):
             if node.op == "get_attr":
                 known[node] = get_tensor(graph_module, node.target)
-            inputs = node.all_input_nodes
-            if node.op != "call_function" or not inputs or any(arg not in known for arg in inputs):
+            if node.op != "call_function" or any(arg not in known for arg in node.all_input_nodes):
+                continue
+            if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
                 continue
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
             known[node] = node.target(*args, **kwargs)
             if isinstance(known[node], Tensor):
                 key = f"{'.'.join((*node.meta['modules'][-1:], node.name))}"
                 set_tensor(graph_module, key, known[node])
+                keys.add(key)
                 with graph_module.graph.inserting_before(node):
                     constant = graph_module.graph.get_attr(key)
                 constant.meta = dict(node.meta)
                 node.replace_all_uses_with(constant)
                 known[constant] = known[node]
+    return keys
 
 
 def _normalize(graph: fx.Graph, node: fx.Node) -> None:
@@ -171,14 +193,27 @@ def _normalize(graph: fx.Graph, node: fx.Node) -> None:
 def _free_batch_size(node: fx.Node) -> None:
     """Write a traced batch size in a shape as -1, so that no size is alive across the graph."""
     source, shape = node.args[:2]
-    assert isinstance(shape, list | tuple)
-    symbolic = [i for i, size in enumerate(shape) if isinstance(size, fx.Node)]
-    if symbolic == [0] and -1 not in shape:
-        node.args = (source, [-1, *shape[1:]], *node.args[2:])
+    assert isinstance(source, fx.Node) and isinstance(shape, list | tuple)
+    if not any(isinstance(size, fx.Node) for size in shape):
+        return
+    result = node.meta["val"].shape
+    if node.target is aten.expand.default:  # -1 keeps a size: right where the source has this batch size too
+        value = source.meta.get("val")
+        before = tuple(value.shape) if isinstance(value, Tensor) else ()
+        before = (0,) * (len(result) - len(before)) + before
+        sizes = [-1 if not isinstance(old, int) else size for size, old in zip(shape, before, strict=True)]
+    else:  # -1 is worked out: right where every other size is known
+        sizes = [size if isinstance(size, int) else -1 for size in result]
+        if sizes.count(-1) > 1:
+            return
+    node.args = (source, sizes, *node.args[2:])
 
 
-def _own_parameters(graph_module: fx.GraphModule) -> None:
-    """Give each weight layer and batch norm parameters of its own, copying shared ones."""
+def _own_parameters(graph_module: fx.GraphModule, computed: set[str]) -> None:
+    """Give each weight layer and batch norm parameters of its own, copying shared ones.
+
+    Weights in `computed` are named after their layer, as if it had them.
+    """
     graph = graph_module.graph
     taken: set[str] = set()
     for node in list(graph.nodes):
@@ -190,11 +225,15 @@ def _own_parameters(graph_module: fx.GraphModule) -> None:
             if not isinstance(attribute, fx.Node) or attribute.op != "get_attr":
                 continue
             key = str(attribute.target)
+            if key in computed and node.target in WEIGHT_LAYERS:
+                key = ".".join((*node.meta["modules"][-1:], ("weight", "bias")[index - 1]))
+                taken |= {key} & set(named_tensors(graph_module))
             if key in taken:
                 owner, _, leaf = key.rpartition(".")
                 count = 1
                 while (key := ".".join(filter(None, (owner, f"reuse{count}", leaf)))) in taken:
                     count += 1
+            if key != attribute.target:
                 set_tensor(graph_module, key, get_tensor(graph_module, str(attribute.target)).clone())
             taken.add(key)
             with graph.inserting_before(node):

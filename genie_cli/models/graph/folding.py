@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from genie_cli.errors import InputError
 from genie_cli.models.graph.batch_norm import BatchNormSite, batch_norm_sites
 from genie_cli.models.graph.layers import WeightLayer, weight_layers
-from genie_cli.models.graph.tensors import delete_tensor, get_tensor, set_tensor
+from genie_cli.models.graph.tensors import delete_tensor, get_tensor, named_tensors, set_tensor
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def _fold(graph_module: fx.GraphModule, site: BatchNormSite, layer: WeightLayer)
     new_bias = (bias * multiplier + offset).to(weight.dtype)
     if not (torch.isfinite(new_weight).all() and torch.isfinite(new_bias).all()):
         raise InputError(f"Batch norm '{site.name}' cannot be folded: its statistics give values that are not finite.")
-    bias_key = layer.bias_key or f"{layer.name}.bias"
+    bias_key = layer.bias_key or _free_bias_key(graph_module, layer)
     set_tensor(graph_module, layer.weight_key, new_weight)
     set_tensor(graph_module, bias_key, new_bias)
     if layer.bias_key is None:
@@ -77,6 +77,16 @@ def _fold(graph_module: fx.GraphModule, site: BatchNormSite, layer: WeightLayer)
     for key in keys:
         delete_tensor(graph_module, key)
     return multiplier.float()
+
+
+def _free_bias_key(graph_module: fx.GraphModule, layer: WeightLayer) -> str:
+    """Where a bias goes that the layer did not have: beside its weight, and not over another tensor."""
+    owner, _, leaf = layer.weight_key.rpartition(".")
+    key = f"{owner}.bias" if owner and leaf == "weight" else f"{layer.weight_key}_bias"
+    taken = named_tensors(graph_module)
+    while key in taken:
+        key += "_folded"
+    return key
 
 
 def _describe(node: fx.Node) -> str:

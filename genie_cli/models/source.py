@@ -1,0 +1,40 @@
+"""Where a teacher comes from: how its network is built, and where its weights are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from genie_cli.config import InputSpec
+from genie_cli.errors import InputError
+
+
+@dataclass(frozen=True)
+class Source:
+    """How a SPEC becomes a network: a builder, its default input and its default weights."""
+
+    build: Callable[[], nn.Module]
+    input: InputSpec
+    default_state: Callable[[], dict[str, Tensor]] | None
+    """Weights when --weights is not given; None: the network as built."""
+    named_state: Callable[[str], dict[str, Tensor]] | None = None
+    """Weights by a torchvision name."""
+    ignored: tuple[str, ...] = ()
+    """Prefixes of keys in weights that the network leaves out."""
+
+
+def no_weights(name: str) -> dict[str, Tensor]:
+    """Stands for the weights of a network that has none.
+
+    Raises:
+        InputError: always.
+    """
+    raise InputError(f"Model '{name}' comes without weights: name a file with --weights.")
+
+
+def looks_like_file(weights: str) -> bool:
+    """Whether `weights` names a file rather than a set of torchvision's."""
+    return "/" in weights or "." in weights or Path(weights).exists()

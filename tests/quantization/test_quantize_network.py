@@ -1,0 +1,623 @@
+"""GENIE-M over whole networks: what is learned, what is carried on, seeds, edges, invariances."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from genie_cli.config import InputSpec, QuantizeConfig
+from genie_cli.data.digits import split
+from genie_cli.data.normalize import normalize_pixels
+from genie_cli.errors import UsageError
+from genie_cli.models.graph.cuts import data_nodes
+from genie_cli.models.graph.folding import fold_batch_norms
+from genie_cli.models.graph.layers import weight_layers
+from genie_cli.models.graph.tensors import get_tensor, named_tensors
+from genie_cli.models.teacher import Teacher, make_teacher
+from genie_cli.quantization import calibration
+from genie_cli.quantization import quantize as quantize_module
+from genie_cli.quantization.calibration import CALIBRATION_IMAGES, calibrate_sites
+from genie_cli.quantization.presets import preset_options
+from genie_cli.quantization.quantize import QuantizedNetwork, quantize_network
+from genie_cli.quantization.reconstruction import UnitTask, _batches, learn_unit
+from genie_cli.quantization.units import reconstruction_units
+from genie_cli.runtime.progress import Advanced, Event, StageFinished, StageStarted
+from genie_cli.student.build import insert_quantizers
+from genie_cli.student.grid import minmax_step_size
+from genie_cli.student.modules import ActivationQuantizer
+from genie_cli.student.protocol import assign_bits, find_protocol
+
+CPU = torch.device("cpu")
+SPEC = InputSpec(num_channels=1, size=8, mean=(0.0,), std=(1.0,))
+FAST = {"weight_bits": 2, "activation_bits": 4, "num_steps": 30, "rounding_lr": 0.1}
+"""W2A4 with a rate at which thirty steps are enough to round otherwise than to the nearest."""
+
+
+@pytest.fixture(scope="module")
+def digits() -> Tensor:
+    return normalize_pixels(split(train=True)[0][:48], InputSpec(num_channels=1, size=16, mean=(0.3,), std=(0.3,)))
+
+
+def quantize(
+    teacher: Teacher,
+    images: Tensor,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device = CPU,
+    report: Callable[[Event], None] = lambda event: None,
+    **options: Any,
+) -> QuantizedNetwork:
+    return quantize_network(teacher, images, QuantizeConfig(**{**FAST, **options}), device, dtype, report)
+
+
+def student_of(network: QuantizedNetwork) -> fx.GraphModule:
+    return insert_quantizers(network.folded.graph, network.plan, network.weights, network.activations).eval()
+
+
+def state(network: QuantizedNetwork) -> dict[str, bytes]:
+    """Every learned number as bytes."""
+    tensors: dict[str, Tensor] = {}
+    for name, weight in network.weights.items():
+        tensors |= {f"{name}.codes": weight.codes, f"{name}.scale": weight.scale, f"{name}.zero": weight.zero_point}
+    tensors |= {name: activation.step_size for name, activation in network.activations.items()}
+    return {name: tensor.contiguous().numpy().tobytes() for name, tensor in tensors.items()}
+
+
+def assert_sound(network: QuantizedNetwork, images: Tensor) -> None:
+    for name, weight in network.weights.items():
+        bits = network.plan.weights[name]
+        assert weight.bits == bits and int(weight.codes.max()) <= 2**bits - 1, name
+        assert (weight.scale > 0).all() and torch.isfinite(weight.scale).all(), name
+        assert ((weight.zero_point >= 0) & (weight.zero_point <= 2**bits - 1)).all(), name
+    for name, activation in network.activations.items():
+        assert math.isfinite(activation.step_size.item()) and activation.step_size.item() > 0, name
+    assert all(math.isfinite(unit.relative_error) for unit in network.units)
+    assert torch.isfinite(student_of(network)(images)).all()
+
+
+@torch.no_grad()
+def node_values(graph: fx.GraphModule, images: Tensor) -> dict[str, Tensor]:
+    values: dict[str, Tensor] = {}
+
+    class Recorder(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            values[n.name] = super().run_node(n)
+            return values[n.name]
+
+    Recorder(graph).run(images)
+    return values
+
+
+@pytest.fixture(scope="module")
+def learned(digits_teacher: Teacher, digits: Tensor) -> QuantizedNetwork:
+    return quantize(digits_teacher, digits)
+
+
+@pytest.fixture(scope="module")
+def nearest(digits_teacher: Teacher, digits: Tensor) -> QuantizedNetwork:
+    return quantize(digits_teacher, digits, reconstruct=False)
+
+
+# learning
+
+
+def test_reconstruction_beats_rounding_to_nearest(learned: QuantizedNetwork, nearest: QuantizedNetwork):
+    errors = {unit.name: unit.relative_error for unit in learned.units}
+    baseline = {unit.name: unit.relative_error for unit in nearest.units}
+    assert list(errors) == list(baseline) == ["conv1", "layer1", "layer2", "layer3", "fc"]
+    for name in ("layer1", "layer2", "layer3", "fc"):
+        assert errors[name] < 0.7 * baseline[name], name
+
+
+def test_reconstruction_of_one_unit_beats_rounding_to_nearest_on_the_same_input(
+    digits_teacher: Teacher, digits: Tensor
+):
+    """No unit before it is quantized to few bits, so that both see nearly the same input."""
+    options = {"activation_bits": 8}
+    found = [quantize(digits_teacher, digits[:34], reconstruct=r, **options).units[1] for r in (True, False)]
+    assert found[0].relative_error < 0.7 * found[1].relative_error
+
+
+def test_nearest_rounding_is_that_of_the_initial_grid(nearest: QuantizedNetwork):
+    for layer in weight_layers(nearest.folded.graph):
+        weight, quantized = get_tensor(nearest.folded.graph, layer.weight_key), nearest.weights[layer.name]
+        rows = weight.flatten(1)
+        codes = (rows / quantized.scale).round() + quantized.zero_point
+        assert torch.equal(quantized.codes.flatten(1).float(), codes.clamp(0, 2**quantized.bits - 1))
+
+
+def test_bits_follow_the_protocol_and_codes_their_range(learned: QuantizedNetwork, digits: Tensor):
+    assert_sound(learned, digits)
+    bits = {name: weight.bits for name, weight in learned.weights.items()}
+    assert bits == {name: 8 if name in ("conv1", "fc") else 2 for name in bits} and len(bits) == 10
+    assert {name: a.bits for name, a in learned.activations.items()} == {
+        site.name: site.bits for site in learned.plan.activations
+    }
+    assert not any(activation.signed for activation in learned.activations.values())  # all behind a ReLU
+
+
+def test_units_cover_all_layers_in_order(learned: QuantizedNetwork):
+    layers = [name for unit in learned.units for name in unit.layers]
+    assert layers == [layer.name for layer in weight_layers(learned.folded.graph)]
+
+
+def test_teacher_is_left_alone(digits_teacher: Teacher, digits: Tensor):
+    before = {key: value.clone() for key, value in named_tensors(digits_teacher.graph).items()}
+    images = digits.clone()
+    quantize(digits_teacher, images, num_steps=2)
+    assert all(torch.equal(value, before[key]) for key, value in named_tensors(digits_teacher.graph).items())
+    assert torch.equal(images, digits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_carried_activations_are_those_of_the_finished_student(
+    digits_teacher: Teacher, digits: Tensor, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+):
+    carried: list[tuple[Tensor, Tensor]] = []
+    real = quantize_module._relative_error
+
+    def record(values: Tensor, targets: Tensor) -> float:
+        carried.append((values, targets))
+        return real(values, targets)
+
+    monkeypatch.setattr(quantize_module, "_relative_error", record)
+    images = digits  # fewer than one forward batch
+    network = quantize(digits_teacher, images, dtype, num_steps=5)
+    student = student_of(network)
+    found, wanted = node_values(student, images), node_values(network.folded.graph, images)
+    units = reconstruction_units(network.folded.graph)
+    assert len(carried) == len(units) == 5
+    for unit, (values, targets) in zip(units, carried, strict=True):
+        torch.testing.assert_close(values, found[unit.output], rtol=0, atol=1e-5)
+        torch.testing.assert_close(targets, wanted[unit.output], rtol=0, atol=1e-5)
+    assert torch.equal(carried[-1][0], student(images))
+    last = (carried[-1][0] - carried[-1][1]).double().square().sum() / carried[-1][1].double().square().sum()
+    assert network.units[-1].relative_error == pytest.approx(last.item(), rel=1e-6)
+
+
+# seeds and counts
+
+
+def test_same_seed_gives_the_same_bytes_and_another_seed_others(
+    learned: QuantizedNetwork, digits_teacher: Teacher, digits: Tensor
+):
+    torch.manual_seed(123)  # the global state does not enter
+    again, other = quantize(digits_teacher, digits), quantize(digits_teacher, digits, seed=1)
+    assert state(again) == state(learned)
+    assert [unit.relative_error for unit in again.units] == [unit.relative_error for unit in learned.units]
+    assert state(other) != state(learned)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_images": 33, "batch_size": 32},
+        {"num_images": 5, "batch_size": 32},
+        {"num_images": 2, "batch_size": 1},
+        {"num_images": 48, "batch_size": 7},
+        {"num_images": 8, "num_steps": 1},
+        {"num_images": 8, "num_steps": 1, "warmup": 0.0},
+        {"num_images": 8, "drop_prob": 0.0},
+        {"num_images": 8, "drop_prob": 1.0},
+        {"num_images": 8, "protocol": "ait", "activation_bits": 2},
+    ],
+    ids=lambda options: "-".join(f"{key}={value}" for key, value in options.items()),
+)
+def test_any_number_of_images_and_steps(digits_teacher: Teacher, digits: Tensor, options: dict[str, Any]):
+    images = digits[: options.pop("num_images")]
+    assert_sound(quantize(digits_teacher, images, **{"num_steps": 3, **options}), images)
+
+
+def test_batches_are_full_and_even():
+    drawn = _batches(33, 32, 0, "unit")
+    batches = [next(drawn) for _ in range(33)]
+    assert all(len(batch) == 32 for batch in batches)
+    counts = torch.bincount(torch.cat(batches), minlength=33)
+    assert (counts == 32).all()  # 33 * 32 draws of 33 images
+    first_pass = torch.cat(batches[:2])[:33]
+    assert sorted(first_pass.tolist()) == list(range(33))
+
+
+def test_batches_depend_on_seed_and_unit():
+    def first(seed: int, name: str) -> list[int]:
+        return next(_batches(100, 10, seed, name)).tolist()
+
+    assert first(0, "a") == first(0, "a")
+    assert first(0, "a") != first(1, "a") and first(0, "a") != first(0, "b")
+
+
+def test_progress_counts_all_units(digits_teacher: Teacher, digits: Tensor):
+    events: list[Event] = []
+    quantize(digits_teacher, digits[:8], num_steps=3, report=events.append)
+    assert events[0] == StageStarted("quantize", 15) and events[-1] == StageFinished("quantize")
+    done = [event.done for event in events if isinstance(event, Advanced)]
+    assert done == sorted(done) and done[-1] == 15 and min(done) == 3
+
+
+def test_unknown_protocol_is_a_usage_error(digits_teacher: Teacher, digits: Tensor):
+    with pytest.raises(UsageError, match="genie"):
+        quantize(digits_teacher, digits, protocol="geni")
+
+
+# one unit's learning
+
+
+@dataclass
+class Watched:
+    """A unit's task with the inputs that its student saw and its first loss."""
+
+    task: UnitTask
+    inputs: list[Tensor]
+    loss: float = math.nan
+
+
+def watch(
+    monkeypatch: pytest.MonkeyPatch, teacher: Teacher, images: Tensor, **options: Any
+) -> tuple[QuantizedNetwork, dict[str, Watched]]:
+    watched: dict[str, Watched] = {}
+
+    def wrapped(task: UnitTask, config: QuantizeConfig, device: torch.device, dtype: torch.dtype, on_step: Any) -> None:
+        own = watched[task.name] = Watched(task, [])
+        handle = task.student.register_forward_pre_hook(lambda module, args: own.inputs.append(args[0].clone()))
+
+        def keep(step: int, loss: float) -> None:
+            own.loss = loss
+            on_step(step, loss)
+
+        learn_unit(task, config, device, dtype, keep)
+        handle.remove()
+
+    monkeypatch.setattr(quantize_module, "learn_unit", wrapped)
+    return quantize(teacher, images, **options), watched
+
+
+@pytest.mark.parametrize(("drop_prob", "share"), [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)])
+def test_input_mixes_full_precision_and_quantized_elements(
+    digits_teacher: Teacher, digits: Tensor, monkeypatch: pytest.MonkeyPatch, drop_prob: float, share: float
+):
+    options = {"num_steps": 2, "batch_size": 8, "drop_prob": drop_prob}
+    network, watched = watch(monkeypatch, digits_teacher, digits[:20], **options)
+    task, inputs = watched["layer2"].task, watched["layer2"].inputs
+    indices = _batches(20, 8, 0, "layer2")
+    assert len(inputs) == 2
+    for mixed in inputs:
+        rows = next(indices)
+        full, quantized = task.full_inputs[rows], task.quantized_inputs[rows]
+        differing = full != quantized
+        assert ((mixed == full) | (mixed == quantized)).all() and differing.float().mean() > 0.1
+        assert float((mixed == full)[differing].float().mean()) == pytest.approx(share, abs=0.03)
+    if drop_prob == 1:  # nothing is quantized, so nothing is learned about steps
+        unchanged = {name: a.step_size.item() for name, a in task.activations.items()}
+        assert unchanged == {name: network.activations[name].step_size.item() for name in unchanged}
+        for activation in task.activations.values():
+            assert activation.floor == pytest.approx(0.01 * activation.step_size.item())
+
+
+def test_loss_sums_over_channels_and_averages_over_the_rest(
+    digits_teacher: Teacher, digits: Tensor, monkeypatch: pytest.MonkeyPatch
+):
+    """The first loss, with softbits, steps and inputs at their start: that of the initial student by hand."""
+    rates = {"weight_step_lr": 0.0, "activation_step_lr": 0.0, "rounding_lr": 0.0}
+    _, watched = watch(monkeypatch, digits_teacher, digits[:10], num_steps=1, drop_prob=0.0, batch_size=10, **rates)
+    for name in ("layer1", "fc"):
+        task = watched[name].task
+        for layer, slot in task.slots.items():
+            slot.value = task.weights[layer].weight_and_softbits()[0].detach()
+        with torch.no_grad():
+            error = (task.student(task.quantized_inputs) - task.targets).square()
+        wanted = error.sum() / (error.numel() / error.shape[1])
+        assert watched[name].loss == pytest.approx(wanted.item(), rel=1e-4), name
+
+
+def test_rates(digits_teacher: Teacher, digits: Tensor, monkeypatch: pytest.MonkeyPatch):
+    seen: list[list[float]] = []
+
+    class RecordingAdam(torch.optim.Adam):
+        def step(self, *args: Any, **kwargs: Any) -> Any:
+            seen.append([group["lr"] for group in self.param_groups])
+            return super().step(*args, **kwargs)
+
+    monkeypatch.setattr(torch.optim, "Adam", RecordingAdam)
+    rates = {"rounding_lr": 0.1, "weight_step_lr": 0.02, "activation_step_lr": 0.003}
+    quantize(digits_teacher, digits[:8], num_steps=4, **rates)
+    steps_only = [rates for rates in seen if len(rates) == 3]
+    cosine = [0.5 * (1 + math.cos(math.pi * step / 4)) for step in range(4)]
+    # the first unit reads images: it has no activation to learn
+    assert len(seen) == 20 and len(steps_only) == 16 and [len(rates) for rates in seen[:4]] == [2] * 4
+    wanted = [[0.1, 0.02 * decay, 0.003 * decay] for decay in cosine]
+    assert np.asarray(steps_only[:4]) == pytest.approx(np.asarray(wanted))
+
+
+@pytest.mark.parametrize(("round_weight", "warmup"), [(5.0, 0.2), (0.0, 0.2), (5.0, 0.99)])
+def test_regularizer_decides_the_softbits_after_the_warm_up(
+    digits_teacher: Teacher, digits: Tensor, monkeypatch: pytest.MonkeyPatch, round_weight: float, warmup: float
+):
+    options = {"round_weight": round_weight, "warmup": warmup, "num_steps": 50, "beta_start": 8.0}
+    _, watched = watch(monkeypatch, digits_teacher, digits[:8], **options)
+    softbits = watched["layer3"].task.weights["layer3.0.conv2"].softbits()
+    decided = float(((softbits < 0.02) | (softbits > 0.98)).float().mean())
+    assert decided > 0.8 if (round_weight, warmup) == (5.0, 0.2) else decided < 0.5
+
+
+def test_weight_steps_move_in_the_space_asked_for(
+    digits_teacher: Teacher, digits: Tensor, monkeypatch: pytest.MonkeyPatch
+):
+    folded = fold_batch_norms(digits_teacher.graph)
+    for space in ("checkpoint", "relative"):
+        network, watched = watch(
+            monkeypatch, digits_teacher, digits[:8], num_steps=1, weight_step_space=space, weight_step_lr=1e-4
+        )
+        for own in watched.values():
+            for name, weight in own.task.weights.items():
+                start = weight.start.flatten()
+                multiplier = folded.multipliers.get(name, torch.ones(len(start))).abs()
+                unit = multiplier if space == "checkpoint" else start
+                torch.testing.assert_close(weight.unit.flatten(), unit)
+                # Adam's first step is the rate itself: the checkpoint's step, or the share of the start, moves by it
+                moved = (network.weights[name].scale.flatten() - start).abs()
+                learning = weight.offset.flatten() != 0
+                torch.testing.assert_close(moved[learning], 1e-4 * unit[learning], rtol=0.02, atol=1e-8)
+                assert learning.float().mean() > 0.5
+    assert "fc" not in folded.multipliers and len(folded.multipliers) == 9
+
+
+# calibration
+
+
+class TwoConvs(nn.Module):
+    """An identity in front of a convolution: the second layer's input is the image itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv1, self.conv2 = nn.Conv2d(1, 1, 1, bias=False), nn.Conv2d(1, 4, 3)
+        self.conv1.weight.data.fill_(1)
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.conv2(self.conv1(x)).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def two_convs() -> fx.GraphModule:
+    return fold_batch_norms(make_teacher("two", TwoConvs(), SPEC).graph).graph
+
+
+def calibrate(graph: fx.GraphModule, images: Tensor, **options: Any) -> dict[str, ActivationQuantizer]:
+    plan = assign_bits(graph, find_protocol("ait"), 4, 4)
+    nodes = data_nodes(graph)
+    return calibrate_sites(graph, nodes[1:], nodes[0], plan.activations, images, QuantizeConfig(**options), CPU)
+
+
+def test_minmax_step_is_the_largest_value_over_the_grid(two_convs: fx.GraphModule):
+    images = torch.rand(40, 1, 8, 8)
+    found = calibrate(two_convs, images, activation_range="minmax")
+    assert list(found) == ["conv2.input", "fc.input"]
+    assert not found["conv2.input"].signed
+    assert found["conv2.input"].step_size.item() == pytest.approx(images.max().item() / 15)
+
+
+def test_a_later_image_counts(two_convs: fx.GraphModule):
+    images = torch.rand(60, 1, 8, 8)
+    for activation_range in ("minmax", "search"):
+        before = calibrate(two_convs, images, activation_range=activation_range)["conv2.input"]
+        larger = images.clone()
+        larger[59] *= 20
+        after = calibrate(two_convs, larger, activation_range=activation_range)["conv2.input"]
+        assert after.step_size.item() > 2 * before.step_size.item()
+    negative = images.clone()
+    negative[50, 0, 3, 3] = -0.01
+    assert calibrate(two_convs, negative)["conv2.input"].signed
+
+
+def test_no_more_than_256_images_are_looked_at_evenly_spaced(two_convs: fx.GraphModule):
+    images = torch.rand(3 * CALIBRATION_IMAGES, 1, 8, 8)
+    seen = torch.linspace(0, len(images) - 1, CALIBRATION_IMAGES).round().long().tolist()
+    assert {0, len(images) - 1} <= set(seen)
+    for index in (seen[100], next(i for i in range(300, 310) if i not in seen)):
+        outlier = images.clone()
+        outlier[index] = 30.0
+        step = calibrate(two_convs, outlier, activation_range="minmax")["conv2.input"].step_size.item()
+        assert (step == pytest.approx(2.0)) == (index in seen)
+
+
+def test_search_clips_where_that_lowers_the_error(two_convs: fx.GraphModule):
+    images = torch.rand(64, 1, 8, 8)
+    images[5, 0, 0, 0] = 3.0
+    step = calibrate(two_convs, images)["conv2.input"].step_size.item()
+    ratios = 1 - np.arange(100) / 100
+    values = images.double().numpy()
+    errors = []
+    for candidate in 3.0 / 15 * ratios:
+        codes = np.clip(np.round(values / candidate), 0, 15)
+        errors.append((np.abs(values - codes * candidate) ** 2.4).mean())
+    assert step == pytest.approx(3.0 / 15 * ratios[int(np.argmin(errors))], rel=0.03)
+    assert step < 0.8 * 3.0 / 15
+
+
+def test_range_and_sign_come_from_all_values_and_the_error_from_an_even_sample(
+    two_convs: fx.GraphModule, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(calibration, "_SAMPLES", 100)
+    images = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    plain = calibrate(two_convs, images)["conv2.input"].step_size.item()
+    for place in range(1, 4):  # pixels in a row: two of three at least are not in the sample
+        outlier = images.clone()
+        outlier[3, 0, 0, place] = -0.5
+        assert calibrate(two_convs, outlier)["conv2.input"].signed
+    steps, full = [], []
+    for place in range(1, 4):
+        outlier = images.clone()
+        outlier[3, 0, 0, place] = 3.0
+        steps.append(calibrate(two_convs, outlier)["conv2.input"].step_size.item())
+        full.append(calibrate(two_convs, outlier, activation_range="minmax")["conv2.input"].step_size.item())
+    assert full == pytest.approx([3.0 / 15] * 3)
+    assert sorted(steps)[1] == pytest.approx(plain, rel=0.1)  # not in the sample: it does not pull the step up
+
+
+def test_minmax_preset(digits_teacher: Teacher, digits: Tensor):
+    network = quantize(digits_teacher, digits, weight_bits=4, **preset_options("minmax"))
+    graph = network.folded.graph
+    for layer in weight_layers(graph):
+        rows = get_tensor(graph, layer.weight_key).flatten(1).double()
+        weight = network.weights[layer.name]
+        span = rows.amax(1).clamp(min=0) - rows.amin(1).clamp(max=0)
+        torch.testing.assert_close(weight.scale.flatten().double(), span / (2**weight.bits - 1), rtol=1e-5, atol=0)
+        zero_point = (-rows.amin(1).clamp(max=0) / weight.scale.flatten()).round()
+        assert torch.equal(weight.zero_point.flatten().double(), zero_point)
+    values = node_values(student_of(network), digits)
+    for site in network.plan.activations:
+        if site.name == "layer1.0.conv1.input":  # the last whose values come from finished layers alone
+            wanted = minmax_step_size(values[site.node], site.bits, False)
+            assert network.activations[site.name].step_size.item() == pytest.approx(wanted, rel=1e-5)
+    assert all(unit.relative_error < 0.2 for unit in network.units)
+
+
+# edges
+
+
+class Edges(nn.Module):
+    """A network whose middle is up to the test, between a pooling and a log-softmax."""
+
+    def __init__(self, middle: nn.Module, channels: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.pool = nn.AvgPool2d(2)
+        self.conv = nn.Conv2d(1, channels, 3, padding=1)
+        self.middle = middle
+        self.fc = nn.Linear(channels, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.middle(self.conv(self.pool(x)).relu())
+        return self.fc(x.mean((2, 3))).log_softmax(1)
+
+
+def dead_channel() -> nn.Module:
+    """A channel without weights and variance, one with gamma 0, one with a negative gamma."""
+    conv, norm = nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+    conv.weight.data[0] = 0
+    norm.running_var[0] = 1e-35
+    norm.weight.data[1] = 0
+    norm.weight.data[2] = -1
+    return nn.Sequential(conv, norm, nn.ReLU())
+
+
+def silent_tensor() -> nn.Module:
+    """A convolution whose output a ReLU takes to zero everywhere, in front of another."""
+    conv = nn.Conv2d(4, 4, 3, padding=1)
+    conv.bias.data.fill_(-1e3)
+    return nn.Sequential(conv, nn.ReLU(), nn.Conv2d(4, 4, 1))
+
+
+class SplitChannels(nn.Module):
+    """As ShuffleNet's blocks: half of the channels are convolved, which is a view with gaps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept, taken = x.chunk(2, 1)
+        return torch.cat([kept, self.conv2(self.conv1(taken).relu())], 1)
+
+
+EDGES: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "dead-channel": (dead_channel, 4),
+    "one-output-channel": (lambda: nn.Conv2d(1, 1, 3), 1),
+    "weightless-unit": (lambda: nn.MaxPool2d(2), 4),
+    "all-zero-tensor": (silent_tensor, 4),
+    "depthwise": (lambda: nn.Conv2d(4, 4, 3, groups=4), 4),
+    "unfolded-batch-norm": (lambda: nn.Sequential(nn.MaxPool2d(2), nn.BatchNorm2d(4)), 4),
+    "split-channels": (SplitChannels, 4),
+}
+
+
+@pytest.mark.parametrize(("middle", "channels"), EDGES.values(), ids=EDGES.keys())
+@pytest.mark.parametrize("protocol", ["genie", "ait"])
+def test_edges(middle: Callable[[], nn.Module], channels: int, protocol: str):
+    teacher = make_teacher("edges", Edges(middle(), channels), SPEC)
+    images = torch.rand(9, 1, 8, 8)
+    network = quantize(teacher, images, protocol=protocol, num_steps=4)
+    assert_sound(network, images)
+    assert all(unit.relative_error < 1.5 for unit in network.units)
+    assert_sound(quantize(teacher, images, protocol=protocol, **preset_options("minmax")), images)
+
+
+def test_layer_with_gamma_zero_keeps_its_steps():
+    teacher = make_teacher("edges", Edges(dead_channel(), 4), SPEC)
+    network = quantize(teacher, torch.rand(9, 1, 8, 8), num_steps=10, protocol="ait")
+    weight = network.weights["middle.0"]
+    dead = weight().flatten(1).abs().amax(1)
+    assert dead[0] == 0 and dead[1] == 0 and dead[2] > 0
+
+
+# folding
+
+
+class Normed(nn.Module):
+    """Two convolutions with batch norms, or with the same folded into them by hand."""
+
+    def __init__(self, folded_by_hand: bool) -> None:
+        super().__init__()
+        draws = torch.Generator().manual_seed(5)
+        self.conv1, self.conv2 = (nn.Conv2d(i, 6, 3, padding=1, bias=folded_by_hand) for i in (1, 6))
+        self.bn1, self.bn2 = (nn.Identity() if folded_by_hand else nn.BatchNorm2d(6) for _ in range(2))
+        self.fc = nn.Linear(6, 4)
+        for conv, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2)):
+            weight = torch.randn(conv.weight.shape, generator=draws) * 0.3
+            gamma, beta, mean = (torch.randn(6, generator=draws) for _ in range(3))
+            var = torch.rand(6, generator=draws) + 0.1
+            if folded_by_hand:
+                multiplier = gamma.double() / torch.sqrt(var.double() + 1e-5)
+                conv.weight.data = (weight.double() * multiplier.view(-1, 1, 1, 1)).float()
+                conv.bias.data = (beta.double() - mean.double() * multiplier).float()
+            else:
+                conv.weight.data = weight
+                norm.load_state_dict(
+                    {"weight": gamma, "bias": beta, "running_mean": mean, "running_var": var}, strict=False
+                )
+        self.fc.weight.data = torch.randn(4, 6, generator=draws)
+        self.fc.bias.data.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn1(self.conv1(x)).relu()
+        return self.fc(self.bn2(self.conv2(x)).relu().mean((2, 3)))
+
+
+def test_batch_norms_folded_by_hand_change_nothing_in_relative_space():
+    images = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    teachers = [make_teacher("normed", Normed(by_hand), SPEC) for by_hand in (False, True)]
+    relative = [quantize(t, images, weight_step_space="relative", weight_step_lr=0.01) for t in teachers]
+    assert state(relative[0]) == state(relative[1])
+    checkpoint = [quantize(t, images, weight_step_lr=0.01) for t in teachers]
+    assert state(checkpoint[0]) != state(checkpoint[1])
+
+
+# on a GPU
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_cuda_run_repeats_bit_for_bit(digits_teacher: Teacher, digits: Tensor, dtype: torch.dtype):
+    first, again = (quantize(digits_teacher, digits, dtype, torch.device("cuda")) for _ in range(2))
+    assert state(first) == state(again)
+    assert all(tensor.device == CPU for tensor in named_tensors(first.folded.graph).values())
+    assert_sound(first, digits)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_begins_with_the_loss_of_the_cpu(digits_teacher: Teacher, digits: Tensor, monkeypatch: pytest.MonkeyPatch):
+    options = {"num_steps": 1, "drop_prob": 0.0}
+    losses = []
+    for device in (CPU, torch.device("cuda")):
+        _, watched = watch(monkeypatch, digits_teacher, digits, device=device, **options)
+        losses.append(watched["layer1"].loss)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)

@@ -1,0 +1,106 @@
+"""Random numbers that depend on the seed and the place of use alone."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from genie_cli.runtime.determinism import derive_seed, make_generator, random_mask
+
+CPU = torch.device("cpu")
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_derived_seeds_never_change():
+    """A change would give other images and integers for the same seed."""
+    assert derive_seed(0) == 2033344993903900207
+    assert derive_seed(0, "latents", 3) == 3123014164628505747
+    digest = hashlib.sha256(b"0\x00latents\x003").digest()
+    assert derive_seed(0, "latents", 3) == int.from_bytes(digest[:8], "little") // 2
+
+
+def test_places_and_seeds_are_apart():
+    paths = [(), ("a",), ("b",), ("a", "b"), ("ab",), ("a", 1), ("a1",), (1, 1), (11,), ("layer1.0", 0)]
+    seeds = [derive_seed(seed, *path) for seed in (0, 1, 10) for path in paths]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_generators_of_one_place_repeat():
+    def draw(*place: int | str) -> list[float]:
+        return torch.rand(4, generator=make_generator(CPU, 5, *place)).tolist()
+
+    assert draw("a") == draw("a") != draw("b")
+
+
+@pytest.mark.parametrize("prob", [0.0, 1 / 256, 0.25, 0.5, 0.9, 1.0])
+def test_share_of_ones_is_within_binomial_bounds(prob: float):
+    like = torch.empty(100, 7, 13, 11)
+    mask = random_mask(like, prob, generator())
+    rounded = round(prob * 256) / 256
+    bound = 5 * (rounded * (1 - rounded) / like.numel()) ** 0.5
+    assert mask.dtype == torch.float32 and set(mask.unique().tolist()) <= {0.0, 1.0}
+    assert abs(float(mask.double().mean()) - rounded) <= bound
+    assert mask.min() >= float(prob == 1) and mask.max() <= float(prob > 0)
+
+
+def test_neighbours_are_independent():
+    mask = random_mask(torch.empty(400_000), 0.5, generator())
+    for gap in (1, 2, 7, 8):
+        agree = float((mask[gap:] == mask[:-gap]).float().mean())
+        assert abs(agree - 0.5) < 0.005
+
+
+LAYOUTS: dict[str, Tensor] = {
+    "contiguous": torch.empty(3, 5, 4, 2),
+    "channels-last": torch.empty(3, 5, 4, 2).contiguous(memory_format=torch.channels_last),
+    "2d": torch.empty(3, 5),
+    "transposed": torch.empty(3, 5).T,
+    "scalar": torch.empty(()),
+    "odd-count": torch.empty(13),
+    "bfloat16": torch.empty(4, 4, dtype=torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("like", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_shape_and_layout_are_those_of_the_tensor(like: Tensor):
+    mask = random_mask(like, 0.5, generator())
+    assert mask.shape == like.shape and mask.stride() == like.stride() and mask.dtype == torch.float32
+
+
+VIEWS: dict[str, Tensor] = {
+    "half-of-the-channels": torch.empty(4, 8, 6, 6)[:, 4:],
+    "half-of-the-channels-last": torch.empty(4, 8, 6, 6).contiguous(memory_format=torch.channels_last)[:, :4],
+    "every-other": torch.empty(40, 90)[::2],
+    "expanded": torch.empty(1, 8, 6, 6).expand(4, 8, 6, 6),
+}
+
+
+@pytest.mark.parametrize("like", VIEWS.values(), ids=VIEWS.keys())
+def test_views_with_gaps_or_repeats_get_a_mask_of_their_own(like: Tensor):
+    mask = random_mask(like, 0.5, generator())
+    assert mask.shape == like.shape and 0.35 < float(mask.mean()) < 0.65
+    rows = [tuple(row.flatten().tolist()) for row in mask]
+    assert all(a != b for a, b in itertools.combinations(rows, 2))
+
+
+def test_mask_repeats_with_its_generator_and_goes_on_with_it():
+    like = torch.empty(1000)
+    one, two = generator(3), generator(3)
+    first, second = random_mask(like, 0.5, one), random_mask(like, 0.5, one)
+    assert torch.equal(first, random_mask(like, 0.5, two)) and torch.equal(second, random_mask(like, 0.5, two))
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, random_mask(like, 0.5, generator(4)))
+
+
+def test_mask_asks_for_no_gradient_and_leaves_the_global_state():
+    state = torch.get_rng_state()
+    assert not random_mask(torch.ones(5, requires_grad=True), 0.5, generator()).requires_grad
+    assert torch.equal(torch.get_rng_state(), state)
