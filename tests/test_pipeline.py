@@ -62,7 +62,13 @@ def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / ".dvc", folder / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp", "*.lock"))
     shutil.copytree(ROOT / "genie_cli", folder / "genie_cli", ignore=shutil.ignore_patterns("__pycache__"))
     outputs = folder / "outputs"
-    for name in ("images.safetensors", "synthesis_loss.csv", "report/table.md", "report/table.json", "report/table.csv"):
+    for name in (
+        "images.safetensors",
+        "synthesis_loss.csv",
+        "report/table.md",
+        "report/table.json",
+        "report/table.csv",
+    ):
         (outputs / name).parent.mkdir(parents=True, exist_ok=True)
         (outputs / name).write_text(name)
     for scheme in _load("params.yaml")["quantize"]["schemes"]:
@@ -99,7 +105,11 @@ def test_every_quantize_key_of_the_params_file_is_tracked() -> None:
 
 
 def test_changing_one_scheme_runs_only_that_scheme(project: Path) -> None:
-    _edit(project, "w3a3:\n      weight_bits: 3\n      activation_bits: 3", "w3a3:\n      weight_bits: 3\n      activation_bits: 4")
+    _edit(
+        project,
+        "w3a3:\n      weight_bits: 3\n      activation_bits: 3",
+        "w3a3:\n      weight_bits: 3\n      activation_bits: 4",
+    )
     assert _pending(project) == {"quantize@w3a3"}
 
 

@@ -7,6 +7,12 @@ from typing import Annotated
 
 import typer
 
+_TITLES = {
+    "weight_bits": "W bits", "activation_bits": "A bits", "top1": "top-1 %", "teacher_top1": "teacher %",
+    "agreement": "agreement %",
+}  # fmt: skip
+"""Short names, so that the table fits a terminal of 80 columns."""
+
 
 def report(
     metrics: Annotated[
@@ -35,5 +41,6 @@ def report(
     texts = ("scheme", "model", "preset") if len({row["model"] for row in rows}) > 1 else ("scheme", "preset")
     columns = [*texts, "weight_bits", "activation_bits", *figures]
     cells = [[f"{row[c]:.2f}" if c in figures and row[c] is not None else row[c] for c in columns] for row in rows]
-    rows_table("Comparison", columns, cells, set(columns) - set(texts))
+    titles = [_TITLES.get(column, column) for column in columns]
+    rows_table("Comparison", titles, cells, set(titles) - set(texts))
     typer.echo(f"Written to {out}: table.md, table.json, table.csv", err=True)

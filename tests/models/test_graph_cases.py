@@ -389,6 +389,16 @@ def test_constants_made_in_forward_do_not_count_as_data(images: Tensor) -> None:
     assert set(sites_of(folded)) == {"second.input", "fc.input"}  # the shifted images are 8-bit already
 
 
+class Noise(Net):
+    def body(self, x: Tensor) -> Tensor:
+        return self.conv(x) + torch.rand(1)
+
+
+def test_random_numbers_are_no_constants(images: Tensor) -> None:
+    graph = capture(Noise(), SPEC)
+    assert not torch.equal(graph(images), graph(images))
+
+
 class BatchOfZeros(Net):
     """The option-A shortcut as many write it."""
 

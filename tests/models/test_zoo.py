@@ -150,7 +150,8 @@ def test_a_user_s_own_aux1_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyP
 # --- users' own networks
 
 
-def test_factory_in_a_file(user_file: Path) -> None:
+def test_factory_in_a_file(user_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     before = (list(sys.path), sys.dont_write_bytecode)
     teacher = load_teacher(ModelConfig(name=f"{user_file}:tiny", input_size=16))
     assert teacher.name == f"{user_file.name}:tiny"
@@ -175,6 +176,7 @@ def test_factory_in_a_package(user_file: Path, monkeypatch: pytest.MonkeyPatch) 
     (package / "__init__.py").touch()
     (package / "nets.py").write_text(user_file.read_text())
     monkeypatch.chdir(user_file.parent)
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     network = load_architecture(ModelConfig(name="user_package.nets:tiny"))
     assert network[-1].out_features == 5
     assert not list(user_file.parent.rglob("__pycache__"))

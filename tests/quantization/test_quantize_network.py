@@ -21,13 +21,14 @@ from genie_cli.models.graph.folding import fold_batch_norms
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.tensors import get_tensor, named_tensors
 from genie_cli.models.teacher import Teacher, make_teacher
-from genie_cli.quantization import calibration
+from genie_cli.quantization import calibration, reconstruction
 from genie_cli.quantization import quantize as quantize_module
 from genie_cli.quantization.calibration import CALIBRATION_IMAGES, calibrate_sites
 from genie_cli.quantization.presets import preset_options
 from genie_cli.quantization.quantize import QuantizedNetwork, quantize_network
 from genie_cli.quantization.reconstruction import UnitTask, _batches, learn_unit
 from genie_cli.quantization.units import reconstruction_units
+from genie_cli.runtime.determinism import make_generator
 from genie_cli.runtime.progress import Advanced, Event, StageFinished, StageStarted
 from genie_cli.student.build import insert_quantizers
 from genie_cli.student.grid import minmax_step_size
@@ -205,6 +206,7 @@ def test_same_seed_gives_the_same_bytes_and_another_seed_others(
         {"num_images": 8, "num_steps": 1, "warmup": 0.0},
         {"num_images": 8, "drop_prob": 0.0},
         {"num_images": 8, "drop_prob": 1.0},
+        {"num_images": 8, "weight_step_lr": 10.0, "activation_step_lr": 10.0},
         {"num_images": 8, "protocol": "ait", "activation_bits": 2},
     ],
     ids=lambda options: "-".join(f"{key}={value}" for key, value in options.items()),
@@ -222,6 +224,25 @@ def test_batches_are_full_and_even():
     assert (counts == 32).all()  # 33 * 32 draws of 33 images
     first_pass = torch.cat(batches[:2])[:33]
     assert sorted(first_pass.tolist()) == list(range(33))
+
+
+def test_batch_is_no_larger_than_the_set(digits_teacher: Teacher, digits: Tensor, monkeypatch: pytest.MonkeyPatch):
+    _, watched = watch(monkeypatch, digits_teacher, digits[:5], num_steps=1, batch_size=32)
+    assert {len(own.inputs[0]) for own in watched.values()} == {5}
+
+
+def test_each_unit_and_purpose_draws_from_a_place_of_its_own(
+    digits_teacher: Teacher, digits: Tensor, monkeypatch: pytest.MonkeyPatch
+):
+    places: list[tuple[int | str, ...]] = []
+
+    def record(device: torch.device, *place: int | str) -> torch.Generator:
+        places.append(place)
+        return make_generator(device, *place)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(reconstruction, "make_generator", record)
+    quantize(digits_teacher, digits[:4], num_steps=1, seed=9)
+    assert len(places) == len(set(places)) == 10 and {place[0] for place in places} == {9}
 
 
 def test_batches_depend_on_seed_and_unit():
@@ -345,26 +366,25 @@ def test_regularizer_decides_the_softbits_after_the_warm_up(
     assert decided > 0.8 if (round_weight, warmup) == (5.0, 0.2) else decided < 0.5
 
 
-def test_weight_steps_move_in_the_space_asked_for(
-    digits_teacher: Teacher, digits: Tensor, monkeypatch: pytest.MonkeyPatch
-):
-    folded = fold_batch_norms(digits_teacher.graph)
-    for space in ("checkpoint", "relative"):
-        network, watched = watch(
-            monkeypatch, digits_teacher, digits[:8], num_steps=1, weight_step_space=space, weight_step_lr=1e-4
-        )
-        for own in watched.values():
-            for name, weight in own.task.weights.items():
-                start = weight.start.flatten()
-                multiplier = folded.multipliers.get(name, torch.ones(len(start))).abs()
-                unit = multiplier if space == "checkpoint" else start
-                torch.testing.assert_close(weight.unit.flatten(), unit)
-                # Adam's first step is the rate itself: the checkpoint's step, or the share of the start, moves by it
-                moved = (network.weights[name].scale.flatten() - start).abs()
-                learning = weight.offset.flatten() != 0
-                torch.testing.assert_close(moved[learning], 1e-4 * unit[learning], rtol=0.02, atol=1e-8)
-                assert learning.float().mean() > 0.5
-    assert "fc" not in folded.multipliers and len(folded.multipliers) == 9
+@pytest.mark.parametrize("space", ["checkpoint", "relative"])
+def test_weight_steps_move_in_the_space_asked_for(monkeypatch: pytest.MonkeyPatch, space: str):
+    teacher = make_teacher("normed", Normed(folded_by_hand=False), SPEC)
+    multipliers = fold_batch_norms(teacher.graph).multipliers
+    assert set(multipliers) == {"conv1", "conv2"} and (multipliers["conv1"] < 0).any()
+    multipliers["fc"] = torch.ones(4)
+    options = {"num_steps": 1, "weight_step_space": space, "weight_step_lr": 1e-4}
+    network, watched = watch(monkeypatch, teacher, torch.randn(8, 1, 8, 8), **options)
+    weights = {name: weight for own in watched.values() for name, weight in own.task.weights.items()}
+    assert set(weights) == set(multipliers)
+    for name, weight in weights.items():
+        start = weight.start.flatten()
+        unit = multipliers[name].abs() if space == "checkpoint" else start
+        torch.testing.assert_close(weight.unit.flatten(), unit)
+        # Adam's first step is the rate itself: the checkpoint's step, or the share of the start, moves by it
+        moved = (network.weights[name].scale.flatten() - start).abs()
+        learning = weight.offset.flatten() != 0
+        torch.testing.assert_close(moved[learning], 1e-4 * unit[learning], rtol=0.02, atol=1e-8)
+        assert learning.float().mean() > 0.5
 
 
 # calibration

@@ -16,7 +16,7 @@ from genie_cli.config import InputSpec, SynthesizeConfig
 from genie_cli.errors import InputError
 from genie_cli.models.graph.tensors import named_tensors
 from genie_cli.models.teacher import Teacher, make_teacher
-from genie_cli.runtime.determinism import make_generator
+from genie_cli.runtime.determinism import derive_seed, make_generator
 from genie_cli.runtime.progress import Advanced, Event, StageFinished, StageStarted
 from genie_cli.synthesis import distill
 from genie_cli.synthesis.distill import Synthesis, batch_sizes, synthesize_images
@@ -131,6 +131,20 @@ def test_a_batch_depends_on_its_index_alone(small: Teacher):
     assert not torch.allclose(both[4:], alone, atol=0.1)
 
 
+def test_each_batch_and_purpose_draws_from_a_place_of_its_own(small: Teacher, monkeypatch: pytest.MonkeyPatch):
+    places: list[tuple[int | str, ...]] = []
+
+    def seed(*place: int | str) -> int:
+        places.append(place)
+        return derive_seed(*place)
+
+    monkeypatch.setattr(distill, "make_generator", lambda device, *place: make_generator(device, seed(*place)))
+    monkeypatch.setattr(distill, "derive_seed", seed)
+    run(small, num_images=12, seed=9)
+    assert len(places) == len(set(places)) == 9  # three batches: generator, latents, swing
+    assert {place[0] for place in places} == {9} and {place[-1] for place in places} == {0, 1, 2}
+
+
 def test_teacher_is_left_alone(small: Teacher):
     before = {key: value.clone() for key, value in named_tensors(small.graph).items()}
     run(small)
@@ -198,7 +212,7 @@ def plain_images(teacher: Teacher, network: SmallNet, config: SynthesizeConfig) 
         decay.step()
 
 
-@pytest.mark.parametrize("image_loss_weight", [0.0, 1.0])
+@pytest.mark.parametrize("image_loss_weight", [0.0, 2.5])
 def test_images_are_those_of_the_last_forward_pass_of_algorithm_1(small: Teacher, image_loss_weight: float):
     options = {"num_images": 6, "batch_size": 6, "swing": False, "image_loss_weight": image_loss_weight}
     options |= {"generator_lr_decay_every": 1, "generator_lr_decay": 0.5}

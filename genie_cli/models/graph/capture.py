@@ -3,7 +3,7 @@
 The normal form of a captured ``GraphModule``:
 
 - one placeholder, an image batch ``[B, C, H, W]`` with any B; one output tensor ``[B, num_classes]``;
-- no in-place operation, no dropout, no reference to the traced batch size;
+- no in-place operation, no dropout; the batch size is read only where a tensor of that size is made;
 - batch norms are ``aten.batch_norm`` nodes in evaluation mode (functional ones included);
 - each weight layer (convolution or linear node) reads a weight and a bias of its own: shared
   parameters are copied a reader, weights computed from parameters are evaluated once;

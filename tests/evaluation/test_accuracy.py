@@ -1,0 +1,173 @@
+"""Accuracy and agreement against NumPy, on networks whose logits are given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from genie_cli.data.labeled import LabeledImages
+from genie_cli.evaluation.accuracy import STAGE, Evaluation, evaluate
+from genie_cli.runtime.progress import Advanced, Event, StageFinished, StageStarted
+
+CPU = torch.device("cpu")
+
+
+class Numbered(LabeledImages):
+    """Image i is filled with i, so that a network can look its logits up."""
+
+    def __init__(self, labels: Tensor, class_names: list[str] | None = None) -> None:
+        super().__init__(labels, None, class_names)
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for indices in torch.arange(self.num_images).split(batch_size):
+            yield indices.float().view(-1, 1, 1, 1).expand(-1, 1, 2, 2), self.labels[indices]
+
+
+class Lookup(nn.Module):
+    """The logits of a table for the images of `Numbered`; keeps the sizes of the batches it saw."""
+
+    def __init__(self, logits: np.ndarray) -> None:
+        super().__init__()
+        self.logits = torch.from_numpy(logits).float()
+        self.batch_sizes: list[int] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        assert not torch.is_grad_enabled()
+        self.batch_sizes.append(len(images))
+        return self.logits[images[:, 0, 0, 0].long()]
+
+
+def distinct_logits(rng: np.random.Generator, num_images: int, num_classes: int) -> np.ndarray:
+    """Without ties, whose order NumPy and torch may see differently."""
+    return rng.permuted(np.tile(np.arange(num_classes, dtype=np.float64), (num_images, 1)), axis=1)
+
+
+def oracle(logits: np.ndarray, labels: np.ndarray, teacher: np.ndarray | None) -> dict[str, Any]:
+    ranking = np.argsort(-logits, axis=1)
+    figures: dict[str, Any] = {
+        "num_images": len(labels),
+        "top1": 100 * np.mean(ranking[:, 0] == labels),
+        "top5": 100 * np.mean((ranking[:, :5] == labels[:, None]).any(axis=1)),
+        "per_class": {str(label): 100 * np.mean(ranking[labels == label, 0] == label) for label in np.unique(labels)},
+    }
+    if teacher is not None:
+        guesses = np.argmax(teacher, axis=1)
+        figures["teacher_top1"] = 100 * np.mean(guesses == labels)
+        figures["agreement"] = 100 * np.mean(guesses == ranking[:, 0])
+        figures["drop"] = figures["teacher_top1"] - figures["top1"]
+    return figures
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    num_images=st.integers(1, 40),
+    num_classes=st.integers(1, 12),
+    batch_size=st.integers(1, 50),
+    with_teacher=st.booleans(),
+)
+def test_against_numpy(seed: int, num_images: int, num_classes: int, batch_size: int, with_teacher: bool) -> None:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, num_classes, num_images)
+    logits = distinct_logits(rng, num_images, num_classes)
+    teacher = distinct_logits(rng, num_images, num_classes) if with_teacher else None
+    result = evaluate(
+        Lookup(logits),
+        Numbered(torch.from_numpy(labels)),
+        num_classes,
+        batch_size,
+        CPU,
+        teacher=Lookup(teacher) if teacher is not None else None,
+    )
+    expected = oracle(logits, labels, teacher)
+    measured = result.as_json()
+    assert measured.keys() == expected.keys()
+    for key, value in expected.items():
+        assert measured[key] == pytest.approx(value, abs=1.01e-4), key
+
+
+def test_by_hand() -> None:
+    """Six classes, so that the top five can miss; class 3 has no images."""
+    logits = np.array(
+        [
+            [6, 5, 4, 3, 2, 1],  # says 0
+            [6, 5, 4, 3, 2, 1],  # says 0, and 5 is its last guess
+            [1, 6, 5, 4, 3, 2],  # says 1
+            [1, 2, 6, 5, 4, 3],  # says 2
+        ],
+        dtype=np.float64,
+    )
+    teacher = logits.copy()
+    teacher[1] = [1, 2, 3, 4, 5, 6]  # says 5
+    data = Numbered(torch.tensor([0, 5, 1, 1]), ["a", "b", "c", "d", "e", "f"])
+    assert evaluate(Lookup(logits), data, 6, 3, CPU, teacher=Lookup(teacher)) == Evaluation(
+        num_images=4,
+        top1=50.0,
+        top5=75.0,
+        per_class={"a": 100.0, "b": 50.0, "f": 0.0},
+        teacher_top1=75.0,
+        agreement=75.0,
+    )
+
+
+def test_json_of_a_student_and_of_a_teacher() -> None:
+    student = Evaluation(10, 60.1234, 90.0, {"0": 60.1234}, teacher_top1=70.0, agreement=80.0)
+    assert student.as_json() == {
+        "num_images": 10, "top1": 60.1234, "top5": 90.0, "teacher_top1": 70.0, "drop": 9.8766, "agreement": 80.0,
+        "per_class": {"0": 60.1234},
+    }  # fmt: skip
+    better = Evaluation(10, 71.0, 90.0, {}, teacher_top1=70.0, agreement=80.0)
+    assert better.as_json()["drop"] == -1.0
+    assert Evaluation(10, 60.0, 90.0, {}).as_json() == {"num_images": 10, "top1": 60.0, "top5": 90.0, "per_class": {}}
+
+
+def test_shares_have_four_decimals() -> None:
+    data = Numbered(torch.tensor([0, 0, 0]))
+    result = evaluate(Lookup(np.array([[1.0, 0], [0, 1], [0, 1]])), data, 2, 3, CPU)
+    assert (result.top1, result.per_class) == (33.3333, {"0": 33.3333})
+
+
+def test_fewer_than_five_classes_are_all_in_the_top() -> None:
+    data = Numbered(torch.tensor([0, 1, 2, 2]))
+    assert evaluate(Lookup(np.eye(4)[:, :3]), data, 3, 2, CPU).top5 == 100.0
+
+
+def test_batches_and_progress() -> None:
+    network, events = Lookup(np.eye(5)), list[Event]()
+    evaluate(network, Numbered(torch.tensor([0, 1, 2, 3, 0])), 5, 2, CPU, report=events.append)
+    assert network.batch_sizes == [2, 2, 1]
+    assert events == [
+        StageStarted(STAGE, 5, "images"),
+        Advanced(STAGE, 2, values={"top1": 100.0}),
+        Advanced(STAGE, 4, values={"top1": 100.0}),
+        Advanced(STAGE, 5, values={"top1": 80.0}),
+        StageFinished(STAGE),
+    ]
+
+
+class Watching(nn.Module):
+    """Logits by a convolution; keeps the dtype and layout of its work."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 1)
+        self.seen: list[tuple[torch.dtype, bool]] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        y = self.conv(images)
+        self.seen.append((y.dtype, images.is_contiguous(memory_format=torch.channels_last)))
+        return y.mean((2, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_arithmetic(dtype: torch.dtype) -> None:
+    network, teacher = Watching(), Watching()
+    evaluate(network, Numbered(torch.tensor([0, 1, 0])), 2, 2, CPU, dtype, teacher)
+    assert network.seen == teacher.seen == [(dtype, True)] * 2

@@ -1,0 +1,216 @@
+"""The table that compares runs: names of rows, markdown, CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from genie_cli.errors import InputError, UsageError
+from genie_cli.evaluation.comparison import COLUMNS, as_csv, as_json, as_markdown, read_rows
+
+FIGURES = {
+    "model": "resnet18", "preset": "genie-m", "protocol": "genie", "weight_bits": 4, "activation_bits": 4,
+    "num_images": 50000, "top1": 69.6612, "top5": 89.0, "teacher_top1": 69.758, "drop": 0.0968, "agreement": 91.5,
+    "per_class": {"tench": 80.0},
+}  # fmt: skip
+
+
+def saved(path: Path, **changes: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**FIGURES, **changes}))
+    return path
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    return {**{key: FIGURES.get(key) for key in COLUMNS}, "scheme": "w4a4", **changes}
+
+
+def schemes(paths: list[Path]) -> list[str]:
+    return [row["scheme"] for row in read_rows(paths)]
+
+
+def cells(line: str) -> list[str]:
+    """The cells of a markdown row, as a reader of markdown splits and unescapes them."""
+    inner = re.split(r"(?<!\\)(?:\\\\)*\|", line)
+    assert (inner[0], inner[-1]) == ("", "")
+    return [re.sub(r"\\(.)", r"\1", cell.strip()).replace("&lt;", "<").replace("&amp;", "&") for cell in inner[1:-1]]
+
+
+# --- rows
+
+
+def test_rows_hold_the_figures(tmp_path: Path) -> None:
+    (read,) = read_rows([saved(tmp_path / "w4a4" / "metrics.json")])
+    assert read == row()
+    assert list(read) == list(COLUMNS)
+
+
+def test_a_teacher_leaves_cells_empty(tmp_path: Path) -> None:
+    path = tmp_path / "teacher.json"
+    path.write_text(json.dumps({"top1": 70}))
+    (read,) = read_rows([path])
+    assert {key for key, value in read.items() if value is not None} == {"scheme", "top1"}
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["w4a4/m.json", "w2a4/m.json"], ["w4a4", "w2a4"]),
+        (["w4a4.json", "w2a4.json"], ["w4a4", "w2a4"]),
+        (["x/a.json", "x/b.json", "y/c.json"], ["a", "b", "c"]),
+        (["x/a.json", "x/b.json", "y/a.json"], ["x/a", "x/b", "y/a"]),
+        (["one/w4a4/m.json", "two/w4a4/m.json"], ["one/w4a4", "two/w4a4"]),
+    ],
+)
+def test_rows_are_called_after_what_tells_them_apart(tmp_path: Path, files: list[str], names: list[str]) -> None:
+    assert schemes([saved(tmp_path / file) for file in files]) == names
+
+
+def test_rows_that_only_their_whole_path_tells_apart(tmp_path: Path) -> None:
+    paths = [saved(tmp_path / file) for file in ("a/x/w4/m.json", "b/x/w4/m.json")]
+    assert schemes(paths) == [str(path) for path in paths]
+
+
+def test_a_link_is_called_after_its_own_place(tmp_path: Path) -> None:
+    """DVC links files into a cache, whose folders say nothing."""
+    cached = saved(tmp_path / "cache" / "ab" / "cdef")
+    paths = []
+    for name in ("w4a4", "w2a4"):
+        (tmp_path / name).mkdir()
+        paths.append(tmp_path / name / "metrics.json")
+        paths[-1].symlink_to(cached)
+    assert schemes(paths) == ["w4a4", "w2a4"]
+
+
+def test_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(tmp_path / "w4a4" / "m.json")
+    saved(tmp_path / "w2a4" / "m.json")
+    monkeypatch.chdir(tmp_path / "w4a4")
+    assert schemes([Path("m.json"), Path("../w2a4/m.json")]) == ["w4a4", "w2a4"]
+
+
+def test_a_file_given_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path / "m.json")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"m\.json is given twice"):
+        read_rows([path, Path("./m.json")])
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "is not JSON"),
+        (b"{", "is not JSON"),
+        (b"\xff\xfe", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (b"[1]", "'top1' is missing"),
+        (b"{}", "'top1' is missing"),
+        (b'{"top1": null}', "'top1' is missing"),
+        (b'{"top1": "70"}', "'top1'"),
+        (b'{"top1": true}', "'top1'"),
+        (b'{"top1": NaN}', "'top1'"),
+        (b'{"top1": 1e999}', "'top1'"),
+        (b'{"top1": 1' + b"0" * 400 + b"}", "'top1'"),
+        (b'{"top1": 70, "drop": []}', "'drop'"),
+        (b'{"top1": 70, "model": 18}', "'model'"),
+    ],
+)
+def test_files_that_are_no_metrics(tmp_path: Path, content: bytes, problem: str) -> None:
+    path = tmp_path / "m.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=re.escape(problem)) as caught:
+        read_rows([path])
+    assert str(path) in str(caught.value)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no\.json cannot be read: No such file or directory"):
+        read_rows([tmp_path / "no.json"])
+    with pytest.raises(InputError, match="Is a directory"):
+        read_rows([tmp_path])
+
+
+# --- markdown
+
+
+def test_markdown() -> None:
+    rows = [row(), row(scheme="w2a4", weight_bits=2, top1=5, drop=-1.005, agreement=None)]
+    assert as_markdown(rows) == (
+        "Model: resnet18\n"
+        "\n"
+        "| scheme | preset | protocol | weight_bits | activation_bits | top1 | teacher_top1 | drop | agreement | top5 "
+        "| num_images |\n"
+        "| :-- | :-- | :-- | --: | --: | --: | --: | --: | --: | --: | --: |\n"
+        "| w4a4 | genie-m | genie | 4 | 4 | 69.66 | 69.76 | 0.10 | 91.50 | 89.00 | 50000 |\n"
+        "| w2a4 | genie-m | genie | 2 | 4 | 5.00 | 69.76 | -1.00 |  | 89.00 | 50000 |\n"
+    )
+
+
+def test_markdown_leaves_empty_columns_out() -> None:
+    bare: dict[str, Any] = dict.fromkeys(COLUMNS)
+    assert as_markdown([{**bare, "scheme": "a", "top1": 70.0}]) == "| scheme | top1 |\n| :-- | --: |\n| a | 70.00 |\n"
+
+
+def test_markdown_of_several_models_names_them_in_their_rows() -> None:
+    table = as_markdown([row(), row(scheme="b", model="resnet50")])
+    assert table.startswith("| scheme | model | preset |")
+    assert [cells(line)[1] for line in table.splitlines()[2:]] == ["resnet18", "resnet50"]
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("a|b", r"a\|b"),
+        ("a\\|b", r"a\\\|b"),
+        ("a\\b", r"a\\b"),
+        ("<b>x</b> & y", "&lt;b>x&lt;/b> &amp; y"),
+        ("two\nlines\r\nand\ttabs", "two lines and tabs"),
+        ("*bold* `code` [link] ~~x~~", r"\*bold\* \`code\` \[link\] \~\~x\~\~"),
+        ("snake_case", "snake_case"),
+    ],
+)
+def test_markdown_escapes(name: str, written: str) -> None:
+    lines = as_markdown([row(scheme=name, model="m|n")]).splitlines()
+    assert lines[0] == r"Model: m\|n"
+    assert lines[-1].startswith(f"| {written} |")
+    assert len(lines) == 5
+
+
+@settings(deadline=None)
+@given(st.text(max_size=20))
+def test_any_name_is_one_cell(name: str) -> None:
+    lines = as_markdown([row(scheme=name)]).split("\n")
+    assert len(lines) == 6
+    assert cells(lines[-2])[0] == " ".join(name.split())
+    assert len(cells(lines[-2])) == len(COLUMNS) - 1
+
+
+# --- CSV and JSON
+
+
+@settings(deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), max_size=20))
+def test_csv_holds_everything(name: str) -> None:
+    text = as_csv([row(scheme=name), row(agreement=None)])
+    read = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert list(read[0]) == list(COLUMNS)
+    assert read[0] == {key: str(value) for key, value in row(scheme=name).items()}
+    assert read[1]["agreement"] == ""
+    assert float(read[0]["top1"]) == FIGURES["top1"]
+
+
+def test_json_is_by_scheme() -> None:
+    text = as_json([row(), row(scheme="w2a4", top1=5.0)])
+    loaded = json.loads(text)
+    assert list(loaded) == ["w4a4", "w2a4"]
+    assert (loaded["w2a4"]["top1"], loaded["w2a4"]["model"]) == (5.0, "resnet18")
+    assert "scheme" not in loaded["w4a4"]
+    assert text.endswith("}\n")
