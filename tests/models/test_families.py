@@ -225,6 +225,8 @@ def test_units_cover_the_graph_once_and_in_order(case: Case) -> None:
     assert len(layers) == case.family.num_layers
     assert [layer for unit in units for layer in unit.layers] == layers
     assert len({unit.name for unit in units}) == len(units)
+    if case.family.units:
+        assert [unit.name for unit in units] == case.family.units.split()
     assert [unit.source for unit in units[1:]] == [unit.output for unit in units[:-1]]
     nodes = data_nodes(folded)
     names = [node.name for node in nodes]
@@ -236,12 +238,6 @@ def test_units_cover_the_graph_once_and_in_order(case: Case) -> None:
         assert tuple(layer.name for layer in weight_layers(piece)) == unit.layers
         value = piece(value)
     assert torch.equal(value, folded(case.images))
-
-
-def test_unit_names(case: Case) -> None:
-    if not case.family.units:
-        pytest.skip("not pinned")
-    assert [unit.name for unit in reconstruction_units(case.folded.graph)] == case.family.units.split()
 
 
 def test_quantizers_that_change_nothing_give_the_folded_logits(case: Case) -> None:
