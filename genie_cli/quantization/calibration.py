@@ -16,7 +16,7 @@ from genie_cli.student.protocol import ActivationSite
 CALIBRATION_IMAGES = 256
 """Images, evenly spaced over the set, whose values are looked at (the authors' code: the first 32)."""
 _SAMPLES = 1 << 18
-"""Values a site that the search compares; the sign and the min-max range come from all values."""
+"""Values a site that the search compares; range and sign come from all values."""
 _BATCH = 32
 
 
@@ -62,7 +62,7 @@ def calibrate_sites(
         span = torch.cat(ends)
         signed = bool(span.amin() < 0)
         if config.activation_range == "search":
-            step_size = search_step_size(torch.cat(kept), site.bits, signed)
+            step_size = search_step_size(torch.cat(kept), site.bits, signed, span)
         else:
             step_size = minmax_step_size(span, site.bits, signed)
         quantizers[site.name] = ActivationQuantizer(step_size, site.bits, signed)

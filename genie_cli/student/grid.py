@@ -90,10 +90,17 @@ def minmax_step_size(values: Tensor, bits: int, signed: bool) -> float:
     return largest / quant_max if largest > _TINY_RANGE else 1.0
 
 
-def search_step_size(values: Tensor, bits: int, signed: bool) -> float:
-    """Step size of least mean |x - q(x)|^2.4 over clipping ratios of the largest magnitude (Eq. 6)."""
+def search_step_size(values: Tensor, bits: int, signed: bool, extremes: Tensor | None = None) -> float:
+    """Step size of least mean |x - q(x)|^2.4 over clipping ratios of the largest magnitude (Eq. 6).
+
+    Args:
+        values: the values that the error is taken over, any shape.
+        bits: bits of the grid.
+        signed: whether the grid has negative codes.
+        extremes: smallest and largest value of what `values` is a sample of; None: it is no sample.
+    """
     flat = values.detach().float().flatten()
-    full = minmax_step_size(flat, bits, signed)
+    full = minmax_step_size(flat if extremes is None else extremes, bits, signed)
     best_error, best = torch.inf, full
     for i in range(NUM_RATIOS):
         step_size = full * (1 - i / NUM_RATIOS)
