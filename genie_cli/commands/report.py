@@ -16,7 +16,8 @@ _TITLES = {
 
 def report(
     metrics: Annotated[
-        list[Path], typer.Argument(metavar="METRICS", help="JSON files written by `genie evaluate --out`.")
+        list[Path],
+        typer.Argument(metavar="METRICS", help="JSON files written by `genie evaluate --out`, or folders of them."),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder to write table.md, table.json and table.csv into.")] = Path(
         "report"

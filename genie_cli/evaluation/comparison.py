@@ -25,13 +25,24 @@ _PERCENT = {"top1", "teacher_top1", "drop", "agreement", "top5"}
 def read_rows(paths: Sequence[Path]) -> list[dict[str, Any]]:
     """One row a metrics file of ``genie evaluate``; a row is called after the file's folder.
 
-    Where files share a folder they are called after themselves, else after both.
+    Where files share a folder they are called after themselves, else after both. A folder stands for
+    the JSON files in it.
 
     Raises:
-        InputError: a file that is missing or no metrics.
+        InputError: a file that is missing or no metrics, or a folder without one.
         UsageError: a file is given twice.
     """
+    paths = [file for path in paths for file in _files(path)]
     return [{**_read_figures(path), "scheme": name} for path, name in zip(paths, _names(paths), strict=True)]
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    files = sorted(path.glob("*.json"), key=lambda file: file.stem)
+    if not files:
+        raise InputError(f"Folder {path} holds no metrics file (*.json) of 'genie evaluate --out'.")
+    return files
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

@@ -18,7 +18,7 @@ from genie_cli.models.teacher import Teacher
 from genie_cli.quantization.calibration import calibrate_sites
 from genie_cli.quantization.lsq import LearnedActivationQuantizer
 from genie_cli.quantization.reconstruction import SoftWeightSlot, UnitTask, learn_unit
-from genie_cli.quantization.rounding import SoftRoundedWeight
+from genie_cli.quantization.rounding import SoftRoundedWeight, largest_rate
 from genie_cli.quantization.units import Unit, reconstruction_units
 from genie_cli.runtime.progress import Advanced, Reporter, StageFinished, StageStarted, silent
 from genie_cli.student.build import insert_quantizers
@@ -183,8 +183,10 @@ def _make_task(
         unit = scale
         if config.weight_step_space == "checkpoint":
             # The step of the checkpoint's weight moves by lr; folded, that is |gamma / sigma| as much.
-            unit = folded.multipliers.get(name, torch.ones(len(scale), device=scale.device)).abs().view(-1, 1)
-        weights[name] = SoftRoundedWeight(weight, scale, zero_point, bits, unit.to(scale.device)).to(device)
+            unit = folded.multipliers.get(name, torch.ones(len(scale))).abs().view(-1, 1).to(scale.device)
+        if config.weight_step_lr:
+            unit = torch.minimum(unit, largest_rate(scale, 2**bits - 1) / config.weight_step_lr)
+        weights[name] = SoftRoundedWeight(weight, scale, zero_point, bits, unit).to(device)
     slots = {name: SoftWeightSlot() for name in weights}
     activations = {
         name: LearnedActivationQuantizer(float(start.step_size), start.bits, start.signed, config.drop_prob).to(device)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from genie_cli.config import QuantizeConfig
 from genie_cli.quantization.lsq import LearnedActivationQuantizer
-from genie_cli.quantization.rounding import SoftRoundedWeight, rounding_beta, rounding_regularizer
+from genie_cli.quantization.rounding import SoftRoundedWeight, largest_rate, rounding_beta, rounding_regularizer
 from genie_cli.runtime.determinism import make_generator, random_mask
 
 LOG_EVERY = 50
@@ -81,20 +82,7 @@ def learn_unit(
     for activation in task.activations.values():
         activation.generator = generator
     weights, activations = list(task.weights.values()), list(task.activations.values())
-    logits = [w.logits for w in weights]
-    weight_steps = [w.offset for w in weights]
-    activation_steps = [a.step_size for a in activations]
-    groups = [
-        {"params": logits, "lr": config.rounding_lr, "decays": False, "start": config.rounding_lr},
-        {"params": weight_steps, "lr": config.weight_step_lr, "decays": True, "start": config.weight_step_lr},
-        {
-            "params": activation_steps,
-            "lr": config.activation_step_lr,
-            "decays": True,
-            "start": config.activation_step_lr,
-        },
-    ]
-    optimizer = torch.optim.Adam([g for g in groups if g["params"]], fused=True)
+    optimizer = torch.optim.Adam(_parameter_groups(weights, activations, config), fused=True)
     task.student.train()
     num_images = task.targets.shape[0]
     batches = _batches(num_images, min(config.batch_size, num_images), config.seed, task.name)
@@ -130,6 +118,24 @@ def learn_unit(
     task.student.eval()
     for slot in task.slots.values():
         slot.value = None
+
+
+def _parameter_groups(
+    weights: Sequence[SoftRoundedWeight], activations: Sequence[LearnedActivationQuantizer], config: QuantizeConfig
+) -> list[dict[str, Any]]:
+    """Rates of what learns; `start` is the rate before the cosine, where there is one (`decays`)."""
+    groups = [
+        _group([weight.logits for weight in weights], config.rounding_lr, decays=False),
+        _group([weight.offset for weight in weights], config.weight_step_lr, decays=True),
+    ]
+    for activation in activations:
+        largest = float(largest_rate(activation.step_size.detach(), 2**activation.bits - 1))
+        groups.append(_group([activation.step_size], min(config.activation_step_lr, largest), decays=True))
+    return [group for group in groups if group["params"]]
+
+
+def _group(parameters: list[nn.Parameter], lr: float, decays: bool) -> dict[str, Any]:
+    return {"params": parameters, "lr": lr, "start": lr, "decays": decays}
 
 
 def _batches(num_images: int, batch_size: int, seed: int, name: str) -> Iterator[Tensor]:

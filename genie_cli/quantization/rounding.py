@@ -12,6 +12,18 @@ GAMMA, ZETA = -0.1, 1.1
 """Stretch of the rectified sigmoid (AdaRound, Eq. 23), so that a softbit can reach 0 and 1."""
 STEP_FLOOR = 0.01
 """A step size never falls below this share of its start."""
+MAX_GRID_SHIFT = 0.05
+"""An optimizer step moves the outermost grid point by at most this share of a step size."""
+
+
+def largest_rate(step_size: Tensor, num_levels: int) -> Tensor:
+    """The largest absolute rate for a step size, in its own units: the grid's end moves by `MAX_GRID_SHIFT`.
+
+    Adam moves a step size by its rate whatever the gradient's size. The authors' rates suit 2 to 4 bits; on
+    an 8-bit grid, or a tensor of small values, one step of them would throw the outer codes several
+    levels off.
+    """
+    return step_size * (MAX_GRID_SHIFT / num_levels)
 
 
 class SoftRoundedWeight(nn.Module):

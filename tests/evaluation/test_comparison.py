@@ -53,6 +53,16 @@ def test_rows_hold_the_figures(tmp_path: Path) -> None:
     assert list(read) == list(COLUMNS)
 
 
+def test_a_folder_stands_for_its_files(tmp_path: Path) -> None:
+    for name in ("w4a4", "w2a4-minmax", "w2a4"):
+        saved(tmp_path / f"{name}.json")
+    assert schemes([tmp_path]) == ["w2a4", "w2a4-minmax", "w4a4"]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(InputError, match="no metrics file"):
+        read_rows([empty])
+
+
 def test_a_teacher_leaves_cells_empty(tmp_path: Path) -> None:
     path = tmp_path / "teacher.json"
     path.write_text(json.dumps({"top1": 70}))
@@ -134,7 +144,7 @@ def test_files_that_are_no_metrics(tmp_path: Path, content: bytes, problem: str)
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no\.json cannot be read: No such file or directory"):
         read_rows([tmp_path / "no.json"])
-    with pytest.raises(InputError, match="Is a directory"):
+    with pytest.raises(InputError, match="no metrics file"):
         read_rows([tmp_path])
 
 

@@ -27,6 +27,7 @@ from genie_cli.quantization.calibration import CALIBRATION_IMAGES, calibrate_sit
 from genie_cli.quantization.presets import preset_options
 from genie_cli.quantization.quantize import QuantizedNetwork, quantize_network
 from genie_cli.quantization.reconstruction import UnitTask, _batches, learn_unit
+from genie_cli.quantization.rounding import largest_rate
 from genie_cli.quantization.units import reconstruction_units
 from genie_cli.runtime.determinism import make_generator
 from genie_cli.runtime.progress import Advanced, Event, StageFinished, StageStarted
@@ -348,12 +349,19 @@ def test_rates(digits_teacher: Teacher, digits: Tensor, monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.optim, "Adam", RecordingAdam)
     rates = {"rounding_lr": 0.1, "weight_step_lr": 0.02, "activation_step_lr": 0.003}
     quantize(digits_teacher, digits[:8], num_steps=4, **rates)
-    steps_only = [rates for rates in seen if len(rates) == 3]
     cosine = [0.5 * (1 + math.cos(math.pi * step / 4)) for step in range(4)]
-    # the first unit reads images: it has no activation to learn
-    assert len(seen) == 20 and len(steps_only) == 16 and [len(rates) for rates in seen[:4]] == [2] * 4
-    wanted = [[0.1, 0.02 * decay, 0.003 * decay] for decay in cosine]
-    assert np.asarray(steps_only[:4]) == pytest.approx(np.asarray(wanted))
+    assert len(seen) == 20
+    for first in range(0, 20, 4):
+        rounding, weight_step, *activation_steps = seen[first]
+        assert (rounding, weight_step) == (0.1, 0.02)
+        # the first unit reads images: it has no activation to learn
+        assert bool(activation_steps) == (first > 0)
+        # no activation's rate is above the one asked for, nor above what its grid can take
+        assert all(0 < rate <= 0.003 for rate in activation_steps)
+        assert min(activation_steps, default=0.0) < 0.003
+        for step, decay in enumerate(cosine):
+            wanted = [0.1, *(rate * decay for rate in (weight_step, *activation_steps))]
+            assert seen[first + step] == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize(("round_weight", "warmup"), [(5.0, 0.2), (0.0, 0.2), (5.0, 0.99)])
@@ -380,6 +388,7 @@ def test_weight_steps_move_in_the_space_asked_for(monkeypatch: pytest.MonkeyPatc
     for name, weight in weights.items():
         start = weight.start.flatten()
         unit = multipliers[name].abs() if space == "checkpoint" else start
+        unit = torch.minimum(unit, largest_rate(start, 2**weight.bits - 1) / 1e-4)
         torch.testing.assert_close(weight.unit.flatten(), unit)
         # Adam's first step is the rate itself: the checkpoint's step, or the share of the start, moves by it
         moved = (network.weights[name].scale.flatten() - start).abs()

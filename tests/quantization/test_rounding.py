@@ -12,6 +12,7 @@ from torch import Tensor
 from genie_cli.quantization.rounding import (
     STEP_FLOOR,
     SoftRoundedWeight,
+    largest_rate,
     rounding_beta,
     rounding_regularizer,
 )
@@ -241,3 +242,11 @@ def test_beta_by_hand():
     assert rounding_beta(6, 10, 0.2, 20, 2) == pytest.approx(11)
     assert rounding_beta(0, 1, 0.0, 20, 2) == pytest.approx(20)
     assert rounding_beta(0, 1, 0.2, 20, 2) is None
+
+
+def test_the_largest_rate_moves_the_end_of_the_grid_by_a_twentieth_of_a_step():
+    step_size = torch.tensor([[0.04], [0.002]])
+    for bits in (2, 4, 8):
+        num_levels = 2**bits - 1
+        moved = largest_rate(step_size, num_levels) * num_levels / step_size
+        torch.testing.assert_close(moved, torch.full_like(moved, 0.05))
