@@ -13,10 +13,11 @@ from genie_cli.models.graph.placement import move
 from genie_cli.models.teacher import Teacher
 from genie_cli.runtime.determinism import derive_seed, make_generator
 from genie_cli.runtime.progress import Advanced, Reporter, StageFinished, StageStarted, silent
+from genie_cli.runtime.replay import ReplayedStep
 from genie_cli.synthesis.generator import Generator
 from genie_cli.synthesis.schedule import PlateauSchedule
 from genie_cli.synthesis.statistics import image_statistics_loss, statistics_graph
-from genie_cli.synthesis.swing import SwingShift, draw_offsets, swing_strided_convolutions
+from genie_cli.synthesis.swing import SwingShift, draw_offsets, set_offsets, swing_strided_convolutions
 
 STAGE = "synthesize"
 LOG_EVERY = 10
@@ -85,54 +86,91 @@ def synthesize_images(
             done = index * config.num_steps + step
             report(Advanced(STAGE, done, f"batch {index + 1}/{len(sizes)}", {"loss": loss}))
 
-        images.append(_distill_batch(teacher, graph, shifts, index, size, config, device, dtype, on_step))
+        batch = _Batch(teacher, graph, shifts, index, size, config, device, dtype)
+        images.append(_distill_batch(batch, config.num_steps, on_step))
     report(StageFinished(STAGE))
     return Synthesis(torch.cat(images), tuple(log))
 
 
-def _distill_batch(
-    teacher: Teacher,
-    graph: fx.GraphModule,
-    shifts: list[SwingShift],
-    index: int,
-    size: int,
-    config: SynthesizeConfig,
-    device: torch.device,
-    dtype: torch.dtype,
-    on_step: Callable[[int, float, float], None],
-) -> Tensor:
-    generator = _new_generator(teacher, index, config).to(device)
-    draws = make_generator(torch.device("cpu"), config.seed, "latents", index)
-    latents = nn.Parameter(torch.randn(size, config.latent_dim, generator=draws).to(device))
-    swings = make_generator(torch.device("cpu"), config.seed, "swing", index)
-    schedule = PlateauSchedule(
-        config.latent_lr, config.latent_lr_factor, config.latent_lr_patience, config.latent_min_lr, device
-    )
-    latent_optimizer = torch.optim.Adam([latents], lr=schedule.lr, fused=True)
-    generator_optimizer = torch.optim.Adam(generator.parameters(), lr=config.generator_lr, fused=True)
-    step = 0
-    while True:
-        step += 1
-        draw_offsets(shifts, swings)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            images: Tensor = generator(latents)
-        batch = images.to(dtype).contiguous(memory_format=torch.channels_last)
-        loss = torch.stack(graph(batch)).sum()
-        if config.image_loss_weight:
-            loss = loss + config.image_loss_weight * image_statistics_loss(images)
-        if step % LOG_EVERY == 0 or step in (1, config.num_steps):
-            on_step(step, float(loss.detach()), float(schedule.lr))
-        if step == config.num_steps:
-            return images.detach().cpu().contiguous()  # those of the last forward pass, as the authors keep them
-        latent_optimizer.zero_grad(set_to_none=True)
-        generator_optimizer.zero_grad(set_to_none=True)
+class _Batch:
+    """One batch of images in the making: its latents, its generator and what optimises them."""
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        graph: fx.GraphModule,
+        shifts: list[SwingShift],
+        index: int,
+        size: int,
+        config: SynthesizeConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self._graph, self._shifts, self._config, self._dtype = graph, shifts, config, dtype
+        self._generator = _new_generator(teacher, index, config).to(device)
+        draws = make_generator(torch.device("cpu"), config.seed, "latents", index)
+        self._latents = nn.Parameter(torch.randn(size, config.latent_dim, generator=draws).to(device))
+        swings = make_generator(torch.device("cpu"), config.seed, "swing", index)
+        self._offsets = draw_offsets(config.num_steps, len(shifts), swings).to(device)
+        self._step_index = torch.zeros(1, dtype=torch.int64, device=device)
+        self.schedule = PlateauSchedule(
+            config.latent_lr, config.latent_lr_factor, config.latent_lr_patience, config.latent_min_lr, device
+        )
+        self._generator_lr = torch.tensor(config.generator_lr, device=device)
+        recorded = device.type == "cuda"
+        self._optimizers = [
+            torch.optim.Adam([self._latents], lr=self.schedule.lr, fused=True, capturable=recorded),
+            torch.optim.Adam(self._generator.parameters(), lr=self._generator_lr, fused=True, capturable=recorded),
+        ]
+        self.loss = torch.zeros((), device=device)
+        """Loss of the last step."""
+        self.step = ReplayedStep(self._learn, device)
+
+    def set_generator_lr(self, steps_done: int) -> None:
+        """The generator's rate decays in stairs."""
+        if steps_done % self._config.generator_lr_decay_every == 0:
+            stairs = steps_done // self._config.generator_lr_decay_every
+            self._generator_lr.fill_(self._config.generator_lr * self._config.generator_lr_decay**stairs)
+
+    def images_and_loss(self) -> tuple[Tensor, Tensor]:
+        """Forward pass of one step."""
+        set_offsets(self._shifts, self._offsets.index_select(0, self._step_index).squeeze(0))
+        device_type = self._latents.device.type
+        with torch.autocast(device_type, self._dtype, enabled=self._dtype != torch.float32):
+            images: Tensor = self._generator(self._latents)
+        batch = images.to(self._dtype).contiguous(memory_format=torch.channels_last)
+        loss = torch.stack(self._graph(batch)).sum()
+        if self._config.image_loss_weight:
+            loss = loss + self._config.image_loss_weight * image_statistics_loss(images)
+        return images.detach(), loss
+
+    def _learn(self) -> None:
+        loss = self.images_and_loss()[1]
+        for optimizer in self._optimizers:
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        latent_optimizer.step()
-        generator_optimizer.step()
-        schedule.step(loss.detach())
-        decay = config.generator_lr_decay ** (step // config.generator_lr_decay_every)
-        for group in generator_optimizer.param_groups:
-            group["lr"] = config.generator_lr * decay
+        for optimizer in self._optimizers:
+            optimizer.step()
+        self.schedule.step(loss.detach())
+        self._step_index += 1
+        self.loss.copy_(loss.detach())
+
+
+def _distill_batch(batch: _Batch, num_steps: int, on_step: Callable[[int, float, float], None]) -> Tensor:
+    for step in range(1, num_steps):
+        latent_lr = float(batch.schedule.lr) if _is_logged(step) else 0.0  # the step that follows changes it
+        batch.step()
+        batch.set_generator_lr(step)
+        if _is_logged(step):
+            on_step(step, float(batch.loss), latent_lr)
+    with torch.no_grad():
+        images, loss = batch.images_and_loss()
+    on_step(num_steps, float(loss), float(batch.schedule.lr))
+    return images.cpu().contiguous()  # those of the last forward pass, as the authors keep them
+
+
+def _is_logged(step: int) -> bool:
+    return step == 1 or step % LOG_EVERY == 0
 
 
 def _new_generator(teacher: Teacher, index: int, config: SynthesizeConfig) -> Generator:

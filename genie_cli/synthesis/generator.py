@@ -38,9 +38,22 @@ class Generator(nn.Module):
         """``[B, latent_dim]`` to images ``[B, C, S, S]`` in normalised space, float32."""
         x = self.linear(latents).view(len(latents), _BASE_CHANNELS, self.base, self.base)
         x = self.bn1(x.contiguous(memory_format=torch.channels_last))
-        x = self.conv1(F.interpolate(x, scale_factor=2.0))
-        x = F.interpolate(self.activation(self.bn2(x)), scale_factor=2.0)
+        x = _upsampled_convolution(x, self.conv1)
+        x = _upsampled_convolution(self.activation(self.bn2(x)), self.conv2)
         margin = (x.shape[-1] - self.size) // 2
         x = x[:, :, margin : margin + self.size, margin : margin + self.size]
-        images: Tensor = self.bn3(self.conv2(x).float().tanh())
+        images: Tensor = self.bn3(x.float().tanh())
         return images
+
+
+def _upsampled_convolution(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """A 3x3 convolution, padded by 1, of `x` upsampled by 2 (nearest): ``[B, C, h, w]`` to ``[B, O, 2h, 2w]``.
+
+    Two of its three taps a dimension read the same pixel of `x`. As one transposed convolution, whose 4x4
+    kernel is the 3x3 one convolved with 2x2 ones, it takes 4/9 of the multiplications, and the
+    upsampled tensor is never made.
+    """
+    kernel = conv.weight.flip(2, 3)
+    kernel = F.pad(kernel, (0, 1)) + F.pad(kernel, (1, 0))
+    kernel = F.pad(kernel, (0, 0, 0, 1)) + F.pad(kernel, (0, 0, 1, 0))
+    return F.conv_transpose2d(x, kernel.transpose(0, 1), conv.bias, stride=2, padding=1)

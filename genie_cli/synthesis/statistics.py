@@ -120,7 +120,7 @@ def statistics_graph(teacher: fx.GraphModule, dtype: torch.dtype) -> fx.GraphMod
     graph_module = extract(teacher, nodes, nodes[0], [site.node for site in sites])
     graph = graph_module.graph
     for key, value in named_tensors(graph_module).items():
-        set_tensor(graph_module, key, value.to(dtype) if value.is_floating_point() else value)
+        set_tensor(graph_module, key, _prepared(value, dtype))
     losses = []
     own_sites = batch_norm_sites(graph_module)
     for index, (site, original) in enumerate(zip(own_sites, sites, strict=True)):
@@ -139,6 +139,12 @@ def statistics_graph(teacher: fx.GraphModule, dtype: torch.dtype) -> fx.GraphMod
     graph_module.delete_all_unused_submodules()
     graph_module.recompile()
     return graph_module
+
+
+def _prepared(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Weights in the arithmetic and the memory layout of the step, converted once."""
+    value = value.to(dtype) if value.is_floating_point() else value
+    return value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value
 
 
 def _first(pair: tuple[Tensor, Tensor]) -> Tensor:

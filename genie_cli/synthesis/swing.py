@@ -6,8 +6,11 @@ random place; the convolution itself stays as it is. One offset a layer and step
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from genie_cli.models.graph.layers import weight_layers
 
@@ -21,29 +24,70 @@ class SwingShift(nn.Module):
     def __init__(self) -> None:
         """Start without a shift."""
         super().__init__()
-        self.offsets: tuple[int, ...] = ()
-        """One of 0, 1, 2 for each spatial dimension; empty: no shift."""
+        self.offsets: Tensor | None = None
+        """0, 1 or 2 for height and width, ``[2]`` int64 on the input's device; None: no shift."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, C, ...]`` to the same shape."""
-        for dim, offset in enumerate(self.offsets, start=2):
-            if dim < x.dim():
-                x = shift_reflected(x, dim, offset - REACH)
-        return x
+        """``[B, C, H, W]`` to the same shape; an input of other rank stays as it is."""
+        if self.offsets is None or x.dim() != 4:
+            return x
+        shifted: Tensor = _Shift.apply(x, self.offsets)
+        return shifted
 
 
-def shift_reflected(x: Tensor, dim: int, shift: int) -> Tensor:
-    """Crop of the reflection-padded `x` that starts `shift` (-1, 0, 1) pixels on along `dim`.
+class _Shift(torch.autograd.Function):
+    """Reflect and crop as one gather of pixels, whose place is known to the device alone.
 
-    Built of slices and ``cat``, whose backward is deterministic on CUDA, unlike that of
-    ``F.pad(mode="reflect")``. A single pixel has nothing to reflect and stays.
+    The host never reads the offsets, so that a step can be a CUDA graph. The backward pass gathers too:
+    the one of ``F.pad(mode="reflect")`` scatters, and is not deterministic on CUDA.
     """
-    size = x.shape[dim]
-    if shift == 0 or size < 2:
-        return x
-    if shift < 0:
-        return torch.cat([x.narrow(dim, 1, 1), x.narrow(dim, 0, size - 1)], dim)
-    return torch.cat([x.narrow(dim, 1, size - 1), x.narrow(dim, size - 2, 1)], dim)
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, offsets: Tensor) -> Tensor:
+        ctx.save_for_backward(offsets)
+        height, width = x.shape[2:]
+        rows = _reflect(torch.arange(height, device=x.device) + offsets[0] - REACH, height)
+        columns = _reflect(torch.arange(width, device=x.device) + offsets[1] - REACH, width)
+        return _gather_pixels(x, rows, columns)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (offsets,) = ctx.saved_tensors
+        grad = grads[0]
+        height, width = grad.shape[2:]
+        # back to the extended input: outside the crop there is no gradient
+        margin = 2 * REACH
+        framed = F.pad(grad, (margin, margin, margin, margin))
+        rows = torch.arange(height + margin, device=grad.device) + margin - offsets[0]
+        columns = torch.arange(width + margin, device=grad.device) + margin - offsets[1]
+        extended = _gather_pixels(framed, rows, columns)
+        return _fold_border(_fold_border(extended, 2), 3), None
+
+
+def _reflect(places: Tensor, size: int) -> Tensor:
+    """Places from -1 to `size`, reflected into 0 to ``size - 1``; a single pixel has nothing to reflect."""
+    if size == 1:
+        return places * 0
+    last = size - 1
+    return last - (last - places.abs()).abs()
+
+
+def _gather_pixels(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """``x[:, :, rows][..., columns]``, channels-last, in one pass."""
+    batch, channels, height, width = x.shape
+    places = (rows.unsqueeze(1) * width + columns).flatten()
+    pixels = x.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
+    return pixels.index_select(1, places).view(batch, len(rows), len(columns), channels).permute(0, 3, 1, 2)
+
+
+def _fold_border(extended: Tensor, dim: int) -> Tensor:
+    """Add what the reflected border received to the pixels that it mirrors, and cut it off."""
+    size = extended.shape[dim] - 2 * REACH
+    inner = extended.narrow(dim, REACH, size)
+    mirrored = (1, size - 2) if size > 1 else (0, 0)
+    inner.select(dim, mirrored[0]).add_(extended.select(dim, 0))
+    inner.select(dim, mirrored[1]).add_(extended.select(dim, size + REACH))
+    return inner
 
 
 def swing_strided_convolutions(graph_module: fx.GraphModule) -> list[SwingShift]:
@@ -63,8 +107,12 @@ def swing_strided_convolutions(graph_module: fx.GraphModule) -> list[SwingShift]
     return shifts
 
 
-def draw_offsets(shifts: list[SwingShift], generator: torch.Generator) -> None:
-    """New offsets for this step, one a layer and spatial dimension."""
-    drawn = torch.randint(0, 2 * REACH + 1, (len(shifts), 2), generator=generator).tolist()
-    for shift, offsets in zip(shifts, drawn, strict=True):
-        shift.offsets = tuple(offsets)
+def draw_offsets(num_steps: int, num_shifts: int, generator: torch.Generator) -> Tensor:
+    """Offsets of all steps: ``[num_steps, num_shifts, 2]`` int64, one a layer and spatial dimension."""
+    return torch.randint(0, 2 * REACH + 1, (num_steps, num_shifts, 2), generator=generator)
+
+
+def set_offsets(shifts: list[SwingShift], offsets: Tensor) -> None:
+    """Use the offsets ``[num_shifts, 2]`` of one step."""
+    for shift, own in zip(shifts, offsets.unbind(), strict=True):
+        shift.offsets = own

@@ -17,7 +17,7 @@ from genie_cli.models.teacher import Teacher, make_teacher
 from genie_cli.runtime.determinism import make_generator
 from genie_cli.synthesis import distill
 from genie_cli.synthesis.statistics import statistics_graph
-from genie_cli.synthesis.swing import SwingShift, draw_offsets, shift_reflected, swing_strided_convolutions
+from genie_cli.synthesis.swing import SwingShift, draw_offsets, set_offsets, swing_strided_convolutions
 
 OFFSETS = list(itertools.product(range(3), repeat=2))
 CPU = torch.device("cpu")
@@ -34,7 +34,7 @@ def pad_and_crop(x: Tensor, offsets: tuple[int, int]) -> Tensor:
 
 def shifted(x: Tensor, offsets: tuple[int, ...]) -> Tensor:
     shift = SwingShift()
-    shift.offsets = offsets
+    shift.offsets = torch.tensor(offsets)
     return shift(x)
 
 
@@ -61,16 +61,21 @@ def test_gradient_is_that_of_reflection_and_crop(size: tuple[int, int], offsets:
 
 def test_shift_by_hand():
     row = torch.arange(4.0).view(1, 1, 1, 4)
-    assert shift_reflected(row, 3, -1).flatten().tolist() == [1, 0, 1, 2]
-    assert shift_reflected(row, 3, 0).flatten().tolist() == [0, 1, 2, 3]
-    assert shift_reflected(row, 3, 1).flatten().tolist() == [1, 2, 3, 2]
-    assert shift_reflected(row, 2, 1) is row  # one row stays
+    assert shifted(row, (1, 0)).flatten().tolist() == [1, 0, 1, 2]
+    assert shifted(row, (1, 1)).flatten().tolist() == [0, 1, 2, 3]
+    assert shifted(row, (1, 2)).flatten().tolist() == [1, 2, 3, 2]
+    assert shifted(row, (2, 1)).flatten().tolist() == [0, 1, 2, 3]  # one row stays
 
 
-def test_no_offsets_or_the_middle_leave_the_input():
+def test_no_offsets_leave_the_input():
     x = torch.randn(2, 3, 4, 4)
-    assert torch.equal(shifted(x, ()), x)
-    assert torch.equal(shifted(x, (1, 1)), x)
+    assert SwingShift()(x) is x
+
+
+def test_a_sequence_is_not_shifted():
+    shift, x = SwingShift(), torch.randn(2, 3, 4)
+    shift.offsets = torch.tensor([0, 2])
+    assert shift(x) is x
 
 
 def test_only_strided_convolutions_are_shifted(digits_teacher: Teacher):
@@ -124,19 +129,14 @@ def test_shifted_network_reads_shifted_inputs(first: tuple[int, int], second: tu
     shifts = swing_strided_convolutions(graph)
     images = torch.randn(4, 1, 8, 8)
     assert len(shifts) == 2
-    shifts[0].offsets, shifts[1].offsets = first, second
+    set_offsets(shifts, torch.tensor([first, second]))
     losses = sorted(loss.item() for loss in graph(images))
     assert losses == pytest.approx(sorted(site_losses(network, images, first, second)), rel=1e-4)
 
 
 def draws(seed: int, num_steps: int, num_layers: int = 3) -> list[list[tuple[int, ...]]]:
-    shifts = [SwingShift() for _ in range(num_layers)]
-    generator = make_generator(CPU, seed, "swing", 0)
-    steps = []
-    for _ in range(num_steps):
-        draw_offsets(shifts, generator)
-        steps.append([shift.offsets for shift in shifts])
-    return steps
+    offsets = draw_offsets(num_steps, num_layers, make_generator(CPU, seed, "swing", 0))
+    return [[tuple(layer) for layer in step] for step in offsets.tolist()]
 
 
 def test_offsets_cover_all_nine_places_evenly_a_layer():
@@ -162,13 +162,15 @@ def test_offsets_depend_on_the_seed_alone():
 def test_swing_is_switched_by_the_configuration(
     digits_teacher: Teacher, monkeypatch: pytest.MonkeyPatch, swing: bool, num_shifts: int
 ):
-    seen: list[int] = []
+    seen: list[list[list[int]]] = []
 
-    def record(shifts: list[SwingShift], generator: torch.Generator) -> None:
-        seen.append(len(shifts))
-        draw_offsets(shifts, generator)
+    def record(shifts: list[SwingShift], offsets: Tensor) -> None:
+        assert len(shifts) == num_shifts
+        seen.append(offsets.tolist())
+        set_offsets(shifts, offsets)
 
-    monkeypatch.setattr(distill, "draw_offsets", record)
+    monkeypatch.setattr(distill, "set_offsets", record)
     config = SynthesizeConfig(num_images=2, num_steps=3, swing=swing)
     distill.synthesize_images(digits_teacher, config, CPU, torch.float32)
-    assert seen == [num_shifts] * 3  # new offsets every step
+    expected = draw_offsets(3, num_shifts, make_generator(CPU, 0, "swing", 0))
+    assert seen == expected.tolist()  # new offsets every step
