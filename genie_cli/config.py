@@ -11,11 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from genie_cli.errors import InputError, UsageError, nearest
+from genie_cli.sizes import parse_size
 
 MIN_BITS, MAX_BITS = 2, 8
+
+MemorySize = Annotated[int, BeforeValidator(parse_size), Field(ge=1)]
+"""Bytes, also written as ``2GiB`` or ``500 MB``."""
 
 
 class Frozen(BaseModel):
@@ -146,6 +150,8 @@ class QuantizeConfig(_Stage):
     beta_end: float = Field(2.0, gt=0)
     drop_prob: float = Field(0.5, ge=0, le=1)
     """QDrop: chance that an activation element keeps full precision during reconstruction."""
+    memory_limit: MemorySize | None = None
+    """Most memory for calibration activations and the step's working set, e.g. 2GiB; default from the free memory."""
     out: Path = Path("quantized")
 
 

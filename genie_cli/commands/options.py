@@ -104,6 +104,16 @@ Precision = Annotated[
 EvaluatePrecision = Annotated[
     str | None, _option(_RUN, "--precision", "fp32, bf16, or auto: bf16 where the hardware has it.", "fp32")
 ]
+MemoryLimit = Annotated[
+    str | None,
+    _option(
+        _RUN,
+        "--memory-limit",
+        "Most memory for calibration activations and the step's working set, e.g. 2GiB.",
+        "from the free memory",
+        metavar="SIZE",
+    ),
+]
 ParamsFile = Annotated[
     Path | None,
     _option(_RUN, "--params", "YAML file with sections named model, common and as the commands; flags win."),

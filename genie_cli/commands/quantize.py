@@ -31,6 +31,7 @@ def quantize(
     seed: opt.Seed = None,
     device: opt.Device = None,
     precision: opt.Precision = None,
+    memory_limit: opt.MemoryLimit = None,
     params: opt.ParamsFile = None,
     out: opt.QuantizedOut = None,
 ) -> None:
@@ -44,7 +45,7 @@ def quantize(
         {
             "images": images, "num_images": num_images, "weight_bits": weight_bits, "activation_bits": activation_bits,
             "protocol": protocol, "preset": preset, "num_steps": num_steps, "batch_size": batch_size,
-            "seed": seed, "device": device, "precision": precision, "out": out,
+            "seed": seed, "device": device, "precision": precision, "memory_limit": memory_limit, "out": out,
         },
         settings,
     )  # fmt: skip

@@ -23,7 +23,7 @@ from genie_cli.models.graph.tensors import named_tensors
 from genie_cli.models.teacher import Teacher
 from genie_cli.quantization.quantize import QuantizedNetwork
 
-_NOT_DETERMINING = {"out", "images", "device"}
+_NOT_DETERMINING = {"out", "images", "device", "memory_limit"}
 
 
 def to_artifact(

@@ -224,6 +224,10 @@ CASES = [
     case("empty weights", INPUT, with_weights("w.safetensors", b""), "w.safetensors cannot be read"),
     # --- budgets and recipes
     case("one image", USAGE, ["synthesize", *DIGITS, "--n", "1"], "num_images = 1", "greater than or equal to 2"),
+    case("memory limit in fruit", USAGE, lambda p: p.quantize("--memory-limit", "2 bananas"),
+         "memory_limit = '2 bananas'", "2GiB"),
+    case("no memory", USAGE, lambda p: p.quantize("--memory-limit", "0"), "memory_limit = '0'", "1"),
+    case("memory limit that is a truth", USAGE, lambda p: p.quantize("--set", "memory_limit=true"), "True", "2GiB"),
     case("one weight bit", USAGE, lambda p: p.quantize("--weight-bits", 1), "weight_bits = 1", "2"),
     case("nine weight bits", USAGE, lambda p: p.quantize("--weight-bits", 9), "weight_bits = 9", "8"),
     case("nine activation bits", USAGE, lambda p: p.quantize("--activation-bits", 9), "activation_bits = 9", "8"),

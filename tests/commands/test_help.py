@@ -98,7 +98,7 @@ def test_stated_defaults_are_those_of_the_configuration(command: str) -> None:
         if default is None or field is None:
             continue
         if field.default is None:
-            assert default.split()[0] in {"the", "all", "evaluate"}, option.name
+            assert default.split()[0] in {"the", "all", "evaluate", "from"}, option.name
         else:
             assert default == str(field.default), option.name
         stated += 1
