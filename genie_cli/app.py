@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from typing import Annotated, Any, NoReturn
 
@@ -11,7 +12,7 @@ from typer.core import TyperGroup
 
 from genie_cli import __version__
 from genie_cli.commands import evaluate, inspect, models, quantize, report, synthesize
-from genie_cli.errors import GenieError, InputError
+from genie_cli.errors import GenieError, InputError, UsageError
 
 EXIT_INTERRUPTED = 130
 
@@ -24,9 +25,10 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except GenieError as error:
-            _fail(str(error), error.exit_code)
+            _fail(str(error), error.exit_code, everywhere=error.is_agreed or isinstance(error, UsageError))
         except KeyboardInterrupt:
-            typer.echo("Interrupted; nothing was written.", err=True)
+            if _rank() == 0:
+                typer.echo("Interrupted; nothing was written.", err=True)
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except OSError as error:
             # No defect of ours: a name that is too long, a folder that may not be read, a full disk.
@@ -35,9 +37,19 @@ class _Group(TyperGroup):
             _fail(f"{error.filename} cannot be used: {error.strerror}.", InputError.exit_code)
 
 
-def _fail(message: str, exit_code: int) -> NoReturn:
-    typer.echo(f"Error: {message}", err=True)
+def _fail(message: str, exit_code: int, everywhere: bool = False) -> NoReturn:
+    """One message on stderr; what all processes of a run know (`everywhere`), the first one says."""
+    rank = _rank()
+    if rank == 0:
+        typer.echo(f"Error: {message}", err=True)
+    elif not everywhere:
+        typer.echo(f"Error in process {rank}: {message}", err=True)
     raise typer.Exit(exit_code)
+
+
+def _rank() -> int:
+    """This process's number under torchrun; the library knows better, but importing it takes seconds."""
+    return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
 
 
 app = typer.Typer(
@@ -47,7 +59,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Quantize a pre-trained CNN to a few bits without any real data (GENIE, CVPR 2023).",
-    epilog="Exit codes: 0 done, 1 a bug in genie, 2 wrong use, 3 bad input, 4 no suitable device, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 a bug in genie, 2 wrong use, 3 bad input, "
+    "4 no suitable device, 5 another process ended, 130 interrupted.",
 )
 app.command("synthesize")(synthesize.synthesize)
 app.command("quantize")(quantize.quantize)

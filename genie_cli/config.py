@@ -77,16 +77,18 @@ class ModelConfig(Frozen):
         return (value,) if isinstance(value, int | float) else value
 
 
-class _Stage(Frozen):
+class Stage(Frozen):
     """What every stage takes and what does not determine its result."""
 
     device: str = "auto"
     """auto, cpu, cuda or cuda:INDEX."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the networks' forward and backward passes; auto: bf16 where it pays."""
+    deterministic: bool = True
+    """CUDA: kernels that give the same bytes in every run. CPU kernels always do."""
 
 
-class SynthesizeConfig(_Stage):
+class SynthesizeConfig(Stage):
     """``genie synthesize`` (GENIE-D, paper section 3.1)."""
 
     preset: str = "genie"
@@ -112,11 +114,13 @@ class SynthesizeConfig(_Stage):
     image_dtype: Literal["float16", "uint8"] = "float16"
     """How the images are stored: normalised float16, or pixels clipped to 0..255."""
     out: Path = Path("images.safetensors")
+    performance: Path | None = None
+    """JSON file for seconds and peak memory."""
     log: Path | None = None
     """CSV of the loss: batch, step, loss, latent_lr."""
 
 
-class QuantizeConfig(_Stage):
+class QuantizeConfig(Stage):
     """``genie quantize`` (GENIE-M, paper section 3.2)."""
 
     preset: str = "genie-m"
@@ -150,12 +154,18 @@ class QuantizeConfig(_Stage):
     beta_end: float = Field(2.0, gt=0)
     drop_prob: float = Field(0.5, ge=0, le=1)
     """QDrop: chance that an activation element keeps full precision during reconstruction."""
+    holdout: float = Field(0.0, ge=0, lt=1)
+    """Share of the images that is never trained on; 0.125 where `patience` is given and this is 0."""
+    patience: int | None = Field(None, ge=2)
+    """End a unit once its held-out loss has not improved for so many steps; default: take all steps."""
     memory_limit: MemorySize | None = None
     """Most memory for calibration activations and the step's working set, e.g. 2GiB; default from the free memory."""
     out: Path = Path("quantized")
+    performance: Path | None = None
+    """JSON file for seconds and peak memory."""
 
 
-class EvaluateConfig(_Stage):
+class EvaluateConfig(Stage):
     """``genie evaluate``."""
 
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
@@ -181,7 +191,7 @@ SECTIONS: dict[str, type[Frozen]] = {
     "quantize": QuantizeConfig,
     "evaluate": EvaluateConfig,
 }
-COMMON_KEYS = ("device", "precision", "seed")
+COMMON_KEYS = ("device", "precision", "deterministic", "seed")
 """Keys of the `common` section: each command takes those that it knows."""
 
 ConfigT = TypeVar("ConfigT", bound=Frozen)

@@ -14,6 +14,8 @@ class GenieError(Exception):
     """Base of every error that is the user's to mend."""
 
     exit_code = 1
+    is_agreed = False
+    """Whether every process of the run has this error, so that the first one prints it for all."""
 
 
 class UsageError(GenieError):
@@ -32,6 +34,12 @@ class DeviceError(GenieError):
     """No suitable device."""
 
     exit_code = 4
+
+
+class WorkerError(GenieError):
+    """Another process of the run has ended."""
+
+    exit_code = 5
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

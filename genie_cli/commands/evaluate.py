@@ -11,6 +11,7 @@ from genie_cli.commands import options as opt
 from genie_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from genie_cli.commands.running import Run
     from genie_cli.config import EvaluateConfig, ModelConfig
 
 _MOST_CLASSES, _WEAKEST = 20, 5
@@ -33,6 +34,7 @@ def evaluate(
     num_workers: opt.NumWorkers = None,
     device: opt.Device = None,
     precision: opt.EvaluatePrecision = None,
+    deterministic: opt.Deterministic = None,
     params: opt.ParamsFile = None,
     out: opt.MetricsOut = None,
     as_json: opt.AsJson = False,
@@ -46,7 +48,7 @@ def evaluate(
         {
             "quantized": quantized, "folded": folded, "data": data, "resize_size": _resize_size(resize_size),
             "num_images": num_images, "batch_size": batch_size, "num_workers": num_workers,
-            "device": device, "precision": precision, "out": out,
+            "device": device, "precision": precision, "deterministic": deterministic, "out": out,
         }
     )  # fmt: skip
     config = opt.stage_config(EvaluateConfig, file.section("evaluate"), flags, where="evaluate")
@@ -54,16 +56,25 @@ def evaluate(
         raise UsageError("No data is named: give --data digits, cifar10:FOLDER, imagefolder:PATH or a .safetensors.")
     if config.folded and config.quantized is not None:
         raise UsageError("--folded evaluates the teacher and --quantized a student: give one of them.")
-    figures = _measure(model_config, config, config.data)
-    text = json.dumps(figures, indent=2)
-    if config.out is not None:
-        from genie_cli.artifacts.atomic import atomic_write_text
+    _run(model_config, config, config.data, as_json)
 
-        atomic_write_text(config.out, text + "\n")
-    if as_json:
-        typer.echo(text)
-    else:
-        _show(figures)
+
+def _run(model_config: ModelConfig, config: EvaluateConfig, source: str, as_json: bool) -> None:
+    from genie_cli.commands.running import running
+
+    with running(config) as run:
+        figures = _measure(run, model_config, config, source)
+        if not run.workers.is_first:
+            return
+        text = json.dumps(figures, indent=2)
+        if config.out is not None:
+            from genie_cli.artifacts.atomic import atomic_write_text
+
+            atomic_write_text(config.out, text + "\n")
+        if as_json:
+            typer.echo(text)
+        else:
+            _show(figures)
 
 
 def _resize_size(text: str | None) -> int | str | None:
@@ -74,41 +85,49 @@ def _resize_size(text: str | None) -> int | str | None:
     return int(text)
 
 
-def _measure(model_config: ModelConfig, config: EvaluateConfig, source: str) -> dict[str, Any]:
+def _measure(run: Run, model_config: ModelConfig, config: EvaluateConfig, source: str) -> dict[str, Any]:
     from genie_cli.artifacts.atomic import check_writable
     from genie_cli.artifacts.quantized import load_quantized
-    from genie_cli.commands.display import progress
     from genie_cli.data.labeled import check_classes
     from genie_cli.data.sources import open_data
     from genie_cli.evaluation import accuracy
     from genie_cli.models.graph.folding import fold_batch_norms
     from genie_cli.models.graph.placement import move
     from genie_cli.models.zoo import load_teacher
-    from genie_cli.runtime.device import resolve_device, resolve_dtype
     from genie_cli.student.load import load_student
 
-    if config.out is not None:
-        check_writable(config.out)
-    device = resolve_device(config.device)
-    dtype = resolve_dtype(config.precision, device)
-    artifact = load_quantized(config.quantized) if config.quantized is not None else None
-    teacher = load_teacher(model_config)
-    spec = teacher.input
-    if config.resize_size is not None:
-        spec = spec.model_copy(update={"resize_size": None if config.resize_size == "none" else config.resize_size})
-    data = open_data(source, spec, config.num_workers, config.num_images)
-    if config.num_images is not None and config.num_images > data.num_images:
-        raise UsageError(f"--num-images {config.num_images} is more than the {data.num_images} images of {source}.")
-    check_classes(data, teacher.num_classes)
-    network = teacher.graph
-    reference = None
-    if artifact is not None:
-        network, reference = load_student(teacher, artifact), move(teacher.graph, device)
-    elif config.folded:
-        network = fold_batch_norms(teacher.graph).graph
-    with progress() as report:
+    with run.checks():
+        if config.out is not None and run.workers.is_first:
+            check_writable(config.out)
+        artifact = load_quantized(config.quantized) if config.quantized is not None else None
+        teacher = load_teacher(model_config)
+        spec = teacher.input
+        if config.resize_size is not None:
+            resize_size = None if config.resize_size == "none" else config.resize_size
+            spec = spec.model_copy(update={"resize_size": resize_size})
+        data = open_data(source, spec, config.num_workers, config.num_images)
+        if config.num_images is not None and config.num_images > data.num_images:
+            raise UsageError(f"--num-images {config.num_images} is more than the {data.num_images} images of {source}.")
+        check_classes(data, teacher.num_classes)
+        network = teacher.graph
+        reference = None
+        if artifact is not None:
+            network, reference = load_student(teacher, artifact), move(teacher.graph, run.device)
+        elif config.folded:
+            network = fold_batch_norms(teacher.graph).graph
+    if run.workers.size > data.num_images:
+        run.note(f"{run.workers.size} processes for {data.num_images} image(s): the others are idle.", warning=True)
+    with run.work() as report:
         result = accuracy.evaluate(
-            move(network, device), data, teacher.num_classes, config.batch_size, device, dtype, reference, report
+            move(network, run.device),
+            data,
+            teacher.num_classes,
+            config.batch_size,
+            run.device,
+            run.dtype,
+            reference,
+            report,
+            run.workers,
         )
     figures = {"model": teacher.name, **result.as_json()}
     if artifact is not None:

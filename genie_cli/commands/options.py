@@ -94,6 +94,16 @@ UnitSteps = Annotated[
     int | None, _option(_RECIPE, "--num-steps", "Optimisation steps of each reconstruction unit.", "20000")
 ]
 QuantizeBatchSize = Annotated[int | None, _option(_RECIPE, "--batch-size", "Images in each step.", "32")]
+Holdout = Annotated[
+    float | None,
+    _option(_RECIPE, "--holdout", "Share of the images never trained on; with --patience 0.125.", "0"),
+]
+Patience = Annotated[
+    int | None,
+    _option(
+        _RECIPE, "--patience", "End a unit when its held-out loss has not improved for so many steps.", "take all steps"
+    ),
+]
 QuantizeSettings = Annotated[list[str] | None, _settings("drop_prob=0.25")]
 
 Seed = Annotated[int | None, _option(_RUN, "--seed", "Seed of every random number.", "0")]
@@ -114,6 +124,10 @@ MemoryLimit = Annotated[
         metavar="SIZE",
     ),
 ]
+Deterministic = Annotated[
+    bool | None,
+    _option(_RUN, "--deterministic/--no-deterministic", "CUDA: kernels that give the same bytes in every run.", "on"),
+]
 ParamsFile = Annotated[
     Path | None,
     _option(_RUN, "--params", "YAML file with sections named model, common and as the commands; flags win."),
@@ -121,6 +135,7 @@ ParamsFile = Annotated[
 
 ImagesOut = Annotated[Path | None, _option(_OUTPUT, "--out", "Image set to write.", "images.safetensors")]
 Log = Annotated[Path | None, _option(_OUTPUT, "--log", "Loss curve to write, as CSV.")]
+Performance = Annotated[Path | None, _option(_OUTPUT, "--performance", "Seconds and peak memory to write, as JSON.")]
 QuantizedOut = Annotated[Path | None, _option(_OUTPUT, "--out", "Folder to write.", "quantized")]
 MetricsOut = Annotated[Path | None, _option(_OUTPUT, "--out", "Metrics file to write, as JSON.")]
 AsJson = Annotated[bool, _option(_OUTPUT, "--json", "Print JSON instead of tables.")]
@@ -204,18 +219,18 @@ def stage_config(
     return build(cls, *layers, where=where)
 
 
-def check_files(out: Path, log: Path | None, weights: str | None) -> None:
+def check_files(out: Path, reports: list[Path | None], weights: str | None) -> None:
     """Refuse, before the work, files that cannot be written or that would replace one another.
 
     Raises:
-        InputError: the output or the log cannot be written.
-        UsageError: the output is the log, or the file of weights.
+        InputError: the output or a report (loss curve, performance) cannot be written.
+        UsageError: the output is a report, or the file of weights.
     """
     from genie_cli.artifacts.atomic import check_writable
 
     check_writable(out)
-    if log is not None:
-        check_writable(log)
-    for option, other in (("--log", log), ("--weights", weights)):
+    for report in filter(None, reports):
+        check_writable(report)
+    for option, other in (*zip(("--log", "--performance"), reports, strict=True), ("--weights", weights)):
         if other is not None and Path(other).resolve() == out.resolve():
             raise UsageError(f"--out and {option} are the same file {out}: choose another --out.")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from genie_cli.commands import options as opt
+from genie_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from genie_cli.artifacts.images import ImageSet
+    from genie_cli.commands.running import Run
     from genie_cli.config import ModelConfig, QuantizeConfig
+    from genie_cli.models.teacher import Teacher
+    from genie_cli.quantization.quantize import QuantizedNetwork
 
 
 def quantize(
@@ -26,14 +30,18 @@ def quantize(
     preset: opt.QuantizePreset = None,
     num_steps: opt.UnitSteps = None,
     batch_size: opt.QuantizeBatchSize = None,
+    holdout: opt.Holdout = None,
+    patience: opt.Patience = None,
     settings: opt.QuantizeSettings = None,
     scheme: opt.Scheme = None,
     seed: opt.Seed = None,
     device: opt.Device = None,
     precision: opt.Precision = None,
+    deterministic: opt.Deterministic = None,
     memory_limit: opt.MemoryLimit = None,
     params: opt.ParamsFile = None,
     out: opt.QuantizedOut = None,
+    performance: opt.Performance = None,
 ) -> None:
     """Quantize a network's weights and activations on synthesized images (GENIE-M)."""
     from genie_cli.config import QuantizeConfig
@@ -46,6 +54,7 @@ def quantize(
             "images": images, "num_images": num_images, "weight_bits": weight_bits, "activation_bits": activation_bits,
             "protocol": protocol, "preset": preset, "num_steps": num_steps, "batch_size": batch_size,
             "seed": seed, "device": device, "precision": precision, "memory_limit": memory_limit, "out": out,
+            "deterministic": deterministic, "holdout": holdout, "patience": patience, "performance": performance,
         },
         settings,
     )  # fmt: skip
@@ -57,43 +66,65 @@ def quantize(
 def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
     from genie_cli.artifacts.atomic import check_writable
     from genie_cli.artifacts.images import load_images
-    from genie_cli.artifacts.quantized import save_quantized
-    from genie_cli.commands.display import duration, file_size, note, progress, summary
+    from genie_cli.commands.running import running
     from genie_cli.models.zoo import load_teacher
     from genie_cli.quantization.calibration_images import calibration_images
-    from genie_cli.quantization.export import to_artifact
     from genie_cli.quantization.quantize import quantize_network
-    from genie_cli.runtime.device import resolve_device, resolve_dtype
     from genie_cli.student.protocol import find_protocol
 
-    check_writable(config.out, folder=True)
-    find_protocol(config.protocol)
-    device = resolve_device(config.device)
-    dtype = resolve_dtype(config.precision, device)
-    image_set = load_images(config.images)
-    teacher = load_teacher(model_config)
-    inputs = calibration_images(image_set, teacher, config.num_images)
-    if image_set.metadata.teacher_sha256 not in (teacher.sha256, None):
-        note(f"the images were made for another teacher, '{image_set.metadata.teacher}'.", warning=True)
-    if config.reconstruct and config.batch_size > len(inputs):
-        note(f"the batch of {config.batch_size} becomes {len(inputs)}, the number of images.")
-    started = time.monotonic()
-    with progress() as report:
-        network = quantize_network(teacher, inputs, config, device, dtype, report)
-    artifact = to_artifact(network, teacher, image_set, config, device)
-    save_quantized(config.out, artifact)
+    with running(config) as run:
+        workers = run.workers
+        with run.checks():
+            if workers.is_first:
+                check_writable(config.out, folder=True)
+                if config.performance is not None:
+                    check_writable(config.performance)
+            find_protocol(config.protocol)
+            image_set = load_images(config.images)
+            teacher = load_teacher(model_config)
+            inputs = calibration_images(image_set, teacher, config.num_images, (workers.rank, workers.size))
+            num_images = config.num_images or len(image_set)
+            shared = min(config.batch_size, num_images) if config.reconstruct else num_images
+            if workers.size > shared:
+                raise UsageError(
+                    f"{workers.size} processes share {shared} images a step: start at most {shared}, "
+                    "or raise --batch-size."
+                )
+        if image_set.metadata.teacher_sha256 not in (teacher.sha256, None):
+            run.note(f"the images were made for another teacher, '{image_set.metadata.teacher}'.", warning=True)
+        if config.reconstruct and config.batch_size > num_images:
+            run.note(f"the batch of {config.batch_size} becomes {num_images}, the number of images.")
+        with run.work() as report:
+            network = quantize_network(teacher, inputs, config, run.device, run.dtype, report, workers)
+        if workers.is_first:
+            _finish(run, config, teacher, image_set, network)
+
+
+def _finish(run: Run, config: QuantizeConfig, teacher: Teacher, image_set: ImageSet, network: QuantizedNetwork) -> None:
+    from genie_cli.artifacts.quantized import save_quantized
+    from genie_cli.commands.display import duration, file_size, summary
+    from genie_cli.quantization.export import to_artifact
+
+    save_quantized(config.out, to_artifact(network, teacher, image_set, config, run.device))
     size = sum(file.stat().st_size for file in config.out.iterdir())
+    taken = sum(unit.num_steps for unit in network.units)
+    run.write_performance(config.performance, {"steps": taken, "activations": network.memory})
+    recipe = f"{config.preset}, protocol {config.protocol}"
+    if config.reconstruct:
+        recipe += f", {config.num_steps} steps a unit"
+        recipe += f", {taken} of {config.num_steps * len(network.units)} taken" if config.patience is not None else ""
     summary(
         f"Quantized w{config.weight_bits}a{config.activation_bits}",
         {
             "teacher": f"{teacher.name} ({teacher.sha256[:12]})",
-            "images": f"{len(inputs)} of {config.images}",
-            "recipe": f"{config.preset}, protocol {config.protocol}"
-            + (f", {config.num_steps} steps a unit" if config.reconstruct else ""),
+            "images": f"{config.num_images or len(image_set)} of {config.images}",
+            "recipe": recipe,
             "units": len(network.units),
             "error": f"{network.units[-1].relative_error:.4f} of the output's energy",
-            "device": f"{device}, {str(dtype).removeprefix('torch.')}",
-            "time": duration(time.monotonic() - started),
+            "device": run.description(),
+            "time": duration(run.seconds),
+            "peak memory": run.peak_memory(),
+            "activations": ", ".join(f"{file_size(n)} ({place})" for place, n in network.memory.items() if n),
             "written": f"{config.out} ({file_size(size)})",
         },
     )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from genie_cli.commands import options as opt
 
 if TYPE_CHECKING:
+    from genie_cli.commands.running import Run
     from genie_cli.config import ModelConfig, SynthesizeConfig
+    from genie_cli.models.teacher import Teacher
+    from genie_cli.synthesis.distill import Synthesis
 
 
 def synthesize(
@@ -27,7 +29,9 @@ def synthesize(
     device: opt.Device = None,
     precision: opt.Precision = None,
     params: opt.ParamsFile = None,
+    deterministic: opt.Deterministic = None,
     out: opt.ImagesOut = None,
+    performance: opt.Performance = None,
     log: opt.Log = None,
 ) -> None:
     """Synthesize calibration images from the batch-norm statistics of a network (GENIE-D)."""
@@ -39,7 +43,8 @@ def synthesize(
     flags = opt.given(
         {
             "num_images": num_images, "num_steps": num_steps, "batch_size": batch_size, "preset": preset,
-            "seed": seed, "device": device, "precision": precision, "out": out, "log": log,
+            "seed": seed, "device": device, "precision": precision,
+            "deterministic": deterministic, "out": out, "log": log, "performance": performance,
         },
         settings,
     )  # fmt: skip
@@ -48,40 +53,57 @@ def synthesize(
 
 
 def _run(model_config: ModelConfig, config: SynthesizeConfig) -> None:
+    from genie_cli.commands.running import running
+    from genie_cli.models.zoo import load_teacher
+    from genie_cli.synthesis.distill import batch_sizes, synthesize_images
+
+    with running(config) as run:
+        with run.checks():
+            if run.workers.is_first:
+                opt.check_files(config.out, [config.log, config.performance], model_config.weights)
+            teacher = load_teacher(model_config)
+        if config.batch_size > config.num_images:
+            run.note(f"the batch of {config.batch_size} becomes {config.num_images}, the number of images.")
+        num_batches = len(batch_sizes(config.num_images, config.batch_size))
+        if run.workers.size > num_batches:
+            run.note(
+                f"{run.workers.size} processes for {num_batches} batch(es): {run.workers.size - num_batches} are idle; "
+                "a smaller --batch-size makes more batches.",
+                warning=True,
+            )
+        with run.work() as report:
+            result = synthesize_images(teacher, config, run.device, run.dtype, report, run.workers)
+        if run.workers.is_first:
+            _finish(run, config, teacher, result)
+
+
+def _finish(run: Run, config: SynthesizeConfig, teacher: Teacher, result: Synthesis) -> None:
     from genie_cli.artifacts.atomic import atomic_write_text
     from genie_cli.artifacts.images import save_images
     from genie_cli.artifacts.metadata import file_sha256
-    from genie_cli.commands.display import duration, file_size, note, progress, summary
-    from genie_cli.models.zoo import load_teacher
-    from genie_cli.runtime.device import resolve_device, resolve_dtype
-    from genie_cli.synthesis.distill import batch_sizes, synthesize_images
+    from genie_cli.commands.display import duration, file_size, summary
+    from genie_cli.synthesis.distill import batch_sizes
     from genie_cli.synthesis.export import to_artifact
 
-    opt.check_files(config.out, config.log, model_config.weights)
-    device = resolve_device(config.device)
-    dtype = resolve_dtype(config.precision, device)
-    teacher = load_teacher(model_config)
-    if config.batch_size > config.num_images:
-        note(f"the batch of {config.batch_size} becomes {config.num_images}, the number of images.")
-    started = time.monotonic()
-    with progress() as report:
-        result = synthesize_images(teacher, config, device, dtype, report)
-    images, metadata = to_artifact(result.images, teacher, config, device)
+    images, metadata = to_artifact(result.images, teacher, config, run.device)
     if config.log is not None:
         lines = [f"{row.batch},{row.step},{row.loss:.6g},{row.latent_lr:.6g}" for row in result.log]
         atomic_write_text(config.log, "\n".join(["batch,step,loss,latent_lr", *lines]) + "\n")
     save_images(config.out, images, metadata)
     sha256 = file_sha256(config.out)
     final = [row.loss for row in result.log if row.step == config.num_steps]
+    mean_loss = sum(final) / len(final)
+    run.write_performance(config.performance, {"steps": config.num_steps * len(final), "loss": mean_loss})
     summary(
         "Synthesized",
         {
             "images": f"{len(images)} of {'x'.join(str(side) for side in images.shape[1:])}, {config.image_dtype}",
             "teacher": f"{teacher.name} ({teacher.sha256[:12]})",
             "batches": " + ".join(str(size) for size in batch_sizes(config.num_images, config.batch_size)),
-            "loss": f"{sum(final) / len(final):.4f}",
-            "device": f"{device}, {str(dtype).removeprefix('torch.')}",
-            "time": duration(time.monotonic() - started),
+            "loss": f"{mean_loss:.4f}",
+            "device": run.description(),
+            "time": duration(run.seconds),
+            "peak memory": run.peak_memory(),
             "written": f"{config.out} ({file_size(config.out.stat().st_size)}, sha256 {sha256[:12]})",
         },
     )

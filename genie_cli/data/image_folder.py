@@ -34,6 +34,7 @@ class ImageFolderImages(LabeledImages):
             num_workers: processes that decode; 0 decodes in this one.
         """
         super().__init__(labels, len(class_names), class_names)
+        self._paths = paths
         self._files = ImageFiles(paths, spec)
         self._spec = spec
         self._num_workers = num_workers
@@ -51,6 +52,14 @@ class ImageFolderImages(LabeledImages):
                 raise InputError(pixels)
             yield normalize_pixels(pixels, self._spec), self.labels[start : start + len(pixels)]
             start += len(pixels)
+
+    def subset(self, rows: range) -> ImageFolderImages:
+        """Some of the images, see `LabeledImages.subset`."""
+        chosen = slice(rows.start, rows.stop, rows.step)
+        assert self.class_names is not None
+        return ImageFolderImages(
+            self._paths[chosen], self.labels[chosen], self.class_names, self._spec, self._num_workers
+        )
 
 
 def open_image_folder(

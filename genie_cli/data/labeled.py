@@ -46,6 +46,10 @@ class LabeledImages(ABC):
             InputError: an image that cannot be used.
         """
 
+    @abstractmethod
+    def subset(self, rows: range) -> LabeledImages:
+        """Some of the images, with all classes."""
+
 
 class TensorImages(LabeledImages):
     """Images that lie in memory as pixels; each batch is normalised when it is asked for."""
@@ -76,6 +80,11 @@ class TensorImages(LabeledImages):
         for start in range(0, self.num_images, batch_size):
             batch = slice(start, start + batch_size)
             yield normalize_pixels(self._images[batch], self._spec), self.labels[batch]
+
+    def subset(self, rows: range) -> TensorImages:
+        """Some of the images, see `LabeledImages.subset`."""
+        chosen = slice(rows.start, rows.stop, rows.step)
+        return TensorImages(self._images[chosen], self.labels[chosen], self._spec, self.num_classes, self.class_names)
 
 
 def check_fits(source: str, image_shape: tuple[int, int, int], spec: InputSpec) -> None:

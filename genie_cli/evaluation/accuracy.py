@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from genie_cli.data.labeled import LabeledImages
+from genie_cli.runtime.distribution import SOLO, Workers
 from genie_cli.runtime.progress import Advanced, Reporter, StageFinished, StageStarted, silent
 
 STAGE = "evaluate"
@@ -56,6 +57,7 @@ def evaluate(
     dtype: torch.dtype = torch.float32,
     teacher: nn.Module | None = None,
     report: Reporter = silent,
+    workers: Workers = SOLO,
 ) -> Evaluation:
     """Run `network` (and `teacher`, to compare) over all of `data`.
 
@@ -68,8 +70,10 @@ def evaluate(
         dtype: arithmetic of the passes.
         teacher: the network to agree with.
         report: receives progress.
+        workers: processes that share the images; each returns the whole result.
     """
     report(StageStarted(STAGE, data.num_images, "images"))
+    num_images, data = data.num_images, data if workers.size == 1 else data.subset(workers.share(data.num_images))
     seen, right = torch.zeros(num_classes, dtype=torch.int64), torch.zeros(num_classes, dtype=torch.int64)
     right_top5 = right_teacher = agreeing = done = 0
     for images, labels in data.batches(batch_size):
@@ -86,18 +90,23 @@ def evaluate(
         seen += _count(labels, num_classes)
         right += _count(labels[guesses == labels], num_classes)
         done += len(labels)
-        report(Advanced(STAGE, done, values={"top1": 100 * int(right.sum()) / done}))
+        shown = min(done * workers.size, num_images)  # the others are about as far
+        report(Advanced(STAGE, shown, values={"top1": 100 * int(right.sum()) / done}))
+    for counts in (seen, right):
+        workers.sum_(counts)
+    sums = torch.tensor([right_top5, right_teacher, agreeing])
+    right_top5, right_teacher, agreeing = workers.sum_(sums).tolist()
     report(StageFinished(STAGE))
 
     def share(count: int) -> float:
-        return round(100 * count / done, 4)
+        return round(100 * count / num_images, 4)
 
     names = data.class_names or [str(i) for i in range(num_classes)]
     per_class = {
         names[i]: round(100 * int(right[i]) / int(seen[i]), 4) for i in range(num_classes) if seen[i] and i < len(names)
     }
     return Evaluation(
-        num_images=done,
+        num_images=num_images,
         top1=share(int(right.sum())),
         top5=share(right_top5),
         per_class=per_class,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from genie_cli.artifacts.images import ImageSet
@@ -9,8 +10,33 @@ from genie_cli.errors import InputError, UsageError
 from genie_cli.models.teacher import Teacher
 
 
-def calibration_images(images: ImageSet, teacher: Teacher, num_images: int | None) -> Tensor:
-    """The first `num_images` (default all) images, ``[n, C, S, S]`` float32, normalised for `teacher`.
+class CalibrationImages:
+    """Some images of a set, normalised for a network when they are read: the set stays as small as it is stored."""
+
+    def __init__(self, images: ImageSet, teacher: Teacher, rows: range) -> None:
+        """Choose `rows` of the set."""
+        self._images, self._spec, self._rows = images, teacher.input, rows
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._rows)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """Images ``[k, C, S, S]``, float32, normalised."""
+        chosen = torch.tensor(self._rows[rows], dtype=torch.int64)
+        return self._images.normalized(self._spec.mean, self._spec.std, chosen)
+
+
+def calibration_images(
+    images: ImageSet, teacher: Teacher, num_images: int | None, part: tuple[int, int] = (0, 1)
+) -> CalibrationImages:
+    """The first `num_images` (default all) images, or this process's share of them.
+
+    Args:
+        images: the set.
+        teacher: the network to normalise for.
+        num_images: how many to use.
+        part: rank and number of processes that share them.
 
     Raises:
         InputError: channels or size do not fit the network.
@@ -25,7 +51,8 @@ def calibration_images(images: ImageSet, teacher: Teacher, num_images: int | Non
         )
     if num_images is not None and num_images > len(images):
         raise UsageError(f"--num-images {num_images} is more than the {len(images)} images of the set.")
-    return images.normalized(spec.mean, spec.std, slice(0, num_images))
+    rank, size = part
+    return CalibrationImages(images, teacher, range(rank, num_images or len(images), size))
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -23,7 +23,7 @@ from genie_cli.models.graph.tensors import named_tensors
 from genie_cli.models.teacher import Teacher
 from genie_cli.quantization.quantize import QuantizedNetwork
 
-_NOT_DETERMINING = {"out", "images", "device", "memory_limit"}
+_NOT_DETERMINING = {"out", "images", "device", "memory_limit", "performance"}
 
 
 def to_artifact(
@@ -74,7 +74,13 @@ def _metrics(network: QuantizedNetwork, config: QuantizeConfig) -> dict[str, Any
         "activation_bits": config.activation_bits,
         "relative_error": network.units[-1].relative_error,
         "units": [
-            {"name": unit.name, "layers": list(unit.layers), "relative_error": unit.relative_error}
+            {
+                "name": unit.name,
+                "layers": list(unit.layers),
+                "num_steps": unit.num_steps,
+                "relative_error": unit.relative_error,
+                "held_out_error": unit.held_out_error,
+            }
             for unit in network.units
         ],
     }

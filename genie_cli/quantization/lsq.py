@@ -17,33 +17,34 @@ class _FakeQuantize(torch.autograd.Function):
     """Fake quantization with straight-through gradients.
 
     With t = x / s, q = clip(round(t)): dx' / dx = 1 inside the grid, else 0; dx' / ds = q - t inside,
-    else q (Esser et al. 2020, Eq. 3, without the gradient scale). Kept elements pass unchanged.
+    else q (Esser et al. 2020, Eq. 3, without the gradient scale). `quantized` is 1 where an element is
+    quantized and 0 where it passes as it is.
     """
 
     # Masks are floats and selections are arithmetic: on a CPU a boolean `where` over a channels-last
     # tensor costs as much as a hundred multiplications.
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, step_size: Tensor, quant_min: int, quant_max: int, kept: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, step_size: Tensor, quant_min: int, quant_max: int, quantized: Tensor | None
+    ) -> Tensor:
         exact = x.float()
         scaled = exact / step_size
-        codes = scaled.round().clamp_(quant_min, quant_max)
-        inside = torch.empty_like(scaled)
-        torch.eq(scaled.clamp(quant_min - 0.5, quant_max + 0.5), scaled, out=inside)
-        slope = torch.addcmul(codes, scaled, inside, value=-1)
-        result = codes.mul_(step_size)
-        if kept is not None:
-            result = torch.lerp(result, exact, kept)
-            slope.addcmul_(slope, kept, value=-1)
-            inside = torch.maximum(inside, kept)
-        ctx.save_for_backward(inside, slope)
+        error = scaled.round().clamp_(quant_min, quant_max).sub_(scaled)
+        excess = scaled.clamp(quant_min - 0.5, quant_max + 0.5).sub_(scaled)
+        if quantized is not None:
+            error.mul_(quantized)
+            excess.mul_(quantized)
+        result = torch.addcmul(exact, error, step_size)
+        outside = torch.ne(excess, 0, out=torch.empty_like(excess))
+        ctx.save_for_backward(outside, error.addcmul_(outside, scaled))
         return result.to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None, None, None]:
-        inside, slope = ctx.saved_tensors
+        outside, slope = ctx.saved_tensors
         grad = grads[0].float()
-        grad_x = (grad * inside).to(grads[0].dtype) if ctx.needs_input_grad[0] else None
+        grad_x = torch.addcmul(grad, grad, outside, value=-1).to(grads[0].dtype) if ctx.needs_input_grad[0] else None
         return grad_x, (grad * slope).sum().view(1), None, None, None
 
 
@@ -67,11 +68,11 @@ class LearnedActivationQuantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize and dequantize `x`, any shape."""
-        kept = None
+        quantized = None
         if self.training and self.drop_prob > 0 and self.generator is not None:
-            kept = random_mask(x, self.drop_prob, self.generator)
+            quantized = random_mask(x, 1 - self.drop_prob, self.generator)
         quant_min, quant_max = code_range(self.bits, self.signed)
-        result: Tensor = _FakeQuantize.apply(x, self.step_size, quant_min, quant_max, kept)
+        result: Tensor = _FakeQuantize.apply(x, self.step_size, quant_min, quant_max, quantized)
         return result
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, fx, nn
@@ -12,14 +13,19 @@ from genie_cli.models.graph.cuts import data_nodes
 from genie_cli.models.graph.folding import FoldedGraph, fold_batch_norms
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.placement import move
+from genie_cli.models.graph.pooling import repeat_max_pool_gradients
 from genie_cli.models.graph.subgraph import extract
 from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.models.teacher import Teacher
+from genie_cli.quantization.activation_store import ActivationPool, ActivationStore
 from genie_cli.quantization.calibration import calibrate_sites
 from genie_cli.quantization.lsq import LearnedActivationQuantizer
+from genie_cli.quantization.memory_budget import activation_budget
 from genie_cli.quantization.reconstruction import SoftWeightSlot, UnitTask, learn_unit
 from genie_cli.quantization.rounding import SoftRoundedWeight, largest_rate
 from genie_cli.quantization.units import Unit, reconstruction_units
+from genie_cli.runtime.determinism import make_generator
+from genie_cli.runtime.distribution import SOLO, Workers
 from genie_cli.runtime.progress import Advanced, Reporter, StageFinished, StageStarted, silent
 from genie_cli.student.build import insert_quantizers
 from genie_cli.student.grid import minmax_weight_grid, quantize_weight, search_weight_grid
@@ -27,7 +33,21 @@ from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
 from genie_cli.student.protocol import ActivationSite, BitPlan, assign_bits, find_protocol
 
 STAGE = "quantize"
-_FORWARD_BATCH = 64
+_FORWARD_BATCH = 32
+DEFAULT_HOLDOUT = 0.125
+"""Share of the images that early stopping watches where the configuration names none."""
+
+
+class ImageRows(Protocol):
+    """Calibration images, a slice at a time: a tensor, or something that makes them when asked."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+        ...
+
+    def __getitem__(self, rows: slice, /) -> Tensor:
+        """Images ``[k, C, H, W]``, float32, normalised for the teacher."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -37,13 +57,17 @@ class UnitReport:
     Attributes:
         name: the unit's name.
         layers: its weight layers.
+        num_steps: steps taken; 0 where nothing was learned.
         relative_error: squared error at its output against the teacher's, over the teacher's own
-            squared norm, with the finished integers, over all calibration images.
+            squared norm, with the finished integers, over all images that were trained on.
+        held_out_error: the same over the held-out images; None where there are none.
     """
 
     name: str
     layers: tuple[str, ...]
+    num_steps: int
     relative_error: float
+    held_out_error: float | None
 
 
 @dataclass(frozen=True)
@@ -56,6 +80,7 @@ class QuantizedNetwork:
         weights: layer name -> integer weight.
         activations: site name -> quantizer.
         units: how each unit came out, front to back.
+        memory: the most bytes of calibration activations at once, by place.
     """
 
     folded: FoldedGraph
@@ -63,6 +88,7 @@ class QuantizedNetwork:
     weights: dict[str, IntegerWeight]
     activations: dict[str, ActivationQuantizer]
     units: tuple[UnitReport, ...]
+    memory: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -78,65 +104,96 @@ class _Piece:
 
 def quantize_network(
     teacher: Teacher,
-    images: Tensor,
+    images: ImageRows,
     config: QuantizeConfig,
     device: torch.device,
     dtype: torch.dtype,
     report: Reporter = silent,
+    workers: Workers = SOLO,
 ) -> QuantizedNetwork:
     """Quantize `teacher` on calibration images.
 
     Args:
         teacher: the pre-trained network.
-        images: calibration images ``[n, C, H, W]``, normalised for the teacher.
+        images: calibration images ``[n, C, H, W]``, normalised for the teacher; with several processes,
+            this one's share of them.
         config: bits, protocol, recipe, budget, seed.
         device: where to compute.
         dtype: arithmetic of the convolutions while a unit learns.
         report: receives progress.
+        workers: processes that learn together; all end with the same network.
 
     Raises:
-        UsageError: unknown protocol.
+        UsageError: unknown protocol, or a memory limit below what one batch needs.
     """
     folded = fold_batch_norms(teacher.graph)
     plan = assign_bits(folded.graph, find_protocol(config.protocol), config.weight_bits, config.activation_bits)
     units = reconstruction_units(folded.graph)
+    budget = activation_budget(folded.graph, units, config, device)
     move(folded.graph, device)
     steps = config.num_steps if config.reconstruct else 1
     report(StageStarted(STAGE, steps * len(units)))
-    full = quantized = images.contiguous(memory_format=torch.channels_last)
     weights: dict[str, IntegerWeight] = {}
     activations: dict[str, ActivationQuantizer] = {}
     reports = []
-    for position, unit in enumerate(units):
-        piece = _cut_out(folded.graph, unit, plan)
-        targets = _forward(piece.teacher, full, device)
-        initial = calibrate_sites(
-            folded.graph, piece.nodes, piece.source, piece.plan.activations, quantized, config, device
-        )
-        where = f"unit {position + 1}/{len(units)} {unit.name}"
-        if config.reconstruct:
-            done = position * steps
+    held_out = _held_out_rows(len(images), config)
+    with ActivationPool(device, budget.device, budget.host) as pool:
+        full = quantized = _store_images(images, pool)
+        for position, unit in enumerate(units):
+            piece = _cut_out(folded.graph, unit, plan)
+            targets = _forward(piece.teacher, full, pool)
+            initial = calibrate_sites(
+                folded.graph, piece.nodes, piece.source, piece.plan.activations, quantized, config, workers
+            )
+            where = f"unit {position + 1}/{len(units)} {unit.name}"
+            taken = 0
+            if config.reconstruct:
+                done = position * steps
 
-            def on_step(step: int, loss: float, done: int = done, where: str = where) -> None:
-                report(Advanced(STAGE, done + step, where, {"loss": loss}))
+                def on_step(step: int, loss: float, done: int = done, where: str = where) -> None:
+                    report(Advanced(STAGE, done + step, where, {"loss": loss}))
 
-            task = _make_task(piece, folded, initial, full, quantized, targets, config, device)
-            learn_unit(task, config, device, dtype, on_step)
-            unit_weights = {name: weight.harden() for name, weight in task.weights.items()}
-            unit_activations = {name: activation.harden() for name, activation in task.activations.items()}
-        else:
-            unit_weights = _round_to_nearest(piece, config)
-            unit_activations = initial
-        student = insert_quantizers(piece.teacher, piece.plan, unit_weights, unit_activations).to(device)
-        quantized = _forward(student, quantized, device)
-        reports.append(UnitReport(unit.name, unit.layers, _relative_error(quantized, targets)))
-        report(Advanced(STAGE, (position + 1) * steps, where, {"error": reports[-1].relative_error}))
-        full = targets
-        weights.update((name, weight.cpu()) for name, weight in unit_weights.items())
-        activations.update((name, activation.cpu()) for name, activation in unit_activations.items())
+                task = _make_task(piece, folded, initial, full, quantized, targets, held_out, config, device)
+                taken = learn_unit(task, config, device, dtype, on_step, workers)
+                unit_weights = {name: weight.harden() for name, weight in task.weights.items()}
+                unit_activations = {name: activation.harden() for name, activation in task.activations.items()}
+            else:
+                unit_weights = _round_to_nearest(piece, config)
+                unit_activations = initial
+            if full is not quantized:
+                full.release()  # before the next set is made: two sets and the new one are the most
+            student = insert_quantizers(piece.teacher, piece.plan, unit_weights, unit_activations).to(device)
+            outputs = _forward(student, quantized, pool)
+            quantized.release()
+            error, held_out_error = _relative_errors(outputs, targets, held_out, workers)
+            reports.append(UnitReport(unit.name, unit.layers, taken, error, held_out_error))
+            report(Advanced(STAGE, (position + 1) * steps, where, {"error": error}))
+            full, quantized = targets, outputs
+            weights.update((name, weight.cpu()) for name, weight in unit_weights.items())
+            activations.update((name, activation.cpu()) for name, activation in unit_activations.items())
+        memory = pool.peak
     move(folded.graph, torch.device("cpu"))
     report(StageFinished(STAGE))
-    return QuantizedNetwork(folded, plan, weights, activations, tuple(reports))
+    return QuantizedNetwork(folded, plan, weights, activations, tuple(reports), memory)
+
+
+def held_out_share(config: QuantizeConfig) -> float:
+    """Share of the images that are never trained on."""
+    return DEFAULT_HOLDOUT if config.patience is not None and not config.holdout else config.holdout
+
+
+def _held_out_rows(num_images: int, config: QuantizeConfig) -> Tensor:
+    """Rows drawn by the seed; at least one image is trained on."""
+    count = min(round(num_images * held_out_share(config)), num_images - 1)
+    generator = make_generator(torch.device("cpu"), config.seed, "held out")
+    return torch.randperm(num_images, generator=generator)[:count].sort().values
+
+
+def _store_images(images: ImageRows, pool: ActivationPool) -> ActivationStore:
+    store = pool.allocate((len(images), *images[0:1].shape[1:]))
+    for first in range(0, len(images), _FORWARD_BATCH):
+        store.write(first, images[first : first + _FORWARD_BATCH])
+    return store
 
 
 def _cut_out(folded: fx.GraphModule, unit: Unit, plan: BitPlan) -> _Piece:
@@ -172,9 +229,10 @@ def _make_task(
     piece: _Piece,
     folded: FoldedGraph,
     initial: dict[str, ActivationQuantizer],
-    full: Tensor,
-    quantized: Tensor,
-    targets: Tensor,
+    full: ActivationStore,
+    quantized: ActivationStore,
+    targets: ActivationStore,
+    held_out: Tensor,
     config: QuantizeConfig,
     device: torch.device,
 ) -> UnitTask:
@@ -193,28 +251,36 @@ def _make_task(
         for name, start in initial.items()
     }
     modules: dict[str, nn.Module] = dict(activations)
-    student = insert_quantizers(piece.teacher, piece.plan, slots, modules)
-    return UnitTask(piece.unit.name, student, slots, weights, activations, full, quantized, targets)
+    student = repeat_max_pool_gradients(insert_quantizers(piece.teacher, piece.plan, slots, modules))
+    return UnitTask(piece.unit.name, student, slots, weights, activations, full, quantized, targets, held_out)
 
 
 @torch.no_grad()
-def _forward(graph: fx.GraphModule, inputs: Tensor, device: torch.device) -> Tensor:
-    """The graph's output for all inputs, kept where the inputs are."""
-    outputs: Tensor | None = None
+def _forward(graph: fx.GraphModule, inputs: ActivationStore, pool: ActivationPool) -> ActivationStore:
+    """The graph's output for all inputs."""
+    outputs: ActivationStore | None = None
     for first in range(0, len(inputs), _FORWARD_BATCH):
-        batch = graph(inputs[first : first + _FORWARD_BATCH].to(device)).to(inputs.device)
-        if outputs is None:  # filled in place: a list to join at the end would need the memory twice
-            shape = (len(inputs), *batch.shape[1:])
-            layout = torch.channels_last if batch.dim() == 4 else torch.contiguous_format
-            outputs = torch.empty(shape, dtype=batch.dtype, device=inputs.device, memory_format=layout)
-        outputs[first : first + _FORWARD_BATCH] = batch
+        batch = graph(inputs.read(first, min(first + _FORWARD_BATCH, len(inputs))))
+        if outputs is None:
+            outputs = pool.allocate((len(inputs), *batch.shape[1:]))
+        outputs.write(first, batch)
     assert outputs is not None
     return outputs
 
 
-def _relative_error(values: Tensor, targets: Tensor) -> float:
-    error = norm = 0.0
-    for value, target in zip(values.split(_FORWARD_BATCH), targets.split(_FORWARD_BATCH), strict=True):
-        error += float((value - target).double().square().sum())
-        norm += float(target.double().square().sum())
-    return error / norm if norm else 0.0
+def _relative_errors(
+    values: ActivationStore, targets: ActivationStore, held_out: Tensor, workers: Workers
+) -> tuple[float, float | None]:
+    """Squared error over the targets' squared norm: trained rows, held-out rows."""
+    is_held_out = torch.zeros(len(values), dtype=torch.bool)
+    is_held_out[held_out] = True
+    sums = torch.zeros(2, 2, dtype=torch.float64)  # [trained, held out] x [error, norm]
+    for first in range(0, len(values), _FORWARD_BATCH):
+        last = min(first + _FORWARD_BATCH, len(values))
+        value, target = values.read(first, last), targets.read(first, last)
+        error = (value - target).double().square().flatten(1).sum(1).cpu()
+        norm = target.double().square().flatten(1).sum(1).cpu()
+        for row, chosen in enumerate((~is_held_out[first:last], is_held_out[first:last])):
+            sums[row] += torch.stack([error[chosen].sum(), norm[chosen].sum()])
+    errors = [error / norm if norm else 0.0 for error, norm in workers.sum_(sums).tolist()]
+    return errors[0], errors[1] if len(held_out) else None

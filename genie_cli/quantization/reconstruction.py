@@ -5,15 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from genie_cli.config import QuantizeConfig
+from genie_cli.quantization.activation_store import ActivationStore
 from genie_cli.quantization.lsq import LearnedActivationQuantizer
-from genie_cli.quantization.rounding import SoftRoundedWeight, largest_rate, rounding_beta, rounding_regularizer
+from genie_cli.quantization.rounding import (
+    SoftRoundedWeight,
+    largest_rate,
+    rectified_sigmoid,
+    rounding_beta,
+    rounding_regularizer,
+)
 from genie_cli.runtime.determinism import make_generator, random_mask
+from genie_cli.runtime.distribution import SOLO, Workers
+from genie_cli.runtime.replay import ReplayedStep
 
 LOG_EVERY = 50
 """Steps between progress reports: reading the loss makes a GPU wait."""
@@ -46,6 +56,7 @@ class UnitTask:
         full_inputs: the teacher's input of the unit, ``[n, ...]``.
         quantized_inputs: the same from the already quantized units before, ``[n, ...]``.
         targets: the teacher's output of the unit, ``[n, C, ...]``.
+        held_out: rows that are never trained on; what early stopping watches.
     """
 
     name: str
@@ -53,9 +64,10 @@ class UnitTask:
     slots: Mapping[str, SoftWeightSlot]
     weights: Mapping[str, SoftRoundedWeight]
     activations: Mapping[str, LearnedActivationQuantizer]
-    full_inputs: Tensor
-    quantized_inputs: Tensor
-    targets: Tensor
+    full_inputs: ActivationStore
+    quantized_inputs: ActivationStore
+    targets: ActivationStore
+    held_out: Tensor
 
 
 def learn_unit(
@@ -64,86 +76,267 @@ def learn_unit(
     device: torch.device,
     dtype: torch.dtype,
     on_step: Callable[[int, float], None],
-) -> None:
+    workers: Workers = SOLO,
+) -> int:
     """Minimise the reconstruction error of one unit in place (Eq. 10-11 with LSQ and QDrop).
 
     The loss is the squared error at the unit's output, summed over channels and averaged over the
     rest, plus the rounding regularizer. The input mixes, element by element, the teacher's input
     (with chance `drop_prob`) and the quantized one.
 
+    With `config.patience`, a unit ends before its steps are done once the loss of the held-out rows
+    (finished integers, nothing dropped) has not improved for so many steps, and goes back to its best.
+
     Args:
         task: the unit.
-        config: rates, steps, regularizer.
+        config: rates, steps, regularizer, patience.
         device: where the step runs; batches are brought there.
         dtype: arithmetic of the convolutions.
         on_step: called with (steps done, reconstruction loss) every so many steps.
+        workers: processes that share the batch; the gradients are summed over them.
+
+    Returns:
+        The steps taken.
     """
-    generator = make_generator(device, config.seed, "drop", task.name)
-    for activation in task.activations.values():
-        activation.generator = generator
-    weights, activations = list(task.weights.values()), list(task.activations.values())
-    optimizer = torch.optim.Adam(_parameter_groups(weights, activations, config), fused=True)
-    task.student.train()
-    num_images = task.targets.shape[0]
-    batches = _batches(num_images, min(config.batch_size, num_images), config.seed, task.name)
-    for step in range(config.num_steps):
-        indices = next(batches).to(task.targets.device)
-        full = task.full_inputs[indices].to(device, non_blocking=True)
-        quantized = task.quantized_inputs[indices].to(device, non_blocking=True)
-        target = task.targets[indices].to(device, non_blocking=True)
-        if config.drop_prob > 0:
-            quantized = torch.lerp(quantized, full, random_mask(quantized, config.drop_prob, generator))
-        beta = rounding_beta(step, config.num_steps, config.warmup, config.beta_start, config.beta_end)
-        penalty = torch.zeros((), device=device)
-        for name, weight in task.weights.items():
-            task.slots[name].value, softbits = weight.weight_and_softbits()
-            if beta is not None:
-                penalty = penalty + rounding_regularizer(softbits, beta)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            output = task.student(quantized)
-        loss = (output.float() - target.float()).square().sum(1).mean()
-        optimizer.zero_grad(set_to_none=True)
-        (loss + config.round_weight * penalty).backward()
-        decay = 0.5 * (1 + math.cos(math.pi * step / config.num_steps))
-        for group in optimizer.param_groups:
+    learner = _Learner(task, config, device, dtype, workers)
+    stopping = _EarlyStopping(config) if config.patience is not None and len(task.held_out) else None
+    taken = config.num_steps
+    for step in range(1, config.num_steps + 1):
+        learner.step()
+        if step % LOG_EVERY == 0 or step == config.num_steps:
+            on_step(step, float(learner.loss))
+        if stopping is not None and stopping.is_due(step):
+            loss = learner.held_out_loss()
+            if stopping.is_over(step, loss, learner.snapshot):
+                taken = step
+                break
+    if stopping is not None and stopping.best is not None:
+        learner.restore(stopping.best)
+    learner.finish()
+    return taken
+
+
+class _Learner:
+    """The optimisation of one unit, a step a call; the step's device part can be a CUDA graph."""
+
+    def __init__(
+        self, task: UnitTask, config: QuantizeConfig, device: torch.device, dtype: torch.dtype, workers: Workers
+    ) -> None:
+        self._task, self._config, self._device, self._dtype, self._workers = task, config, device, dtype, workers
+        self._generator = make_generator(device, config.seed, "drop", task.name, *_own_place(workers))
+        for activation in task.activations.values():
+            activation.generator = self._generator
+        self._weights, self._activations = list(task.weights.values()), list(task.activations.values())
+        # One tensor for all layers: softbits and regularizer are computed in one go.
+        self._logits = nn.Parameter(torch.cat([weight.logits.detach().flatten() for weight in self._weights]))
+        self._sizes = [weight.logits.numel() for weight in self._weights]
+        self._groups = _parameter_groups(self._logits, self._weights, self._activations, config, device)
+        on_cuda = device.type == "cuda"
+        self._optimizer = torch.optim.Adam(self._groups, fused=True, capturable=on_cuda)
+        self._parameters = [parameter for group in self._groups for parameter in group["params"]]
+        total = min(config.batch_size, int(workers.sum_(torch.tensor(float(len(task.targets) - len(task.held_out))))))
+        own = total // workers.size + (workers.rank < total % workers.size)
+        self._share = own / total
+        trained = _complement(task.held_out, len(task.targets))
+        draws = make_generator(torch.device("cpu"), config.seed, "batches", task.name, *_own_place(workers))
+        self._batches = _batches(trained, max(own, 1), draws)
+        self._inputs: tuple[Tensor, Tensor, Tensor] | None = None
+        self._static = on_cuda
+        self._beta = torch.zeros((), device=device)
+        self.loss = torch.zeros((), device=device)
+        """Reconstruction loss of the last step."""
+        self._done = 0
+        alone = device if workers.size == 1 else torch.device("cpu")  # the collectives are not recorded
+        self._steps = {
+            regularized: ReplayedStep(partial(self._learn, regularized), alone, (self._generator,))
+            for regularized in (False, True)
+        }
+        task.student.train()
+
+    def step(self) -> None:
+        """One optimizer step on the next batch."""
+        config = self._config
+        self._load(next(self._batches))
+        beta = rounding_beta(self._done, config.num_steps, config.warmup, config.beta_start, config.beta_end)
+        if beta is not None:
+            self._beta.fill_(beta)
+        decay = 0.5 * (1 + math.cos(math.pi * self._done / config.num_steps))
+        for group in self._groups:
             if group["decays"]:
-                group["lr"] = group["start"] * decay
-        optimizer.step()
-        for weight in weights:
+                group["lr"].fill_(group["start"] * decay)
+        self._steps[beta is not None]()
+        self._done += 1
+
+    def _load(self, rows: Tensor) -> None:
+        task = self._task
+        full = task.full_inputs.gather(rows) if self._config.drop_prob > 0 else None
+        quantized, targets = task.quantized_inputs.gather(rows), task.targets.gather(rows)
+        inputs = (quantized if full is None else full, quantized, targets)
+        if not self._static or self._inputs is None:
+            self._inputs = inputs
+            return
+        for place, value in zip(self._inputs, inputs, strict=True):
+            place.copy_(value)
+
+    def _learn(self, regularized: bool) -> None:
+        assert self._inputs is not None
+        full, quantized, targets = self._inputs
+        config, task = self._config, self._task
+        if config.drop_prob > 0:
+            quantized = torch.lerp(quantized, full, random_mask(quantized, config.drop_prob, self._generator))
+        softbits = rectified_sigmoid(self._logits)
+        parts = zip(task.weights.items(), softbits.split(self._sizes), strict=True)
+        for (name, weight), own in parts:
+            task.slots[name].value = weight.weight(own.view_as(weight.logits))
+        loss = self._reconstruction_loss(quantized, targets)
+        total = loss * self._share
+        if regularized:
+            total = total + (config.round_weight / self._workers.size) * rounding_regularizer(softbits, self._beta)
+        self._optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        self._sum_gradients()
+        self._optimizer.step()
+        for weight in self._weights:
             weight.keep_step_positive()
-        for activation in activations:
+        for activation in self._activations:
             activation.keep_step_positive()
-        if (step + 1) % LOG_EVERY == 0 or step + 1 == config.num_steps:
-            on_step(step + 1, float(loss.detach()))
-    task.student.eval()
-    for slot in task.slots.values():
-        slot.value = None
+        self.loss.copy_(loss.detach())
+
+    def _reconstruction_loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
+            output = self._task.student(inputs)
+        loss: Tensor = _SquaredError.apply(output, targets)
+        return loss
+
+    def _sum_gradients(self) -> None:
+        if self._workers.size == 1:
+            return
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self._parameters]
+        summed = self._workers.sum_(torch.cat([gradient.flatten() for gradient in gradients]))
+        pieces = summed.split([p.numel() for p in self._parameters])
+        for parameter, piece in zip(self._parameters, pieces, strict=True):
+            parameter.grad = piece.view_as(parameter)
+
+    @torch.no_grad()
+    def held_out_loss(self) -> float:
+        """The loss of the held-out rows with finished integers, over all processes."""
+        task = self._task
+        self._write_back()
+        task.student.eval()
+        for name, weight in task.weights.items():
+            task.slots[name].value = weight.harden()()
+        sums = torch.zeros(2, dtype=torch.float64)
+        for rows in task.held_out.split(self._config.batch_size):
+            loss = self._reconstruction_loss(task.quantized_inputs.gather(rows), task.targets.gather(rows))
+            sums += torch.tensor([float(loss) * len(rows), len(rows)], dtype=torch.float64)
+        task.student.train()
+        total, count = self._workers.sum_(sums)
+        return float(total / count)
+
+    def snapshot(self) -> list[Tensor]:
+        """A copy of all that learns."""
+        return [parameter.detach().clone() for parameter in self._parameters]
+
+    @torch.no_grad()
+    def restore(self, state: list[Tensor]) -> None:
+        """Go back to a snapshot."""
+        for parameter, value in zip(self._parameters, state, strict=True):
+            parameter.copy_(value)
+
+    @torch.no_grad()
+    def _write_back(self) -> None:
+        for weight, own in zip(self._weights, self._logits.detach().split(self._sizes), strict=True):
+            weight.logits.copy_(own.view_as(weight.logits))
+
+    def finish(self) -> None:
+        """Leave what was learned in the task's modules."""
+        self._write_back()
+        self._task.student.eval()
+        for slot in self._task.slots.values():
+            slot.value = None
+
+
+class _SquaredError(torch.autograd.Function):
+    """Squared difference in float32, summed over channels and averaged over the rest."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, target: Tensor) -> Tensor:
+        difference = output.float() - target
+        places = target.numel() // target.shape[1]
+        ctx.save_for_backward(difference)
+        ctx.places, ctx.dtype = places, output.dtype
+        return difference.square().sum() / places
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (difference,) = ctx.saved_tensors
+        return (difference * (grads[0] * (2 / ctx.places))).to(ctx.dtype), None
+
+
+class _EarlyStopping:
+    """Whether the held-out loss has settled; its best state is kept."""
+
+    _GAIN = 1e-3
+    """A loss is better if it is lower by this share."""
+
+    def __init__(self, config: QuantizeConfig) -> None:
+        assert config.patience is not None
+        self._patience = config.patience
+        self._every = max(1, min(LOG_EVERY, config.patience // 2))
+        self._first = math.ceil(config.warmup * config.num_steps)
+        self._best_loss, self._best_step = math.inf, 0
+        self.best: list[Tensor] | None = None
+
+    def is_due(self, step: int) -> bool:
+        """Whether to look at the held-out loss now: not before the softbits are pushed to 0 and 1."""
+        return step > self._first and step % self._every == 0
+
+    def is_over(self, step: int, loss: float, snapshot: Callable[[], list[Tensor]]) -> bool:
+        """Take one loss into account."""
+        if self.best is None or loss < self._best_loss * (1 - self._GAIN):
+            self._best_loss, self._best_step, self.best = loss, step, snapshot()
+        return step - self._best_step >= self._patience
 
 
 def _parameter_groups(
-    weights: Sequence[SoftRoundedWeight], activations: Sequence[LearnedActivationQuantizer], config: QuantizeConfig
+    logits: nn.Parameter,
+    weights: Sequence[SoftRoundedWeight],
+    activations: Sequence[LearnedActivationQuantizer],
+    config: QuantizeConfig,
+    device: torch.device,
 ) -> list[dict[str, Any]]:
     """Rates of what learns; `start` is the rate before the cosine, where there is one (`decays`)."""
+
+    def group(parameters: list[nn.Parameter], lr: float, decays: bool) -> dict[str, Any]:
+        return {"params": parameters, "lr": torch.tensor(lr, device=device), "start": lr, "decays": decays}
+
     groups = [
-        _group([weight.logits for weight in weights], config.rounding_lr, decays=False),
-        _group([weight.offset for weight in weights], config.weight_step_lr, decays=True),
+        group([logits], config.rounding_lr, decays=False),
+        group([weight.offset for weight in weights], config.weight_step_lr, decays=True),
     ]
     for activation in activations:
         largest = float(largest_rate(activation.step_size.detach(), 2**activation.bits - 1))
-        groups.append(_group([activation.step_size], min(config.activation_step_lr, largest), decays=True))
-    return [group for group in groups if group["params"]]
+        groups.append(group([activation.step_size], min(config.activation_step_lr, largest), decays=True))
+    return groups
 
 
-def _group(parameters: list[nn.Parameter], lr: float, decays: bool) -> dict[str, Any]:
-    return {"params": parameters, "lr": lr, "start": lr, "decays": decays}
+def _own_place(workers: Workers) -> tuple[int, ...]:
+    """What sets the random numbers of a process apart; nothing where there is one."""
+    return (workers.rank,) if workers.size > 1 else ()
 
 
-def _batches(num_images: int, batch_size: int, seed: int, name: str) -> Iterator[Tensor]:
-    """Full batches of indices without end: shuffled passes over all images, joined at their ends."""
-    generator = make_generator(torch.device("cpu"), seed, "batches", name)
+def _complement(rows: Tensor, num_rows: int) -> Tensor:
+    """The row indices below `num_rows` that are not in `rows`."""
+    kept = torch.ones(num_rows, dtype=torch.bool)
+    kept[rows] = False
+    return kept.nonzero().flatten()
+
+
+def _batches(rows: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Full batches of `rows` without end: shuffled passes over all of them, joined at their ends."""
     rest = torch.empty(0, dtype=torch.int64)
     while True:
         while len(rest) < batch_size:
-            rest = torch.cat([rest, torch.randperm(num_images, generator=generator)])
+            rest = torch.cat([rest, rows[torch.randperm(len(rows), generator=generator)]])
         yield rest[:batch_size]
         rest = rest[batch_size:]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +14,7 @@ GAMMA, ZETA = -0.1, 1.1
 """Stretch of the rectified sigmoid (AdaRound, Eq. 23), so that a softbit can reach 0 and 1."""
 STEP_FLOOR = 0.01
 """A step size never falls below this share of its start."""
+_TINY = 1e-12
 MAX_GRID_SHIFT = 0.05
 """An optimizer step moves the outermost grid point by at most this share of a step size."""
 
@@ -41,6 +44,7 @@ class SoftRoundedWeight(nn.Module):
     zero_point: Tensor
     start: Tensor
     unit: Tensor
+    lowest: Tensor
 
     def __init__(self, weight: Tensor, scale: Tensor, zero_point: Tensor, bits: int, unit: Tensor) -> None:
         """Start from the grid of `scale` and `zero_point`; `unit` is the step per unit of offset."""
@@ -55,6 +59,9 @@ class SoftRoundedWeight(nn.Module):
         fraction = ((scaled - base).clamp(1e-4, 1 - 1e-4) - GAMMA) / (ZETA - GAMMA)
         self.logits = nn.Parameter(torch.logit(fraction))
         self.offset = nn.Parameter(torch.zeros_like(self.start))
+        usable = self.unit != 0
+        lowest = torch.where(usable, (STEP_FLOOR - 1) * self.start / torch.where(usable, self.unit, 1), 0)
+        self.register_buffer("lowest", lowest)
 
     def step_size(self) -> Tensor:
         """The learned step size ``[O, 1, ...]``."""
@@ -62,20 +69,19 @@ class SoftRoundedWeight(nn.Module):
 
     def softbits(self) -> Tensor:
         """V in [0, 1], in the shape of the weight."""
-        return (torch.sigmoid(self.logits) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
+        return rectified_sigmoid(self.logits)
 
-    def weight_and_softbits(self) -> tuple[Tensor, Tensor]:
-        """The soft-rounded weight and V, computed once for the output and the regularizer."""
-        softbits = self.softbits()
-        codes = (self.base + softbits).clamp(0, 2**self.bits - 1)
-        return (codes - self.zero_point) * self.step_size(), softbits
+    def weight(self, softbits: Tensor) -> Tensor:
+        """The soft-rounded weight of V, in the shape of the weight."""
+        weight: Tensor = _SoftWeight.apply(
+            softbits, self.offset, self.base, self.zero_point, self.start, self.unit, 2**self.bits - 1
+        )
+        return weight
 
     @torch.no_grad()
     def keep_step_positive(self) -> None:
         """Project the step size back above its floor; called after each optimizer step."""
-        usable = self.unit != 0
-        lowest = torch.where(usable, (STEP_FLOOR - 1) * self.start / torch.where(usable, self.unit, 1), 0)
-        self.offset.copy_(torch.maximum(self.offset, lowest))
+        torch.maximum(self.offset, self.lowest, out=self.offset.data)
 
     @torch.no_grad()
     def harden(self) -> IntegerWeight:
@@ -84,9 +90,81 @@ class SoftRoundedWeight(nn.Module):
         return IntegerWeight(codes, self.step_size().flatten(1), self.zero_point.flatten(1), self.bits)
 
 
-def rounding_regularizer(softbits: Tensor, beta: float) -> Tensor:
+class _RectifiedSigmoid(torch.autograd.Function):
+    """``clip(sigmoid(x) * (zeta - gamma) + gamma, 0, 1)`` with its slope from the forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor) -> Tensor:
+        sigmoid = torch.sigmoid(logits)
+        stretched = sigmoid * (ZETA - GAMMA) + GAMMA
+        softbits = stretched.clamp(0, 1)
+        inside = torch.eq(softbits, stretched, out=torch.empty_like(softbits))
+        ctx.save_for_backward(inside.mul_(sigmoid).mul_(1 - sigmoid).mul_(ZETA - GAMMA))
+        return softbits
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        slope: Tensor = ctx.saved_tensors[0]
+        return grads[0] * slope
+
+
+def rectified_sigmoid(logits: Tensor) -> Tensor:
+    """Softbits of logits, any shape (AdaRound, Eq. 23)."""
+    softbits: Tensor = _RectifiedSigmoid.apply(logits)
+    return softbits
+
+
+class _SoftWeight(torch.autograd.Function):
+    """``(clip(B + V, 0, top) - z) * (s_0 + unit * offset)`` and its gradients in V and offset."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        softbits: Tensor,
+        offset: Tensor,
+        base: Tensor,
+        zero_point: Tensor,
+        start: Tensor,
+        unit: Tensor,
+        top: int,
+    ) -> Tensor:
+        codes = base + softbits
+        clipped = codes.clamp(0, top)
+        inside = torch.eq(clipped, codes, out=torch.empty_like(codes))
+        step_size = start + unit * offset
+        centred = clipped.sub_(zero_point)
+        ctx.save_for_backward(inside.mul_(step_size), centred, unit)
+        return centred * step_size
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        slope, centred, unit = ctx.saved_tensors
+        grad_step = (grads[0] * centred).flatten(1).sum(1).view(unit.shape)
+        return grads[0] * slope, grad_step * unit, None, None, None, None, None
+
+
+class _RoundingRegularizer(torch.autograd.Function):
+    """``sum(1 - |2V - 1|^beta)``; the power as exp and log, which processors have as vectors."""
+
+    @staticmethod
+    def forward(ctx: Any, softbits: Tensor, beta: Tensor | float) -> Tensor:
+        signed = 2 * softbits - 1
+        distance = signed.abs().clamp_(min=_TINY)
+        power = distance.log().mul_(beta).exp_()
+        penalty = softbits.numel() - power.sum()
+        ctx.save_for_backward(power.div_(distance).mul_(signed.sign_()).mul_(beta).mul_(-2))
+        return penalty
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (slope,) = ctx.saved_tensors
+        return grads[0] * slope, None
+
+
+def rounding_regularizer(softbits: Tensor, beta: Tensor | float) -> Tensor:
     """``sum(1 - |2V - 1|^beta)`` (AdaRound, Eq. 24): zero where every softbit is 0 or 1."""
-    return softbits.numel() - (2 * softbits - 1).abs().pow(beta).sum()
+    penalty: Tensor = _RoundingRegularizer.apply(softbits, beta)
+    return penalty
 
 
 def rounding_beta(step: int, num_steps: int, warmup: float, start: float, end: float) -> float | None:

@@ -12,6 +12,7 @@ from genie_cli.config import SynthesizeConfig
 from genie_cli.models.graph.placement import move
 from genie_cli.models.teacher import Teacher
 from genie_cli.runtime.determinism import derive_seed, make_generator
+from genie_cli.runtime.distribution import SOLO, Workers
 from genie_cli.runtime.progress import Advanced, Reporter, StageFinished, StageStarted, silent
 from genie_cli.runtime.replay import ReplayedStep
 from genie_cli.synthesis.generator import Generator
@@ -58,10 +59,12 @@ def synthesize_images(
     device: torch.device,
     dtype: torch.dtype,
     report: Reporter = silent,
+    workers: Workers = SOLO,
 ) -> Synthesis:
     """Synthesize `config.num_images` images from the batch-norm statistics of `teacher`.
 
-    Each batch depends on the seed and its own index alone.
+    Each batch depends on the seed and its own index alone, so that the images are the same whatever
+    the number of processes.
 
     Args:
         teacher: the pre-trained network.
@@ -69,6 +72,7 @@ def synthesize_images(
         device: where to compute.
         dtype: arithmetic of the networks; statistics, losses and optimizer state stay float32.
         report: receives progress.
+        workers: processes that share the batches; each returns all images.
 
     Raises:
         InputError: a network without batch norms.
@@ -77,19 +81,31 @@ def synthesize_images(
     shifts = swing_strided_convolutions(graph) if config.swing else []
     move(graph, device)
     sizes = batch_sizes(config.num_images, config.batch_size)
-    report(StageStarted(STAGE, config.num_steps * len(sizes)))
+    own = workers.share(len(sizes))
+    total = config.num_steps * len(sizes)
+    report(StageStarted(STAGE, total))
     images, log = [], []
-    for index, size in enumerate(sizes):
+    for position, index in enumerate(own):
+        size = sizes[index]
 
-        def on_step(step: int, loss: float, latent_lr: float, index: int = index) -> None:
+        def on_step(step: int, loss: float, latent_lr: float, index: int = index, position: int = position) -> None:
             log.append(LogRow(index + 1, step, loss, latent_lr))
-            done = index * config.num_steps + step
+            done = min((position * config.num_steps + step) * workers.size, total)  # the others are about as far
             report(Advanced(STAGE, done, f"batch {index + 1}/{len(sizes)}", {"loss": loss}))
 
         batch = _Batch(teacher, graph, shifts, index, size, config, device, dtype)
         images.append(_distill_batch(batch, config.num_steps, on_step))
+    spec = teacher.input
+    none = torch.empty(0, spec.num_channels, spec.size, spec.size)
+    all_images = workers.all_gather_rows(torch.cat([none, *images]))
+    rows = torch.tensor([[row.batch, row.step, row.loss, row.latent_lr] for row in log], dtype=torch.float64)
+    all_rows = workers.all_gather_rows(rows.view(-1, 4)).tolist()
     report(StageFinished(STAGE))
-    return Synthesis(torch.cat(images), tuple(log))
+    # They come process by process: put the batches in their order.
+    order = [index for rank in range(workers.size) for index in range(rank, len(sizes), workers.size)]
+    parts = dict(zip(order, all_images.split([sizes[index] for index in order]), strict=True))
+    logged = sorted((LogRow(int(b), int(s), loss, lr) for b, s, loss, lr in all_rows), key=lambda r: (r.batch, r.step))
+    return Synthesis(torch.cat([parts[index] for index in range(len(sizes))]), tuple(logged))
 
 
 class _Batch:

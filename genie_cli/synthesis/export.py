@@ -10,7 +10,7 @@ from genie_cli.artifacts.images import ImagesMetadata, encode_images
 from genie_cli.config import SynthesizeConfig
 from genie_cli.models.teacher import Teacher
 
-_NOT_DETERMINING = {"out", "log", "device"}
+_NOT_DETERMINING = {"out", "log", "device", "performance"}
 
 
 def to_artifact(

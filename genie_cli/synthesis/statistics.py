@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from genie_cli.errors import InputError
 from genie_cli.models.graph.batch_norm import BatchNormSite, batch_norm_sites
 from genie_cli.models.graph.cuts import data_nodes
+from genie_cli.models.graph.pooling import repeat_max_pool_gradients
 from genie_cli.models.graph.subgraph import extract
 from genie_cli.models.graph.tensors import named_tensors, set_tensor
 
@@ -137,8 +138,7 @@ def statistics_graph(teacher: fx.GraphModule, dtype: torch.dtype) -> fx.GraphMod
     output.args = (tuple(losses),)
     graph.eliminate_dead_code()
     graph_module.delete_all_unused_submodules()
-    graph_module.recompile()
-    return graph_module
+    return repeat_max_pool_gradients(graph_module)
 
 
 def _prepared(value: Tensor, dtype: torch.dtype) -> Tensor:

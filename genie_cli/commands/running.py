@@ -1,0 +1,120 @@
+"""What the long commands share: device, processes, checks before the work, progress during it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from genie_cli.errors import GenieError
+
+if TYPE_CHECKING:
+    import torch
+
+    from genie_cli.config import Stage
+    from genie_cli.runtime.distribution import Workers
+    from genie_cli.runtime.progress import Reporter
+
+
+@dataclass
+class Run:
+    """One command at work.
+
+    Attributes:
+        device: where it computes.
+        dtype: in which arithmetic.
+        workers: with which other processes.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    workers: Workers
+    _started: float = field(default_factory=time.monotonic)
+
+    @contextmanager
+    def checks(self) -> Iterator[None]:
+        """Around everything that can be wrong with the input: where one process objects, all end."""
+        error = None
+        try:
+            yield
+        except GenieError as raised:
+            error = raised
+        self.workers.agree(error)
+
+    @contextmanager
+    def work(self) -> Iterator[Reporter]:
+        """Around the long part; the first process shows the progress."""
+        from genie_cli.commands.display import progress
+        from genie_cli.runtime.progress import silent
+        from genie_cli.runtime.settings import nondeterminism_explained
+
+        self._started = time.monotonic()
+        with nondeterminism_explained():
+            if not self.workers.is_first:
+                yield silent
+                return
+            with progress() as report:
+                yield report
+
+    def note(self, message: str, warning: bool = False) -> None:
+        """One line on stderr, from the first process."""
+        from genie_cli.commands.display import note
+
+        if self.workers.is_first:
+            note(message, warning)
+
+    @property
+    def seconds(self) -> float:
+        """Since the work began."""
+        return time.monotonic() - self._started
+
+    def description(self) -> str:
+        """Device, arithmetic and processes, for the closing table."""
+        processes = f", {self.workers.size} processes" if self.workers.size > 1 else ""
+        return f"{self.device}, {str(self.dtype).removeprefix('torch.')}{processes}"
+
+    def peak_memory(self) -> str:
+        """The most memory that this process has held, for the closing table."""
+        from genie_cli.commands.display import file_size
+        from genie_cli.runtime.memory import peak_memory
+
+        return ", ".join(f"{file_size(size)} ({place})" for place, size in peak_memory(self.device).items())
+
+    def write_performance(self, path: Path | None, more: dict[str, Any] | None = None) -> None:
+        """Seconds and peak memory as JSON: measured anew in every run, and so in a file of their own."""
+        from genie_cli.artifacts.atomic import atomic_write_bytes
+        from genie_cli.artifacts.metrics import encode_metrics
+        from genie_cli.runtime.memory import peak_memory
+
+        if path is None:
+            return
+        figures = {
+            "seconds": round(self.seconds, 3),
+            "peak_memory": peak_memory(self.device),
+            "device": str(self.device),
+            "precision": str(self.dtype).removeprefix("torch."),
+            "processes": self.workers.size,
+        }
+        atomic_write_bytes(path, encode_metrics({**figures, **(more or {})}))
+
+
+@contextmanager
+def running(config: Stage) -> Iterator[Run]:
+    """Prepare the process and join the others, where there are some.
+
+    Raises:
+        UsageError: unknown device.
+        DeviceError: CUDA asked for and absent.
+        WorkerError: the other processes cannot be reached.
+    """
+    from genie_cli.runtime.device import resolve_device, resolve_dtype
+    from genie_cli.runtime.distribution import joined_workers, local_device
+    from genie_cli.runtime.settings import configure_process
+
+    device = local_device(resolve_device(config.device))
+    configure_process(device, config.deterministic)
+    with joined_workers(device) as workers:
+        yield Run(device, resolve_dtype(config.precision, device), workers)

@@ -1,0 +1,166 @@
+"""Several processes that work on one stage, started by ``torchrun``: gloo on CPUs, NCCL on GPUs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from genie_cli.errors import DeviceError, GenieError, WorkerError
+
+_TIMEOUT = timedelta(hours=12)
+"""How long processes wait for one with more work; a dead one is noticed at once, by its closed connection."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The processes that work on one stage together; one alone by default.
+
+    Attributes:
+        rank: this process's number, from 0.
+        size: number of processes.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process prints and writes."""
+        return self.rank == 0
+
+    def share(self, count: int) -> range:
+        """This process's indices out of `count`: every `size`-th."""
+        return range(self.rank, count, self.size)
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Sum over all processes, in place.
+
+        Raises:
+            WorkerError: another process has ended.
+        """
+        if self.size > 1:
+            with _lost_peers_named():
+                on_wire = _for_backend(tensor)
+                dist.all_reduce(on_wire)
+                if on_wire is not tensor:
+                    tensor.copy_(on_wire)
+        return tensor
+
+    def all_gather_rows(self, tensor: Tensor) -> Tensor:
+        """Tensors ``[k, ...]`` of all processes, k differing, one after the other in rank order.
+
+        Raises:
+            WorkerError: another process has ended.
+        """
+        if self.size == 1:
+            return tensor
+        counts = torch.zeros(self.size, dtype=torch.int64)
+        counts[self.rank] = len(tensor)
+        largest = int(self.sum_(counts).max())
+        with _lost_peers_named():
+            padded = _for_backend(tensor.new_zeros(largest, *tensor.shape[1:]))
+            padded[: len(tensor)] = tensor
+            parts = [torch.empty_like(padded) for _ in range(self.size)]
+            dist.all_gather(parts, padded)
+        rows = [part[:count] for part, count in zip(parts, counts.tolist(), strict=True)]
+        return torch.cat(rows).to(tensor.device)
+
+    def agree(self, error: GenieError | None) -> None:
+        """End all processes alike where one of them has an error.
+
+        Args:
+            error: what is wrong in this process, or None.
+
+        Raises:
+            GenieError: the error of the first process that has one, in every process.
+            WorkerError: another process has ended.
+        """
+        if self.size == 1:
+            if error is not None:
+                raise error
+            return
+        errors: list[GenieError | None] = [None] * self.size
+        with _lost_peers_named():
+            dist.all_gather_object(errors, error)
+        found = [(rank, each) for rank, each in enumerate(errors) if each is not None]
+        if not found:
+            return
+        rank, first = found[0]
+        own = first if len(found) == self.size else type(first)(f"Process {rank}: {first}")
+        own.is_agreed = True
+        raise own from None
+
+
+SOLO = Workers()
+
+
+@contextmanager
+def joined_workers(device: torch.device) -> Iterator[Workers]:
+    """Join the processes that ``torchrun`` has started; without it, one works alone.
+
+    Args:
+        device: where this process computes.
+
+    Raises:
+        WorkerError: the others cannot be reached.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1 or "RANK" not in os.environ:
+        yield SOLO
+        return
+    with _lost_peers_named():
+        if device.type == "cuda":
+            dist.init_process_group("nccl", timeout=_TIMEOUT, device_id=device)
+        else:
+            dist.init_process_group("gloo", timeout=_TIMEOUT)
+    try:
+        yield Workers(rank_from_environment(), size)
+    finally:
+        dist.destroy_process_group()
+
+
+def rank_from_environment() -> int:
+    """This process's number under ``torchrun``, else 0."""
+    return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
+
+
+def local_device(device: torch.device) -> torch.device:
+    """The device of this process: under ``torchrun``, a bare ``cuda`` is one GPU a process.
+
+    Raises:
+        DeviceError: fewer GPUs than processes on this machine.
+    """
+    local = os.environ.get("LOCAL_RANK")
+    if str(device) != "cuda" or local is None:
+        return device
+    count = torch.cuda.device_count()
+    if int(local) >= count:
+        raise DeviceError(f"This machine has {count} GPU(s) and more processes: use --nproc-per-node {count}.")
+    device = torch.device("cuda", int(local))
+    torch.cuda.set_device(device)
+    return device
+
+
+def _for_backend(tensor: Tensor) -> Tensor:
+    """The tensor where the backend can take it: NCCL wants it on the GPU."""
+    if dist.get_backend() == "nccl":
+        return tensor.cuda()
+    return tensor.cpu().contiguous()
+
+
+@contextmanager
+def _lost_peers_named() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        first_line = str(error).partition("\n")[0]
+        raise WorkerError(
+            f"Another process of this run has ended or cannot be reached; its own message says why ({first_line})."
+        ) from None

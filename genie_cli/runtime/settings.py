@@ -1,0 +1,67 @@
+"""What is set for the whole process before a stage works: reproducible kernels, memory that is kept."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import torch
+
+from genie_cli.errors import UsageError
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGEST_INT = 2**31 - 1
+_LARGEST_MMAP_THRESHOLD = 32 << 20
+"""What older glibc versions accept."""
+
+
+def configure_process(device: torch.device, deterministic: bool) -> None:
+    """Prepare a command's process; called before CUDA starts.
+
+    Args:
+        device: where the stage will run.
+        deterministic: on CUDA, use kernels that give the same bytes in every run, even if slower.
+    """
+    _keep_freed_memory()
+    # float32 is float32: without this, CUDA convolutions would round their inputs to TF32
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    if device.type == "cuda":
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+        torch.backends.cudnn.benchmark = not deterministic
+        torch.use_deterministic_algorithms(deterministic)
+        # for debugging alone: every new tensor would be filled first
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+@contextmanager
+def nondeterminism_explained() -> Iterator[None]:
+    """Turn PyTorch's refusal of an operation that cannot repeat bit for bit into the user's choice.
+
+    Raises:
+        UsageError: such an operation is in the network.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        operation, found, _ = str(error).partition(" does not have a deterministic implementation")
+        if not found:
+            raise
+        raise UsageError(
+            f"The network needs {operation}, which has no deterministic CUDA kernel: use --no-deterministic, "
+            "and results will differ slightly from run to run."
+        ) from None
+
+
+def _keep_freed_memory() -> None:
+    """Keep freed memory in the process (glibc): tensors of a step come and go, and each new page costs a fault."""
+    if not sys.platform.startswith("linux"):
+        return
+    with suppress(OSError, AttributeError):  # another libc
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30) or libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
+        libc.mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT)
