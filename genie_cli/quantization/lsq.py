@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,39 +14,56 @@ from genie_cli.student.grid import code_range
 from genie_cli.student.modules import ActivationQuantizer
 
 
+_CHUNK = 1 << 19
+"""Elements worked on at once on a CPU: what lies between the operations stays in its cache."""
+Draw = Callable[[Tensor], Tensor]
+"""Makes a mask in the shape of a tensor: 1 where an element is quantized, 0 where it passes as it is."""
+
+
 class _FakeQuantize(torch.autograd.Function):
     """Fake quantization with straight-through gradients.
 
     With t = x / s, q = clip(round(t)): dx' / dx = 1 inside the grid, else 0; dx' / ds = q - t inside,
-    else q (Esser et al. 2020, Eq. 3, without the gradient scale). `quantized` is 1 where an element is
-    quantized and 0 where it passes as it is.
+    else q (Esser et al. 2020, Eq. 3, without the gradient scale). Elements that pass as they are have
+    gradients 1 and 0.
     """
 
     # Masks are floats and selections are arithmetic: on a CPU a boolean `where` over a channels-last
     # tensor costs as much as a hundred multiplications.
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, step_size: Tensor, quant_min: int, quant_max: int, quantized: Tensor | None
-    ) -> Tensor:
-        exact = x.float()
-        scaled = exact / step_size
-        error = scaled.round().clamp_(quant_min, quant_max).sub_(scaled)
-        excess = scaled.clamp(quant_min - 0.5, quant_max + 0.5).sub_(scaled)
-        if quantized is not None:
-            error.mul_(quantized)
-            excess.mul_(quantized)
-        result = torch.addcmul(exact, error, step_size)
-        outside = torch.ne(excess, 0, out=torch.empty_like(excess))
-        ctx.save_for_backward(outside, error.addcmul_(outside, scaled))
-        return result.to(x.dtype)
+    def forward(ctx: Any, x: Tensor, step_size: Tensor, quant_min: int, quant_max: int, draw: Draw | None) -> Tensor:
+        result, inside = torch.empty_like(x), torch.empty_like(x)
+        slope = torch.empty_like(x, dtype=torch.float32)
+        for own in _chunks(x):
+            exact = x[own].float()
+            scaled = exact / step_size
+            error = scaled.round().clamp_(quant_min, quant_max).sub_(scaled)
+            excess = scaled.clamp(quant_min - 0.5, quant_max + 0.5).sub_(scaled)
+            if draw is not None:
+                quantized = draw(exact)
+                error.mul_(quantized)
+                excess.mul_(quantized)
+            result[own] = torch.addcmul(exact, error, step_size)
+            torch.eq(excess, 0, out=inside[own])
+            outside = torch.ne(excess, 0, out=excess)
+            torch.addcmul(error, outside, scaled, out=slope[own])
+        ctx.save_for_backward(inside, slope)
+        return result
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None, None, None]:
-        outside, slope = ctx.saved_tensors
-        grad = grads[0].float()
-        grad_x = torch.addcmul(grad, grad, outside, value=-1).to(grads[0].dtype) if ctx.needs_input_grad[0] else None
-        return grad_x, (grad * slope).sum().view(1), None, None, None
+        inside, slope = ctx.saved_tensors
+        grad = grads[0]
+        parts = [(grad[own].float() * slope[own]).sum() for own in _chunks(grad)]
+        grad_x = grad * inside if ctx.needs_input_grad[0] else None
+        return grad_x, torch.stack(parts).sum().view(1), None, None, None
+
+
+def _chunks(x: Tensor) -> list[slice]:
+    """Rows of `x` to work on together: all on a GPU, a cache's worth on a CPU."""
+    rows = len(x) if x.device.type != "cpu" else max(1, _CHUNK * len(x) // max(1, x.numel()))
+    return [slice(first, first + rows) for first in range(0, len(x), rows)]
 
 
 class LearnedActivationQuantizer(nn.Module):
@@ -68,11 +86,14 @@ class LearnedActivationQuantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize and dequantize `x`, any shape."""
-        quantized = None
-        if self.training and self.drop_prob > 0 and self.generator is not None:
-            quantized = random_mask(x, 1 - self.drop_prob, self.generator)
+        generator, draw = self.generator, None
+        if self.training and self.drop_prob > 0 and generator is not None:
+
+            def draw(like: Tensor) -> Tensor:
+                return random_mask(like, 1 - self.drop_prob, generator)
+
         quant_min, quant_max = code_range(self.bits, self.signed)
-        result: Tensor = _FakeQuantize.apply(x, self.step_size, quant_min, quant_max, quantized)
+        result: Tensor = _FakeQuantize.apply(x, self.step_size, quant_min, quant_max, draw)
         return result
 
     @torch.no_grad()
