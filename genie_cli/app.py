@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import time
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -15,6 +16,10 @@ from genie_cli.commands import evaluate, inspect, models, quantize, report, synt
 from genie_cli.errors import GenieError, InputError, UsageError
 
 EXIT_INTERRUPTED = 130
+_CommandLineError: type[Exception] = typer.BadParameter.__bases__[0]
+"""Click's UsageError, which typer brings along in some versions and not in others."""
+_LONGEST_WAIT = 30.0
+"""Seconds that a process with nothing to say leaves the one that speaks for all."""
 
 
 class _Group(TyperGroup):
@@ -25,31 +30,37 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except GenieError as error:
-            _fail(str(error), error.exit_code, everywhere=error.is_agreed or isinstance(error, UsageError))
+            _fail(str(error), error.exit_code, shared=error.is_shared is not False)
+        except _CommandLineError as error:
+            if _number("LOCAL_RANK") > 0:
+                _fail(str(error), UsageError.exit_code)
+            raise  # the one message, in click's own form
         except KeyboardInterrupt:
-            if _rank() == 0:
+            if _number("LOCAL_RANK") == 0:
                 typer.echo("Interrupted; nothing was written.", err=True)
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except OSError as error:
             # No defect of ours: a name that is too long, a folder that may not be read, a full disk.
             if error.filename is None or error.errno == errno.EPIPE:
                 raise
-            _fail(f"{error.filename} cannot be used: {error.strerror}.", InputError.exit_code)
+            _fail(f"{error.filename} cannot be used: {error.strerror}.", InputError.exit_code, shared=False)
 
 
-def _fail(message: str, exit_code: int, everywhere: bool = False) -> NoReturn:
-    """One message on stderr; what all processes of a run know (`everywhere`), the first one says."""
-    rank = _rank()
-    if rank == 0:
+def _fail(message: str, exit_code: int, shared: bool = True) -> NoReturn:
+    """One message on stderr; what all processes of a run have (`shared`), the first one of a machine says."""
+    if not shared and _number("RANK") > 0:
+        typer.echo(f"Error in process {_number('RANK')}: {message}", err=True)
+    elif not shared or _number("LOCAL_RANK") == 0:
         typer.echo(f"Error: {message}", err=True)
-    elif not everywhere:
-        typer.echo(f"Error in process {rank}: {message}", err=True)
+    elif "TORCHELASTIC_RUN_ID" in os.environ:
+        # torchrun ends all processes once one has ended: the one that speaks shall be the first.
+        time.sleep(_LONGEST_WAIT)
     raise typer.Exit(exit_code)
 
 
-def _rank() -> int:
-    """This process's number under torchrun; the library knows better, but importing it takes seconds."""
-    return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
+def _number(variable: str) -> int:
+    """A place that torchrun assigns, else 0; the library knows better, but importing it takes seconds."""
+    return int(os.environ.get(variable, "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
 
 
 app = typer.Typer(

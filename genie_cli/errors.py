@@ -14,8 +14,8 @@ class GenieError(Exception):
     """Base of every error that is the user's to mend."""
 
     exit_code = 1
-    is_agreed = False
-    """Whether every process of the run has this error, so that the first one prints it for all."""
+    is_shared: bool | None = None
+    """Whether all processes of the run have this error, so that one prints it for all; None: as far as is known."""
 
 
 class UsageError(GenieError):
@@ -40,6 +40,7 @@ class WorkerError(GenieError):
     """Another process of the run has ended."""
 
     exit_code = 5
+    is_shared = False
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -115,8 +115,13 @@ def _measure(run: Run, model_config: ModelConfig, config: EvaluateConfig, source
             network, reference = load_student(teacher, artifact), move(teacher.graph, run.device)
         elif config.folded:
             network = fold_batch_norms(teacher.graph).graph
-    if run.workers.size > data.num_images:
-        run.note(f"{run.workers.size} processes for {data.num_images} image(s): the others are idle.", warning=True)
+    num_batches = data.num_batches(config.batch_size)
+    if run.workers.size > num_batches:
+        run.note(
+            f"{run.workers.size} processes for {num_batches} batch(es): {run.workers.size - num_batches} are idle; "
+            "a smaller --batch-size makes more batches.",
+            warning=True,
+        )
     with run.work() as report:
         result = accuracy.evaluate(
             move(network, run.device),

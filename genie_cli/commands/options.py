@@ -96,12 +96,12 @@ UnitSteps = Annotated[
 QuantizeBatchSize = Annotated[int | None, _option(_RECIPE, "--batch-size", "Images in each step.", "32")]
 Holdout = Annotated[
     float | None,
-    _option(_RECIPE, "--holdout", "Share of the images never trained on; with --patience 0.125.", "0"),
+    _option(_RECIPE, "--holdout", "Share of the images never trained on; with --patience 0.125.", "0.0"),
 ]
 Patience = Annotated[
     int | None,
     _option(
-        _RECIPE, "--patience", "End a unit when its held-out loss has not improved for so many steps.", "take all steps"
+        _RECIPE, "--patience", "End a unit when its held-out loss has not improved for so many steps.", "all steps"
     ),
 ]
 QuantizeSettings = Annotated[list[str] | None, _settings("drop_prob=0.25")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,12 +37,8 @@ class Run:
     @contextmanager
     def checks(self) -> Iterator[None]:
         """Around everything that can be wrong with the input: where one process objects, all end."""
-        error = None
-        try:
+        with self.workers.agreeing():
             yield
-        except GenieError as raised:
-            error = raised
-        self.workers.agree(error)
 
     @contextmanager
     def work(self) -> Iterator[Reporter]:
@@ -52,12 +48,13 @@ class Run:
         from genie_cli.runtime.settings import nondeterminism_explained
 
         self._started = time.monotonic()
-        with nondeterminism_explained():
-            if not self.workers.is_first:
-                yield silent
-                return
-            with progress() as report:
+        with nondeterminism_explained(), progress() if self.workers.is_first else nullcontext(silent) as report:
+            try:
                 yield report
+            except GenieError as error:
+                if error.is_shared is None:
+                    error.is_shared = False  # each process works on something else
+                raise
 
     def note(self, message: str, warning: bool = False) -> None:
         """One line on stderr, from the first process."""

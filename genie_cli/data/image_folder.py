@@ -34,32 +34,22 @@ class ImageFolderImages(LabeledImages):
             num_workers: processes that decode; 0 decodes in this one.
         """
         super().__init__(labels, len(class_names), class_names)
-        self._paths = paths
         self._files = ImageFiles(paths, spec)
         self._spec = spec
         self._num_workers = num_workers
 
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Go once through all images, see `LabeledImages.batches`."""
+    def batches(self, batch_size: int, share: range | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Go once through the images, see `LabeledImages.batches`."""
         from torch.utils.data import DataLoader
 
+        batches = self.rows(batch_size, share)
         loader = DataLoader(
-            self._files, batch_size=batch_size, num_workers=self._num_workers, collate_fn=first_failure_or_stack
+            self._files, batch_sampler=batches, num_workers=self._num_workers, collate_fn=first_failure_or_stack
         )
-        start = 0
-        for pixels in loader:
+        for rows, pixels in zip(batches, loader, strict=True):
             if isinstance(pixels, str):
                 raise InputError(pixels)
-            yield normalize_pixels(pixels, self._spec), self.labels[start : start + len(pixels)]
-            start += len(pixels)
-
-    def subset(self, rows: range) -> ImageFolderImages:
-        """Some of the images, see `LabeledImages.subset`."""
-        chosen = slice(rows.start, rows.stop, rows.step)
-        assert self.class_names is not None
-        return ImageFolderImages(
-            self._paths[chosen], self.labels[chosen], self.class_names, self._spec, self._num_workers
-        )
+            yield normalize_pixels(pixels, self._spec), self.labels[rows.start : rows.stop]
 
 
 def open_image_folder(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
@@ -32,12 +33,22 @@ class LabeledImages(ABC):
         """Number of images."""
         return len(self.labels)
 
+    def num_batches(self, batch_size: int) -> int:
+        """Number of batches that hold all images."""
+        return math.ceil(self.num_images / batch_size)
+
+    def rows(self, batch_size: int, share: range | None) -> list[range]:
+        """The images of each batch of a share, see `batches`."""
+        chosen = range(self.num_batches(batch_size)) if share is None else share
+        return [range(i * batch_size, min((i + 1) * batch_size, self.num_images)) for i in chosen]
+
     @abstractmethod
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Go once through all images in their order.
+    def batches(self, batch_size: int, share: range | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Go once through the images in their order.
 
         Args:
             batch_size: images a batch, the last batch may have fewer.
+            share: which of the batches, out of `num_batches`; the images of others are not read. None: all.
 
         Yields:
             images float32 [B, C, H, W] on the CPU, normalised by the network's mean and std; labels int64 [B].
@@ -45,10 +56,6 @@ class LabeledImages(ABC):
         Raises:
             InputError: an image that cannot be used.
         """
-
-    @abstractmethod
-    def subset(self, rows: range) -> LabeledImages:
-        """Some of the images, with all classes."""
 
 
 class TensorImages(LabeledImages):
@@ -75,16 +82,11 @@ class TensorImages(LabeledImages):
         self._images = images
         self._spec = spec
 
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Go once through all images, see `LabeledImages.batches`."""
-        for start in range(0, self.num_images, batch_size):
-            batch = slice(start, start + batch_size)
+    def batches(self, batch_size: int, share: range | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Go once through the images, see `LabeledImages.batches`."""
+        for rows in self.rows(batch_size, share):
+            batch = slice(rows.start, rows.stop)
             yield normalize_pixels(self._images[batch], self._spec), self.labels[batch]
-
-    def subset(self, rows: range) -> TensorImages:
-        """Some of the images, see `LabeledImages.subset`."""
-        chosen = slice(rows.start, rows.stop, rows.step)
-        return TensorImages(self._images[chosen], self.labels[chosen], self._spec, self.num_classes, self.class_names)
 
 
 def check_fits(source: str, image_shape: tuple[int, int, int], spec: InputSpec) -> None:

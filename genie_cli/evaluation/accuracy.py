@@ -70,13 +70,19 @@ def evaluate(
         dtype: arithmetic of the passes.
         teacher: the network to agree with.
         report: receives progress.
-        workers: processes that share the images; each returns the whole result.
+        workers: processes that share the batches; each returns the whole result.
+
+    Raises:
+        InputError: an image that cannot be used.
+        WorkerError: another process has ended.
     """
-    report(StageStarted(STAGE, data.num_images, "images"))
-    num_images, data = data.num_images, data if workers.size == 1 else data.subset(workers.share(data.num_images))
+    num_images = data.num_images
+    report(StageStarted(STAGE, num_images, "images"))
+    # Whole batches, as one process has them: in a batch of another size, the last bits of the logits may differ.
+    own_batches = workers.share(data.num_batches(batch_size))
     seen, right = torch.zeros(num_classes, dtype=torch.int64), torch.zeros(num_classes, dtype=torch.int64)
     right_top5 = right_teacher = agreeing = done = 0
-    for images, labels in data.batches(batch_size):
+    for images, labels in data.batches(batch_size, own_batches):
         images = images.to(device).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             logits = network(images).float().cpu()

@@ -6,12 +6,11 @@ taking a row is one contiguous copy, and what is handed out is a permuted view o
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import math
+import mmap
 import os
 import shutil
-import sys
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -154,8 +153,11 @@ class _MemoryStore(ActivationStore):
     def __init__(self, pool: ActivationPool, shape: tuple[int, ...], dtype: torch.dtype, place: Place) -> None:
         super().__init__(pool, shape, dtype)
         self.place = place
-        where = pool.device if place == "device" else torch.device("cpu")
-        self._rows = torch.empty((len(self), self._row_numel), dtype=dtype, device=where)
+        if place == "device":
+            self._rows = torch.empty((len(self), self._row_numel), dtype=dtype, device=pool.device)
+        else:
+            # Pages of their own: from the heap, a set would leave a hole that a step's tensors fill and split.
+            self._rows = torch.frombuffer(_anonymous_memory(self.num_bytes), dtype=dtype).view(len(self), -1)
 
     def _put(self, first: int, rows: Tensor) -> None:
         self._rows[first : first + len(rows)].view(rows.shape).copy_(rows)
@@ -168,8 +170,6 @@ class _MemoryStore(ActivationStore):
 
     def _free(self) -> None:
         del self._rows
-        if self.place == "host":
-            _trim_heap()
 
 
 class _FileStore(ActivationStore):
@@ -221,7 +221,7 @@ class _FileStore(ActivationStore):
     def _put(self, first: int, rows: Tensor) -> None:
         try:
             for part in rows.split(self._rows_a_chunk):
-                _write_at(self._file, _bytes(part.to("cpu", self.dtype).contiguous()), first * self._row_bytes)
+                _write_at(self._file, _bytes(part.to("cpu", self.dtype).contiguous().view(-1)), first * self._row_bytes)
                 first += len(part)
         except OSError as error:
             raise self._unusable(error) from error
@@ -252,11 +252,9 @@ class _FileStore(ActivationStore):
         )
 
 
-def _trim_heap() -> None:
-    """Have glibc give freed memory back: it would keep blocks below a threshold that grows to 32 MiB."""
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):  # other C libraries have no such function
-            ctypes.CDLL(None).malloc_trim(0)
+def _anonymous_memory(num_bytes: int) -> mmap.mmap:
+    """Memory outside the heap, returned to the system once nothing refers to it."""
+    return mmap.mmap(-1, num_bytes)
 
 
 def _bytes(tensor: Tensor) -> memoryview:
@@ -380,7 +378,7 @@ class ActivationPool:
         for place, budget in self._budgets.items():
             if self._in_use[place] + num_bytes <= budget:
                 # Other programs, or a limit that the budget did not know of, may have taken the memory.
-                with suppress(torch.OutOfMemoryError if place == "device" else RuntimeError):
+                with suppress(torch.OutOfMemoryError if place == "device" else OSError):
                     return _MemoryStore(self, shape, dtype, place)
         return None
 

@@ -19,7 +19,6 @@ CALIBRATION_IMAGES = 256
 """Images, evenly spaced over the set, whose values are looked at (the authors' code: the first 32)."""
 _SAMPLES = 1 << 18
 """Values a site that the search compares; range and sign come from all values."""
-_BATCH = 32
 
 
 @torch.no_grad()
@@ -30,6 +29,7 @@ def calibrate_sites(
     sites: Sequence[ActivationSite],
     inputs: ActivationStore,
     config: QuantizeConfig,
+    rows: int,
     workers: Workers = SOLO,
 ) -> dict[str, ActivationQuantizer]:
     """Step size and sign for each site of one unit, from the unit's quantized inputs.
@@ -41,6 +41,7 @@ def calibrate_sites(
         sites: the sites that the unit reads.
         inputs: that value for all images, ``[n, ...]``.
         config: `activation_range` says how the step size is found.
+        rows: images looked at together.
         workers: processes that hold other images; all find the same step sizes.
     """
     if not sites:
@@ -51,14 +52,14 @@ def calibrate_sites(
     chosen = torch.linspace(0, len(inputs) - 1, wanted).round().long()
     samples: list[list[Tensor]] = [[] for _ in sites]
     extremes: list[list[Tensor]] = [[] for _ in sites]
-    for indices in chosen.split(_BATCH):
+    for indices in chosen.split(rows):
         outputs = probe(inputs.gather(indices))
         tensors = outputs if isinstance(outputs, tuple) else (outputs,)
         for kept, ends, tensor in zip(samples, extremes, tensors, strict=True):
             flat = tensor.float().flatten()
             # an odd stride keeps the sample from landing on the same columns of every row
             stride = max(1, flat.numel() * len(chosen) * workers.size // (len(indices) * _SAMPLES)) | 1
-            kept.append(flat[::stride])
+            kept.append(flat[::stride].clone())  # a view would keep all values
             ends.append(torch.stack(torch.aminmax(flat)))
     quantizers = {}
     for site, kept, ends in zip(sites, samples, extremes, strict=True):

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from genie_cli.quantization.rounding import STEP_FLOOR
 from genie_cli.runtime.determinism import random_mask
-from genie_cli.student.grid import code_range
+from genie_cli.student.grid import code_range, fake_quantize
 from genie_cli.student.modules import ActivationQuantizer
-
 
 _CHUNK = 1 << 19
 """Elements worked on at once on a CPU: what lies between the operations stays in its cache."""
@@ -86,8 +85,10 @@ class LearnedActivationQuantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize and dequantize `x`, any shape."""
+        if not self.training:
+            return fake_quantize(x, self.step_size.detach().to(x.dtype), self.bits, self.signed)
         generator, draw = self.generator, None
-        if self.training and self.drop_prob > 0 and generator is not None:
+        if self.drop_prob > 0 and generator is not None:
 
             def draw(like: Tensor) -> Tensor:
                 return random_mask(like, 1 - self.drop_prob, generator)

@@ -14,14 +14,19 @@ from genie_cli.models.graph.cuts import data_nodes
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.quantization.units import Unit
+from genie_cli.runtime.distribution import processes_here
 from genie_cli.runtime.memory import format_size, free_memory
 
 _FREE_SHARE = 0.7
 """Of the free memory, where no limit is given: other processes want some too."""
-_COPIES_A_TENSOR = 4
-"""Values kept for each element of a unit's tensors in a step: itself, its gradient and the quantizer's two."""
+_COPIES_A_TENSOR = 3
+"""Values kept for each element of a unit's tensors in a step, roughly: itself, its gradient, the quantizer's slope."""
 _COPIES_A_WEIGHT = 10
 """The same for a weight: logits, their gradient and Adam's moments, softbits, the grid and their slopes."""
+
+
+_TENSOR_BYTES_CPU, _TENSOR_BYTES_GPU = 16 << 20, 512 << 20
+_MOST_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -54,12 +59,24 @@ def activation_budget(
         )
 
     def room(place: torch.device, working_set: int) -> int:
-        limit = config.memory_limit if config.memory_limit is not None else int(_FREE_SHARE * free_memory(place))
-        return max(0, limit - working_set)
+        if config.memory_limit is not None:
+            return max(0, config.memory_limit - working_set)
+        sharing = processes_here() if place.type == "cpu" else 1  # each has a GPU of its own
+        return max(0, int(_FREE_SHARE * free_memory(place)) // sharing - working_set)
 
     if device.type == "cpu":
         return ActivationBudget(0, room(device, needed))
     return ActivationBudget(room(device, needed), room(torch.device("cpu"), 0))
+
+
+def rows_at_once(nodes: Sequence[fx.Node], device: torch.device) -> int:
+    """Images that pass through `nodes` together where nothing is learned: few, if their tensors are large.
+
+    The result does not depend on it; tensors of bounded size keep the peak of memory low, and a CPU's cache warm.
+    """
+    largest = max(1, *(_numel_an_image(node) for node in nodes)) * torch.float32.itemsize
+    bound = _TENSOR_BYTES_CPU if device.type == "cpu" else _TENSOR_BYTES_GPU
+    return max(1, min(_MOST_ROWS, bound // largest))
 
 
 def _working_set(folded: fx.GraphModule, unit: Unit, batch_size: int) -> int:

@@ -20,20 +20,22 @@ from genie_cli.models.teacher import Teacher
 from genie_cli.quantization.activation_store import ActivationPool, ActivationStore
 from genie_cli.quantization.calibration import calibrate_sites
 from genie_cli.quantization.lsq import LearnedActivationQuantizer
-from genie_cli.quantization.memory_budget import activation_budget
+from genie_cli.quantization.memory_budget import activation_budget, rows_at_once
 from genie_cli.quantization.reconstruction import SoftWeightSlot, UnitTask, learn_unit
 from genie_cli.quantization.rounding import SoftRoundedWeight, largest_rate
 from genie_cli.quantization.units import Unit, reconstruction_units
 from genie_cli.runtime.determinism import make_generator
 from genie_cli.runtime.distribution import SOLO, Workers
 from genie_cli.runtime.progress import Advanced, Reporter, StageFinished, StageStarted, silent
+from genie_cli.runtime.settings import release_freed_memory
 from genie_cli.student.build import insert_quantizers
 from genie_cli.student.grid import minmax_weight_grid, quantize_weight, search_weight_grid
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
 from genie_cli.student.protocol import ActivationSite, BitPlan, assign_bits, find_protocol
 
 STAGE = "quantize"
-_FORWARD_BATCH = 32
+_ROWS = 16
+"""Images copied or compared at once."""
 DEFAULT_HOLDOUT = 0.125
 """Share of the images that early stopping watches where the configuration names none."""
 
@@ -93,8 +95,9 @@ class QuantizedNetwork:
 
 @dataclass(frozen=True)
 class _Piece:
-    """One unit's share of the folded graph."""
+    """One unit's share of the folded graph; `rows` images pass through it at once where nothing is learned."""
 
+    rows: int
     unit: Unit
     nodes: list[fx.Node]
     source: fx.Node
@@ -129,7 +132,8 @@ def quantize_network(
     folded = fold_batch_norms(teacher.graph)
     plan = assign_bits(folded.graph, find_protocol(config.protocol), config.weight_bits, config.activation_bits)
     units = reconstruction_units(folded.graph)
-    budget = activation_budget(folded.graph, units, config, device)
+    with workers.agreeing():
+        budget = activation_budget(folded.graph, units, config, device)
     move(folded.graph, device)
     steps = config.num_steps if config.reconstruct else 1
     report(StageStarted(STAGE, steps * len(units)))
@@ -140,10 +144,10 @@ def quantize_network(
     with ActivationPool(device, budget.device, budget.host) as pool:
         full = quantized = _store_images(images, pool)
         for position, unit in enumerate(units):
-            piece = _cut_out(folded.graph, unit, plan)
-            targets = _forward(piece.teacher, full, pool)
+            piece = _cut_out(folded.graph, unit, plan, device)
+            targets = _forward(piece.teacher, full, pool, piece.rows)
             initial = calibrate_sites(
-                folded.graph, piece.nodes, piece.source, piece.plan.activations, quantized, config, workers
+                folded.graph, piece.nodes, piece.source, piece.plan.activations, quantized, config, piece.rows, workers
             )
             where = f"unit {position + 1}/{len(units)} {unit.name}"
             taken = 0
@@ -163,12 +167,13 @@ def quantize_network(
             if full is not quantized:
                 full.release()  # before the next set is made: two sets and the new one are the most
             student = insert_quantizers(piece.teacher, piece.plan, unit_weights, unit_activations).to(device)
-            outputs = _forward(student, quantized, pool)
+            outputs = _forward(student, quantized, pool, piece.rows)
             quantized.release()
             error, held_out_error = _relative_errors(outputs, targets, held_out, workers)
             reports.append(UnitReport(unit.name, unit.layers, taken, error, held_out_error))
             report(Advanced(STAGE, (position + 1) * steps, where, {"error": error}))
             full, quantized = targets, outputs
+            release_freed_memory()
             weights.update((name, weight.cpu()) for name, weight in unit_weights.items())
             activations.update((name, activation.cpu()) for name, activation in unit_activations.items())
         memory = pool.peak
@@ -191,21 +196,22 @@ def _held_out_rows(num_images: int, config: QuantizeConfig) -> Tensor:
 
 def _store_images(images: ImageRows, pool: ActivationPool) -> ActivationStore:
     store = pool.allocate((len(images), *images[0:1].shape[1:]))
-    for first in range(0, len(images), _FORWARD_BATCH):
-        store.write(first, images[first : first + _FORWARD_BATCH])
+    for first in range(0, len(images), _ROWS):
+        store.write(first, images[first : first + _ROWS])
     return store
 
 
-def _cut_out(folded: fx.GraphModule, unit: Unit, plan: BitPlan) -> _Piece:
+def _cut_out(folded: fx.GraphModule, unit: Unit, plan: BitPlan, device: torch.device) -> _Piece:
     all_nodes = data_nodes(folded)
     names = [node.name for node in all_nodes]
     first, last = names.index(unit.source), names.index(unit.output)
     nodes = all_nodes[first + 1 : last + 1]
     read = set(names[first:last])
+    rows = rows_at_once(all_nodes[first : last + 1], device)
     sites: tuple[ActivationSite, ...] = tuple(site for site in plan.activations if site.node in read)
     own_plan = BitPlan({name: plan.weights[name] for name in unit.layers}, sites)
     teacher = extract(folded, nodes, all_nodes[first], [all_nodes[last]])
-    return _Piece(unit, nodes, all_nodes[first], teacher, own_plan)
+    return _Piece(rows, unit, nodes, all_nodes[first], teacher, own_plan)
 
 
 def _initial_grids(piece: _Piece, config: QuantizeConfig) -> dict[str, tuple[Tensor, Tensor, Tensor, int]]:
@@ -256,11 +262,11 @@ def _make_task(
 
 
 @torch.no_grad()
-def _forward(graph: fx.GraphModule, inputs: ActivationStore, pool: ActivationPool) -> ActivationStore:
+def _forward(graph: fx.GraphModule, inputs: ActivationStore, pool: ActivationPool, rows: int) -> ActivationStore:
     """The graph's output for all inputs."""
     outputs: ActivationStore | None = None
-    for first in range(0, len(inputs), _FORWARD_BATCH):
-        batch = graph(inputs.read(first, min(first + _FORWARD_BATCH, len(inputs))))
+    for first in range(0, len(inputs), rows):
+        batch = graph(inputs.read(first, min(first + rows, len(inputs))))
         if outputs is None:
             outputs = pool.allocate((len(inputs), *batch.shape[1:]))
         outputs.write(first, batch)
@@ -275,8 +281,8 @@ def _relative_errors(
     is_held_out = torch.zeros(len(values), dtype=torch.bool)
     is_held_out[held_out] = True
     sums = torch.zeros(2, 2, dtype=torch.float64)  # [trained, held out] x [error, norm]
-    for first in range(0, len(values), _FORWARD_BATCH):
-        last = min(first + _FORWARD_BATCH, len(values))
+    for first in range(0, len(values), _ROWS):
+        last = min(first + _ROWS, len(values))
         value, target = values.read(first, last), targets.read(first, last)
         error = (value - target).double().square().flatten(1).sum(1).cpu()
         norm = target.double().square().flatten(1).sum(1).cpu()

@@ -99,7 +99,8 @@ def learn_unit(
         The steps taken.
     """
     learner = _Learner(task, config, device, dtype, workers)
-    stopping = _EarlyStopping(config) if config.patience is not None and len(task.held_out) else None
+    watched = int(workers.sum_(torch.tensor(len(task.held_out)))) if config.patience is not None else 0
+    stopping = _EarlyStopping(config) if watched else None
     taken = config.num_steps
     for step in range(1, config.num_steps + 1):
         learner.step()
@@ -226,7 +227,7 @@ class _Learner:
         for name, weight in task.weights.items():
             task.slots[name].value = weight.harden()()
         sums = torch.zeros(2, dtype=torch.float64)
-        for rows in task.held_out.split(self._config.batch_size):
+        for rows in task.held_out.split(self._config.batch_size) if len(task.held_out) else ():
             loss = self._reconstruction_loss(task.quantized_inputs.gather(rows), task.targets.gather(rows))
             sums += torch.tensor([float(loss) * len(rows), len(rows)], dtype=torch.float64)
         task.student.train()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,11 +47,11 @@ class Workers:
             WorkerError: another process has ended.
         """
         if self.size > 1:
+            on_wire = _for_backend(tensor)
             with _lost_peers_named():
-                on_wire = _for_backend(tensor)
                 dist.all_reduce(on_wire)
-                if on_wire is not tensor:
-                    tensor.copy_(on_wire)
+            if on_wire is not tensor:
+                tensor.copy_(on_wire)
         return tensor
 
     def all_gather_rows(self, tensor: Tensor) -> Tensor:
@@ -64,10 +65,10 @@ class Workers:
         counts = torch.zeros(self.size, dtype=torch.int64)
         counts[self.rank] = len(tensor)
         largest = int(self.sum_(counts).max())
+        padded = _for_backend(tensor.new_zeros(largest, *tensor.shape[1:]))
+        padded[: len(tensor)] = tensor
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
         with _lost_peers_named():
-            padded = _for_backend(tensor.new_zeros(largest, *tensor.shape[1:]))
-            padded[: len(tensor)] = tensor
-            parts = [torch.empty_like(padded) for _ in range(self.size)]
             dist.all_gather(parts, padded)
         rows = [part[:count] for part, count in zip(parts, counts.tolist(), strict=True)]
         return torch.cat(rows).to(tensor.device)
@@ -93,9 +94,23 @@ class Workers:
         if not found:
             return
         rank, first = found[0]
-        own = first if len(found) == self.size else type(first)(f"Process {rank}: {first}")
-        own.is_agreed = True
-        raise own from None
+        named = first if rank == 0 or len(found) == self.size else type(first)(f"Process {rank}: {first}")
+        named.is_shared = True
+        raise named from None
+
+    @contextmanager
+    def agreeing(self) -> Iterator[None]:
+        """Around what can be wrong in one process alone, while none is in the middle of other work.
+
+        Raises:
+            GenieError: as `agree` does.
+        """
+        error = None
+        try:
+            yield
+        except GenieError as raised:
+            error = raised
+        self.agree(error)
 
 
 SOLO = Workers()
@@ -121,14 +136,14 @@ def joined_workers(device: torch.device) -> Iterator[Workers]:
         else:
             dist.init_process_group("gloo", timeout=_TIMEOUT)
     try:
-        yield Workers(rank_from_environment(), size)
+        yield Workers(int(os.environ["RANK"]), size)
     finally:
         dist.destroy_process_group()
 
 
-def rank_from_environment() -> int:
-    """This process's number under ``torchrun``, else 0."""
-    return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
+def processes_here() -> int:
+    """How many processes ``torchrun`` has started on this machine; without it, one."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def local_device(device: torch.device) -> torch.device:
@@ -138,12 +153,15 @@ def local_device(device: torch.device) -> torch.device:
         DeviceError: fewer GPUs than processes on this machine.
     """
     local = os.environ.get("LOCAL_RANK")
-    if str(device) != "cuda" or local is None:
+    if device.type != "cuda" or local is None:
         return device
+    # What is wrong is so for all processes here, and each finds it: the first one says it.
     count = torch.cuda.device_count()
-    if int(local) >= count:
+    if device.index is not None and processes_here() > 1:
+        raise DeviceError(f"Device '{device}' is one GPU for {processes_here()} processes: use --device cuda.")
+    if processes_here() > count:
         raise DeviceError(f"This machine has {count} GPU(s) and more processes: use --nproc-per-node {count}.")
-    device = torch.device("cuda", int(local))
+    device = torch.device("cuda", int(local)) if device.index is None else device
     torch.cuda.set_device(device)
     return device
 
@@ -160,7 +178,8 @@ def _lost_peers_named() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, OSError) as error:
-        first_line = str(error).partition("\n")[0]
+        # Of gloo's message its first sentence, without the place in gloo's source.
+        reason = re.sub(r"^\[\S+:\d+\] ", "", str(error).partition("\n")[0]).partition(". ")[0].rstrip(".")
         raise WorkerError(
-            f"Another process of this run has ended or cannot be reached; its own message says why ({first_line})."
+            f"Another process of this run has ended or cannot be reached; its own message says why ({reason})."
         ) from None

@@ -57,6 +57,13 @@ def nondeterminism_explained() -> Iterator[None]:
         ) from None
 
 
+def release_freed_memory() -> None:
+    """Give the heap's free pages back (glibc): done between units, whose tensors differ in size."""
+    if sys.platform.startswith("linux"):
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+
+
 def _keep_freed_memory() -> None:
     """Keep freed memory in the process (glibc): tensors of a step come and go, and each new page costs a fault."""
     if not sys.platform.startswith("linux"):

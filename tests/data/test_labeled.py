@@ -45,6 +45,20 @@ def test_batches_hold_every_image_once_in_order(batch_size: int):
     assert all(y.dtype == torch.int64 for _, y in batches)
 
 
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_shares_hold_the_batches_of_all(batch_size: int, size: int):
+    data = TensorImages(random_images(7), torch.arange(7), SPEC)
+    num_batches = data.num_batches(batch_size)
+    whole = list(data.batches(batch_size))
+    assert len(whole) == num_batches
+    for rank in range(size):
+        share = range(rank, num_batches, size)
+        for index, (images, labels) in zip(share, data.batches(batch_size, share), strict=True):
+            assert torch.equal(images, whole[index][0])
+            assert torch.equal(labels, whole[index][1])
+
+
 def test_batches_can_be_read_twice():
     data = TensorImages(random_images(4), torch.arange(4), SPEC)
     assert torch.equal(next(data.batches(4))[0], next(data.batches(4))[0])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from genie_cli.data.labeled import LabeledImages
 from genie_cli.evaluation.accuracy import STAGE, Evaluation, evaluate
+from genie_cli.runtime.distribution import Workers
 from genie_cli.runtime.progress import Advanced, Event, StageFinished, StageStarted
 
 CPU = torch.device("cpu")
@@ -25,8 +26,9 @@ class Numbered(LabeledImages):
     def __init__(self, labels: Tensor, class_names: list[str] | None = None) -> None:
         super().__init__(labels, None, class_names)
 
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for indices in torch.arange(self.num_images).split(batch_size):
+    def batches(self, batch_size: int, share: range | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        for rows in self.rows(batch_size, share):
+            indices = torch.arange(rows.start, rows.stop)
             yield indices.float().view(-1, 1, 1, 1).expand(-1, 1, 2, 2), self.labels[indices]
 
 
@@ -150,6 +152,32 @@ def test_batches_and_progress() -> None:
         Advanced(STAGE, 5, values={"top1": 80.0}),
         StageFinished(STAGE),
     ]
+
+
+class Second(Workers):
+    """The second of three processes, the others of which count nothing."""
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+
+def test_a_process_takes_whole_batches_of_its_own() -> None:
+    """Batches 1 and 4 of five: images 2, 3 and 8."""
+    network, events = Lookup(np.eye(9)), list[Event]()
+    data = Numbered(torch.tensor([0, 1, 2, 4, 4, 5, 6, 7, 8]))
+    result = evaluate(network, data, 9, 2, CPU, report=events.append, workers=Second(1, 3))
+    assert network.batch_sizes == [2, 1]
+    assert (result.num_images, result.top1) == (9, 22.2222)
+    assert result.per_class == {"2": 100.0, "4": 0.0, "8": 100.0}
+    assert [event.done for event in events if isinstance(event, Advanced)] == [6, 9]
+    assert events[0] == StageStarted(STAGE, 9, "images")
+
+
+def test_a_process_without_batches_counts_nothing() -> None:
+    network = Lookup(np.eye(2))
+    result = evaluate(network, Numbered(torch.tensor([0, 1])), 2, 2, CPU, workers=Second(1, 3))
+    assert network.batch_sizes == []
+    assert (result.top1, result.per_class) == (0.0, {})
 
 
 class Watching(nn.Module):

@@ -51,7 +51,9 @@ def test_value_and_gradients_are_those_of_lsq(bits: int, signed: bool, channels_
     (out * incoming).sum().backward()
     value, grad_x, grad_s = numpy_parts(x.detach(), bits, signed)
     assert 0.05 < (grad_x == 0).mean() < 0.95  # both sides of the clip are met
-    np.testing.assert_allclose(out.detach().numpy(), value, rtol=1e-6)
+    np.testing.assert_allclose(
+        out.detach().numpy(), value, rtol=1e-6, atol=1e-5 * STEP
+    )  # x + error: not on the grid to the bit
     assert x.grad is not None and quantizer.step_size.grad is not None
     np.testing.assert_allclose(x.grad.numpy(), incoming.numpy() * grad_x, rtol=0, atol=0)
     wanted = (incoming.double().numpy() * grad_s).sum()
@@ -83,7 +85,7 @@ def test_dropped_elements_pass_unchanged_without_a_step_gradient(bits: int, sign
     quantizer = make(bits, signed, drop_prob=0.5, seed=3)
     out = quantizer(x)
     value, grad_x, grad_s = numpy_parts(x.detach(), bits, signed)
-    quantized = np.isclose(out.detach().numpy(), value, rtol=1e-6)
+    quantized = np.isclose(out.detach().numpy(), value, rtol=1e-6, atol=1e-5 * STEP)
     kept = out.detach().numpy() == x.detach().numpy()
     assert (quantized | kept).all()
     assert 0.4 < kept.mean() < 0.6
@@ -113,7 +115,7 @@ def test_each_call_drops_other_elements_and_the_generator_repeats_them():
 def test_evaluation_mode_or_no_generator_drops_nothing():
     x = values(4)
     wanted = make(4, False, 0.0)(x).detach()
-    assert torch.equal(make(4, False, 0.5, seed=0).eval()(x).detach(), wanted)
+    torch.testing.assert_close(make(4, False, 0.5, seed=0).eval()(x).detach(), wanted, rtol=1e-6, atol=1e-5 * STEP)
     assert torch.equal(make(4, False, 0.5)(x).detach(), wanted)
     assert not torch.equal(make(4, False, 0.5, seed=0)(x).detach(), wanted)
 

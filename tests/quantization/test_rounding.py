@@ -31,6 +31,11 @@ def make(shape: tuple[int, ...], bits: int = 3, unit: float = 1.0, range_: str =
     return learned
 
 
+def weight_and_softbits(learned: SoftRoundedWeight) -> tuple[Tensor, Tensor]:
+    softbits = learned.softbits()
+    return learned.weight(softbits), softbits
+
+
 def perturb(learned: SoftRoundedWeight, seed: int = 1) -> SoftRoundedWeight:
     """Logits all over the place and steps off their start, as after some training."""
     draws = torch.Generator().manual_seed(seed)
@@ -65,7 +70,7 @@ def numpy_parts(learned: SoftRoundedWeight) -> dict[str, np.ndarray]:
 def test_soft_weight_and_softbits_are_those_of_numpy(shape: tuple[int, ...], bits: int):
     learned = perturb(make(shape, bits, unit=0.7))
     wanted = numpy_parts(learned)
-    weight, softbits = learned.weight_and_softbits()
+    weight, softbits = weight_and_softbits(learned)
     assert weight.shape == softbits.shape == shape and weight.dtype == torch.float32
     np.testing.assert_allclose(softbits.detach().numpy(), wanted["softbits"], atol=1e-6)
     np.testing.assert_allclose(weight.detach().numpy(), wanted["weight"], rtol=1e-5, atol=1e-6)
@@ -76,7 +81,7 @@ def test_soft_weight_and_softbits_are_those_of_numpy(shape: tuple[int, ...], bit
 @shapes
 def test_weight_starts_at_the_checkpoint_where_the_grid_holds_it(shape: tuple[int, ...]):
     learned = make(shape, bits=3)
-    weight = learned.weight_and_softbits()[0].detach()
+    weight = learned.weight(learned.softbits()).detach()
     away = ((weight - learned.original) / learned.start).abs()
     parts = numpy_parts(learned)
     assert parts["inside"].mean() > 0.5
@@ -91,7 +96,7 @@ def test_a_weight_on_the_grid_starts_there_and_can_move_both_ways():
     scale = torch.full((2, 1), 0.25)
     weight = (torch.tensor([[0.0, 1, 2, 3], [-4, -1, 0, 3]])) * scale
     learned = SoftRoundedWeight(weight, scale, torch.tensor([[0.0], [4.0]]), 3, torch.ones(2, 1))
-    soft, softbits = learned.weight_and_softbits()
+    soft, softbits = weight_and_softbits(learned)
     torch.testing.assert_close(soft.detach(), weight, rtol=0, atol=1.1e-4 * 0.25)
     softbits.sum().backward()
     assert learned.logits.grad is not None and (learned.logits.grad > 0).all()
@@ -103,7 +108,7 @@ def test_gradients_are_those_of_equation_11(shape: tuple[int, ...]):
     parts = numpy_parts(learned)
     assert not parts["inside"].all()
     incoming = torch.randn(shape, generator=torch.Generator().manual_seed(2))
-    weight, softbits = learned.weight_and_softbits()
+    weight, softbits = weight_and_softbits(learned)
     grad_bits, grad_offset, grad_logits = torch.autograd.grad(
         (weight * incoming).sum(), [softbits, learned.offset, learned.logits]
     )
@@ -134,11 +139,11 @@ def test_what_learns_are_logits_and_steps_alone():
 
 def test_base_stays_when_the_step_changes():
     learned = make(SHAPES["conv"], bits=4, range_="minmax")
-    before, softbits = (t.detach() for t in learned.weight_and_softbits())
+    before, softbits = (t.detach() for t in weight_and_softbits(learned))
     codes = learned.harden().codes
     with torch.no_grad():
         learned.offset.copy_(0.5 * learned.start)  # steps grow by half: floor(W / s) would be smaller
-    after, softbits_after = (t.detach() for t in learned.weight_and_softbits())
+    after, softbits_after = (t.detach() for t in weight_and_softbits(learned))
     torch.testing.assert_close(after, 1.5 * before)
     assert torch.equal(softbits_after, softbits)
     hardened = learned.harden()
@@ -167,7 +172,7 @@ def test_hard_rounding_of_saturated_logits_is_the_soft_weight():
     learned = perturb(make(SHAPES["conv"], bits=4))
     with torch.no_grad():
         learned.logits.copy_(learned.logits.sign() * 20)
-    torch.testing.assert_close(learned.harden()(), learned.weight_and_softbits()[0].detach())
+    torch.testing.assert_close(learned.harden()(), learned.weight(learned.softbits()).detach())
 
 
 def test_hardening_at_the_start_is_rounding_to_nearest():
@@ -223,6 +228,16 @@ def test_regularizer_is_zero_at_the_ends_and_pushes_apart():
     grad: Tensor = softbits.grad  # type: ignore[assignment]
     assert grad[0] > 0 and grad[1] == 0 and grad[2] < 0
     np.testing.assert_allclose(grad.numpy(), [6 * 0.36, 0, -6 * 0.64], rtol=1e-5)
+
+
+@pytest.mark.parametrize("beta", [2.0, 7.3, 20.0])
+def test_regularizer_gradient_is_that_of_the_plain_formula(beta: float):
+    softbits = torch.cat([torch.tensor([0.0, 0.5, 1.0]), torch.rand(200, generator=torch.Generator().manual_seed(0))])
+    own, plain = softbits.clone().requires_grad_(), softbits.double().requires_grad_()
+    rounding_regularizer(own, torch.tensor(beta)).backward()
+    (1 - (2 * plain - 1).abs().pow(beta)).sum().backward()
+    assert own.grad is not None and plain.grad is not None
+    torch.testing.assert_close(own.grad.double(), plain.grad, rtol=1e-4, atol=1e-5)
 
 
 @given(num_steps=st.integers(1, 500), warmup=st.floats(0, 0.95), start=st.floats(2, 30), end=st.floats(0.5, 4))
