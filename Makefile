@@ -34,8 +34,9 @@ lint: install  ## ruff, mypy, import contracts
 	$(RUN) mypy
 	$(RUN) lint-imports
 
-bench: install  ## speed of a synthesis and a reconstruction step on this machine
-	$(RUN) python benchmarks/step_times.py
+bench: install  ## speed of synthesis and quantization on this machine, beside the baseline's
+	$(RUN) python benchmarks/synthesize.py --baseline
+	$(RUN) python benchmarks/quantize.py --baseline --budget 1000
 
 clean:  ## remove the virtual environment and the pipeline's outputs
 	rm -rf $(VENV) outputs dvc.lock

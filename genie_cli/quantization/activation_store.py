@@ -259,7 +259,7 @@ def _anonymous_memory(num_bytes: int) -> mmap.mmap:
 
 def _bytes(tensor: Tensor) -> memoryview:
     """The memory of a contiguous CPU tensor; NumPy has no bfloat16, so it goes as bytes."""
-    return tensor.view(-1).view(torch.uint8).numpy().data
+    return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy().data
 
 
 def _read_at(file: FileIO, view: memoryview, offset: int) -> None:

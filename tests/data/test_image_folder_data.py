@@ -136,6 +136,20 @@ def test_unreadable_image_is_named(folder: Path, damage: str, num_workers: int):
     assert "Traceback" not in str(raised.value)
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_images_of_other_shares_are_not_read(folder: Path, num_workers: int):
+    data = open_image_folder(folder, SPEC, num_workers)
+    whole = list(data.batches(2))
+    (folder / "n02" / "b.JPEG").write_bytes(b"hello")  # in the second of three batches
+    share = list(data.batches(2, range(0, 3, 2)))
+    for (images, labels), (expected_images, expected_labels) in zip(share, whole[::2], strict=True):
+        assert torch.equal(images, expected_images)
+        assert torch.equal(labels, expected_labels)
+    assert list(data.batches(2, range(3, 3, 2))) == []
+    with pytest.raises(InputError, match=r"b\.JPEG cannot be read"):
+        list(data.batches(2, range(1, 3, 2)))
+
+
 @pytest.mark.parametrize("resize_size", [None, 20], ids=["no resize", "resize below the crop"])
 def test_image_smaller_than_the_crop_is_named(tmp_path: Path, resize_size: int | None):
     path = save_image(tmp_path / "a" / "small.png", 40, 21)
