@@ -76,6 +76,9 @@ def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (outputs / "quantized" / scheme / "weights.safetensors").write_text(scheme)
         (outputs / "metrics").mkdir(exist_ok=True)
         (outputs / "metrics" / f"{scheme}.json").write_text('{"top1": 1.0}')
+    (outputs / "performance").mkdir()
+    for name in ("synthesize", *(f"quantize-{scheme}" for scheme in _load("params.yaml")["quantize"]["schemes"])):
+        (outputs / "performance" / f"{name}.json").write_text('{"seconds": 1.0}')
     _run(folder, "git", "init", "-q")
     _dvc(folder, "commit", "--force", "--quiet")
     _run(folder, "git", "add", "-A")

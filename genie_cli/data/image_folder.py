@@ -44,7 +44,10 @@ class ImageFolderImages(LabeledImages):
 
         batches = self.rows(batch_size, share)
         loader = DataLoader(
-            self._files, batch_sampler=batches, num_workers=self._num_workers, collate_fn=first_failure_or_stack
+            self._files,
+            batch_sampler=[list(rows) for rows in batches],
+            num_workers=self._num_workers,
+            collate_fn=first_failure_or_stack,
         )
         for rows, pixels in zip(batches, loader, strict=True):
             if isinstance(pixels, str):

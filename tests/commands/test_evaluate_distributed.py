@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -19,10 +18,13 @@ from PIL import Image
 INPUT, OTHER_ENDED = 3, 5
 EVALUATE = ("evaluate", "--model", "digits_resnet", "--data")
 COMMANDS = {
-    "wrong in the second": ("evaluate", "--model", "networks.py:wrong_in_the_second", "--data", "digits"),
+    "wrong in the second": (
+        "evaluate", "--model", "networks.py:wrong_in_the_second", "--data", "digits",
+        "--num-channels", "1", "--input-size", "16", "--mean", "0.3", "--std", "0.3",
+    ),
     "image of the second": (*EVALUATE, "imagefolder:pictures", "--batch-size", "10", "--num-workers", "1"),
-    "second killed": (*EVALUATE, "digits"),
-}
+}  # fmt: skip
+"""The last one ends in one process alone, which the other must notice."""
 NETWORKS = """
 import os
 from genie_cli.models.digits import digits_resnet
@@ -34,15 +36,12 @@ def wrong_in_the_second():
     return digits_resnet()
 """
 ALL = """
-import contextlib, io, json, os, signal, sys
+import contextlib, io, json, os
 from genie_cli.app import app
-from genie_cli.evaluation import accuracy
 
 rank, outcomes = os.environ["RANK"], {}
 for name, (arguments, port) in json.load(open("commands.json")).items():
     os.environ["MASTER_PORT"] = port
-    if name == "second killed" and rank == "1":
-        accuracy.evaluate = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
     out, err, code = io.StringIO(), io.StringIO(), None
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -90,23 +89,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ports = [str(each.getsockname()[1]) for each in sockets]
     for each in sockets:
         each.close()
-    (folder / "commands.json").write_text(json.dumps(dict(zip(COMMANDS, zip(COMMANDS.values(), ports), strict=True))))
+    (folder / "commands.json").write_text(
+        json.dumps(dict(zip(COMMANDS, zip(COMMANDS.values(), ports, strict=True), strict=True)))
+    )
     places = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
             [sys.executable, "all.py"],
             cwd=folder,
             env={**os.environ, **places, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
         )
         for rank in (0, 1)
     ]
     try:
-        said = [process.communicate(timeout=120)[1] for process in processes]
+        assert [process.wait(timeout=120) for process in processes] == [0, 0]
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0, -signal.SIGKILL], said
     return folder
 
 
@@ -136,13 +135,6 @@ def test_image_that_the_second_cannot_read(outcome: Any) -> None:
     (line,) = errors(stderr)
     assert line.startswith("Error in process 1: Image pictures/5/10.png cannot be read")
     code, stdout, stderr = outcome("image of the second", 0)
-    assert (code, stdout) == (OTHER_ENDED, "")
-    (line,) = errors(stderr)
-    assert line.startswith("Error: Another process of this run has ended")
-
-
-def test_second_is_killed(outcome: Any) -> None:
-    code, stdout, stderr = outcome("second killed", 0)
     assert (code, stdout) == (OTHER_ENDED, "")
     (line,) = errors(stderr)
     assert line.startswith("Error: Another process of this run has ended")
