@@ -58,6 +58,8 @@ def prepare(args: argparse.Namespace) -> torch.device:
     if args.threads:
         torch.set_num_threads(args.threads)
     device = resolve_device(args.device)
+    if device.type != "cpu" and getattr(args, "baseline", False):
+        raise SystemExit("--baseline is for CPUs: on a GPU it would be compared across devices")
     configure_process(device, deterministic=True)
     return device
 

@@ -87,6 +87,8 @@ def main() -> None:
     options.add_argument("--memory-limit", type=int, help="bytes")
     options.add_argument("--baseline", action="store_true", help="run the baseline in turn")
     args = options.parse_args()
+    if args.num_steps < 100:
+        options.error("--num-steps must be 100 or more: progress, and so time, is told every 50 steps")
     device = prepare(args)
     rows = []
     for name in args.models.split(","):

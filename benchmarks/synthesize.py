@@ -83,6 +83,8 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--baseline", action="store_true", help="run the baseline in turn")
     args = options.parse_args()
+    if args.num_steps < 20:
+        options.error("--num-steps must be 20 or more: progress, and so time, is told every 10 steps")
     device = prepare(args)
     rows = []
     for name in args.models.split(","):

@@ -109,6 +109,7 @@ def _finish(run: Run, config: QuantizeConfig, teacher: Teacher, image_set: Image
     size = sum(file.stat().st_size for file in config.out.iterdir())
     taken = sum(unit.num_steps for unit in network.units)
     run.write_performance(config.performance, {"steps": taken, "activations": network.memory})
+    stored = ", ".join(f"{file_size(n)} ({place})" for place, n in network.memory.items() if n)
     recipe = f"{config.preset}, protocol {config.protocol}"
     if config.reconstruct:
         recipe += f", {config.num_steps} steps a unit"
@@ -123,8 +124,7 @@ def _finish(run: Run, config: QuantizeConfig, teacher: Teacher, image_set: Image
             "error": f"{network.units[-1].relative_error:.4f} of the output's energy",
             "device": run.description(),
             "time": duration(run.seconds),
-            "peak memory": run.peak_memory(),
-            "activations": ", ".join(f"{file_size(n)} ({place})" for place, n in network.memory.items() if n),
+            "memory": f"{run.peak_memory()} at most; activations {stored}",
             "written": f"{config.out} ({file_size(size)})",
         },
     )

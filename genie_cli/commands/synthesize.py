@@ -103,7 +103,7 @@ def _finish(run: Run, config: SynthesizeConfig, teacher: Teacher, result: Synthe
             "loss": f"{mean_loss:.4f}",
             "device": run.description(),
             "time": duration(run.seconds),
-            "peak memory": run.peak_memory(),
+            "memory": run.peak_memory(),
             "written": f"{config.out} ({file_size(config.out.stat().st_size)}, sha256 {sha256[:12]})",
         },
     )

@@ -58,13 +58,17 @@ def test_chain(genie: Any, genie_process: Any, monkeypatch: pytest.MonkeyPatch) 
     made = genie_process("synthesize", *SMALL, "--log", "log.csv", cwd=folders[0], PYTHONHASHSEED="1")
     learned = genie_process("quantize", *FEW_STEPS, cwd=folders[0], PYTHONHASHSEED="1")
     monkeypatch.chdir(folders[1])
-    genie("synthesize", *SMALL, "--log", "log.csv")
-    genie("quantize", *FEW_STEPS)
+    genie("synthesize", *SMALL, "--log", "log.csv", "--performance", "synthesis.json")
+    genie("quantize", *FEW_STEPS, "--performance", "quantization.json")
     first, second = (hashes(f / "images.safetensors", f / "log.csv", f / "quantized") for f in folders)
     assert first == second
     assert sorted(first) == [
         "images.safetensors", "log.csv", "metrics.json", "step_sizes.safetensors", "weights.safetensors"
     ]  # fmt: skip
+    for name in ("synthesis.json", "quantization.json"):  # what is measured is in files of its own
+        measured = json.loads(Path(name).read_text())
+        assert measured["seconds"] > 0 and measured["steps"] > 0 and measured["processes"] == 1
+        assert measured["peak_memory"]["host"] > 50_000_000
     assert made.stdout.startswith("Synthesized\n")
     assert learned.stdout.startswith("Quantized w4a4\n")
     for result, stage in ((made, "synthesize"), (learned, "quantize")):
