@@ -42,7 +42,8 @@ class Generator(nn.Module):
         x = _upsampled_convolution(self.activation(self.bn2(x)), self.conv2)
         margin = (x.shape[-1] - self.size) // 2
         x = x[:, :, margin : margin + self.size, margin : margin + self.size]
-        images: Tensor = self.bn3(x.float().tanh())
+        # one plane a channel: with channels last, three of them would be too few for a CPU's vectors
+        images: Tensor = self.bn3(x.float().contiguous().tanh())
         return images
 
 

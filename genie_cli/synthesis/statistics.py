@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 
 from genie_cli.errors import InputError
 from genie_cli.models.graph.batch_norm import BatchNormSite, batch_norm_sites
+from genie_cli.models.graph.capture import aten
 from genie_cli.models.graph.cuts import data_nodes
 from genie_cli.models.graph.pooling import repeat_max_pool_gradients
 from genie_cli.models.graph.subgraph import extract
@@ -131,6 +132,7 @@ def statistics_graph(teacher: fx.GraphModule, dtype: torch.dtype) -> fx.GraphMod
         with graph.inserting_before(site.node):
             both = graph.call_module(target, (site.source,))
             normalized = graph.call_function(_first, (both,))
+            normalized.meta = dict(site.node.meta)
             losses.append(graph.call_function(_second, (both,)))
         site.node.replace_all_uses_with(normalized)
         graph.erase_node(site.node)
@@ -138,7 +140,26 @@ def statistics_graph(teacher: fx.GraphModule, dtype: torch.dtype) -> fx.GraphMod
     output.args = (tuple(losses),)
     graph.eliminate_dead_code()
     graph_module.delete_all_unused_submodules()
+    _work_in_place(graph)
     return repeat_max_pool_gradients(graph_module)
+
+
+def _work_in_place(graph: fx.Graph) -> None:
+    """Let a sum or a ReLU overwrite a normalised tensor that nothing else reads: no pass through new memory.
+
+    No backward pass wants the overwritten value: a site keeps its input, a sum nothing, a ReLU its result.
+    """
+    overwritable = {_first, aten.add.Tensor, aten.add_.Tensor}
+    for node in graph.nodes:
+        first = node.args[0] if node.args else None
+        if not isinstance(first, fx.Node) or first.target not in overwritable or len(first.users) > 1:
+            continue
+        if node.target is aten.relu.default:
+            node.target = aten.relu_.default
+        elif node.target is aten.add.Tensor and not node.kwargs and isinstance(node.args[1], fx.Node):
+            shapes = [argument.meta["val"].shape for argument in node.args if "val" in argument.meta]
+            if len(shapes) == 2 and shapes[0] == shapes[1]:
+                node.target = aten.add_.Tensor
 
 
 def _prepared(value: Tensor, dtype: torch.dtype) -> Tensor:
