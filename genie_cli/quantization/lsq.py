@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from genie_cli.quantization.rounding import STEP_FLOOR
-from genie_cli.runtime.determinism import random_mask
+from genie_cli.runtime.determinism import RandomMasks
 from genie_cli.student.grid import code_range, fake_quantize
 from genie_cli.student.modules import ActivationQuantizer
 
@@ -80,19 +80,18 @@ class LearnedActivationQuantizer(nn.Module):
         self.drop_prob = drop_prob
         self.floor = STEP_FLOOR * step_size
         self.step_size = nn.Parameter(torch.tensor([step_size]))
-        self.generator: torch.Generator | None = None
-        """Source of the dropped elements; None: nothing is dropped."""
+        self.masks: RandomMasks | None = None
+        """1 where an element is quantized; None: nothing is dropped."""
+
+    def drop_with(self, generator: torch.Generator) -> None:
+        """Drop quantization from now on, at places that `generator` draws."""
+        self.masks = RandomMasks(1 - self.drop_prob, generator)
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize and dequantize `x`, any shape."""
         if not self.training:
             return fake_quantize(x, self.step_size.detach().to(x.dtype), self.bits, self.signed)
-        generator, draw = self.generator, None
-        if self.drop_prob > 0 and generator is not None:
-
-            def draw(like: Tensor) -> Tensor:
-                return random_mask(like, 1 - self.drop_prob, generator)
-
+        draw = self.masks.draw if self.drop_prob > 0 and self.masks is not None else None
         quant_min, quant_max = code_range(self.bits, self.signed)
         result: Tensor = _FakeQuantize.apply(x, self.step_size, quant_min, quant_max, draw)
         return result

@@ -21,7 +21,7 @@ from genie_cli.quantization.rounding import (
     rounding_beta,
     rounding_regularizer,
 )
-from genie_cli.runtime.determinism import make_generator, random_mask
+from genie_cli.runtime.determinism import RandomMasks, make_generator
 from genie_cli.runtime.distribution import SOLO, Workers
 from genie_cli.runtime.replay import ReplayedStep
 
@@ -126,7 +126,8 @@ class _Learner:
         self._task, self._config, self._device, self._dtype, self._workers = task, config, device, dtype, workers
         self._generator = make_generator(device, config.seed, "drop", task.name, *_own_place(workers))
         for activation in task.activations.values():
-            activation.generator = self._generator
+            activation.drop_with(self._generator)
+        self._mixing = RandomMasks(config.drop_prob, self._generator)
         self._weights, self._activations = list(task.weights.values()), list(task.activations.values())
         # One tensor for all layers: softbits and regularizer are computed in one go.
         self._logits = nn.Parameter(torch.cat([weight.logits.detach().flatten() for weight in self._weights]))
@@ -184,7 +185,7 @@ class _Learner:
         full, quantized, targets = self._inputs
         config, task = self._config, self._task
         if config.drop_prob > 0:
-            quantized = torch.lerp(quantized, full, random_mask(quantized, config.drop_prob, self._generator))
+            quantized = torch.lerp(quantized, full, self._mixing.draw(quantized))
         softbits = rectified_sigmoid(self._logits)
         parts = zip(task.weights.items(), softbits.split(self._sizes), strict=True)
         for (name, weight), own in parts:

@@ -19,7 +19,7 @@ STEP = 0.37
 def make(bits: int, signed: bool, drop_prob: float = 0.0, seed: int | None = None) -> LearnedActivationQuantizer:
     quantizer = LearnedActivationQuantizer(STEP, bits, signed, drop_prob).train()
     if seed is not None:
-        quantizer.generator = torch.Generator().manual_seed(seed)
+        quantizer.drop_with(torch.Generator().manual_seed(seed))
     return quantizer
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from genie_cli.runtime.determinism import derive_seed, make_generator, random_mask
+from genie_cli.runtime.determinism import RandomMasks, derive_seed, make_generator, random_mask
 
 CPU = torch.device("cpu")
 
@@ -104,3 +104,30 @@ def test_mask_asks_for_no_gradient_and_leaves_the_global_state():
     state = torch.get_rng_state()
     assert not random_mask(torch.ones(5, requires_grad=True), 0.5, generator()).requires_grad
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("prob", [0.25, 0.5, 1.0])
+def test_masks_out_of_a_pool_have_the_share_the_layout_and_differ(prob: float):
+    masks = RandomMasks(prob, generator())
+    like = torch.empty(16, 8, 12, 12).contiguous(memory_format=torch.channels_last)
+    drawn = [masks.draw(like) for _ in range(200)]  # several pools
+    assert all(mask.stride() == like.stride() and set(mask.unique().tolist()) <= {0.0, 1.0} for mask in drawn)
+    per_element = torch.stack(drawn).mean(0)  # each element is 1 in its share of the draws
+    spread = (prob * (1 - prob) / 200) ** 0.5
+    assert (per_element - prob).abs().max() <= 6 * spread + 1e-9
+    assert float(per_element.mean()) == pytest.approx(prob, abs=0.01)
+    if prob < 1:
+        assert len({mask.numpy().tobytes() for mask in drawn}) == 200
+
+
+def test_masks_out_of_a_pool_repeat_under_a_seed_and_large_ones_are_drawn():
+    like, large = torch.empty(100), torch.empty((1 << 19) + 8)
+    one, two = RandomMasks(0.5, generator()), RandomMasks(0.5, generator())
+    for tensor in (like, large, like):
+        assert torch.equal(one.draw(tensor), two.draw(tensor))
+
+
+def test_neighbouring_draws_are_not_correlated():
+    masks, like = RandomMasks(0.5, generator()), torch.empty(20_000)
+    a, b = masks.draw(like), masks.draw(like)
+    assert float((a == b).float().mean()) == pytest.approx(0.5, abs=0.02)
