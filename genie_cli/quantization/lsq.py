@@ -13,7 +13,7 @@ from genie_cli.runtime.determinism import RandomMasks
 from genie_cli.student.grid import code_range, fake_quantize
 from genie_cli.student.modules import ActivationQuantizer
 
-_CHUNK = 1 << 19
+_CHUNK = 1 << 17
 """Elements worked on at once on a CPU: what lies between the operations stays in its cache."""
 Draw = Callable[[Tensor], Tensor]
 """Makes a mask in the shape of a tensor: 1 where an element is quantized, 0 where it passes as it is."""
