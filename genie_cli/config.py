@@ -98,8 +98,6 @@ class SynthesizeConfig(Stage):
     batch_size: int = Field(128, ge=2)
     """Images optimised together; each batch has its own generator and latents."""
     seed: int = Field(0, ge=0, lt=2**63)
-    schedule: Literal["plateau", "cosine"] = "plateau"
-    """Rates over the steps: as the authors lower them, or both along a cosine to the end of the budget."""
     latent_dim: int = Field(256, ge=1)
     latent_lr: float = Field(0.1, gt=0)
     latent_lr_factor: float = Field(0.1, gt=0, lt=1)

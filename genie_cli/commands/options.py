@@ -78,7 +78,7 @@ NumWorkers = Annotated[
 NumImages = Annotated[int | None, _option(_RECIPE, "--n --num-images", "Images to synthesize.", "1024")]
 BatchSteps = Annotated[int | None, _option(_RECIPE, "--num-steps", "Optimisation steps of each batch.", "4000")]
 SynthesizeBatchSize = Annotated[int | None, _option(_RECIPE, "--batch-size", "Images optimised together.", "128")]
-SynthesizePreset = Annotated[str | None, _option(_RECIPE, "--preset", "Named recipe: genie.", "genie")]
+SynthesizePreset = Annotated[str | None, _option(_RECIPE, "--preset", "Named recipe: genie, genie-fast.", "genie")]
 SynthesizeSettings = Annotated[list[str] | None, _settings("latent_lr=0.05")]
 
 WeightBits = Annotated[int | None, _option(_RECIPE, "--weight-bits", "Bits of the weights, 2 to 8.", "4")]

@@ -16,7 +16,7 @@ from genie_cli.runtime.distribution import SOLO, Workers
 from genie_cli.runtime.progress import Advanced, Reporter, StageFinished, StageStarted, silent
 from genie_cli.runtime.replay import ReplayedStep
 from genie_cli.synthesis.generator import Generator
-from genie_cli.synthesis.schedule import PlateauSchedule, cosine
+from genie_cli.synthesis.schedule import PlateauSchedule
 from genie_cli.synthesis.statistics import image_statistics_loss, statistics_graph
 from genie_cli.synthesis.swing import SwingShift, draw_offsets, set_offsets, swing_strided_convolutions
 
@@ -142,14 +142,10 @@ class _Batch:
         """Loss of the last step."""
         self.step = ReplayedStep(self._learn, device)
 
-    def set_rates(self, steps_done: int) -> None:
-        """Rates of the next step; the plateau schedule of the latents needs the losses and is part of the step."""
+    def set_generator_lr(self, steps_done: int) -> None:
+        """The generator's rate decays in stairs."""
         config = self._config
-        if config.schedule == "cosine":
-            share = cosine(steps_done, config.num_steps)
-            self.schedule.lr.fill_(config.latent_lr * share)
-            self._generator_lr.fill_(config.generator_lr * share)
-        elif steps_done % config.generator_lr_decay_every == 0:
+        if steps_done % config.generator_lr_decay_every == 0:
             stairs = steps_done // config.generator_lr_decay_every
             self._generator_lr.fill_(config.generator_lr * config.generator_lr_decay**stairs)
 
@@ -172,8 +168,7 @@ class _Batch:
         loss.backward()
         for optimizer in self._optimizers:
             optimizer.step()
-        if self._config.schedule == "plateau":
-            self.schedule.step(loss.detach())
+        self.schedule.step(loss.detach())
         self._step_index += 1
         self.loss.copy_(loss.detach())
 
@@ -182,7 +177,7 @@ def _distill_batch(batch: _Batch, num_steps: int, on_step: Callable[[int, float,
     for step in range(1, num_steps):
         latent_lr = float(batch.schedule.lr) if _is_logged(step) else 0.0  # the step that follows changes it
         batch.step()
-        batch.set_rates(step)
+        batch.set_generator_lr(step)
         if _is_logged(step):
             on_step(step, float(batch.loss), latent_lr)
     with torch.no_grad():

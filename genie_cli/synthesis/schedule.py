@@ -1,16 +1,9 @@
-"""Learning rates over the steps, without waiting for the device."""
+"""A plateau schedule that never waits for the device."""
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
-
-
-def cosine(step: int, num_steps: int) -> float:
-    """Share of the first rate after `step` of `num_steps` steps: from 1 along a cosine to 0."""
-    return 0.5 * (1 + math.cos(math.pi * step / num_steps))
 
 
 class PlateauSchedule:
