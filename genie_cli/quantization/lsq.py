@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from genie_cli.quantization.rounding import STEP_FLOOR
+from genie_cli.quantization.straight_through import inside
 from genie_cli.runtime.determinism import RandomMasks
 from genie_cli.student.grid import code_range, fake_quantize
 from genie_cli.student.modules import ActivationQuantizer
 
-_CHUNK = 1 << 17
+_CHUNK = 1 << 18
 """Elements worked on at once on a CPU: what lies between the operations stays in its cache."""
 Draw = Callable[[Tensor], Tensor]
 """Makes a mask in the shape of a tensor: 1 where an element is quantized, 0 where it passes as it is."""
@@ -24,38 +25,36 @@ class _FakeQuantize(torch.autograd.Function):
 
     With t = x / s, q = clip(round(t)): dx' / dx = 1 inside the grid, else 0; dx' / ds = q - t inside,
     else q (Esser et al. 2020, Eq. 3, without the gradient scale). Elements that pass as they are have
-    gradients 1 and 0.
+    gradients 1 and 0: they are worked on as t = 0, which is inside the grid and has no error.
     """
-
-    # Masks are floats and selections are arithmetic: on a CPU a boolean `where` over a channels-last
-    # tensor costs as much as a hundred multiplications.
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, step_size: Tensor, quant_min: int, quant_max: int, draw: Draw | None) -> Tensor:
-        result, inside = torch.empty_like(x), torch.empty_like(x)
+        result = torch.empty_like(x)
+        kept = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         slope = torch.empty_like(x, dtype=torch.float32)
+        bounds = (quant_min - 0.5, quant_max + 0.5)
+        inverse = step_size.reciprocal()
         for own in _chunks(x):
             exact = x[own].float()
-            scaled = exact / step_size
-            error = scaled.round().clamp_(quant_min, quant_max).sub_(scaled)
-            excess = scaled.clamp(quant_min - 0.5, quant_max + 0.5).sub_(scaled)
+            scaled = exact * inverse
             if draw is not None:
-                quantized = draw(exact)
-                error.mul_(quantized)
-                excess.mul_(quantized)
-            result[own] = torch.addcmul(exact, error, step_size)
-            torch.eq(excess, 0, out=inside[own])
-            outside = torch.ne(excess, 0, out=excess)
-            torch.addcmul(error, outside, scaled, out=slope[own])
-        ctx.save_for_backward(inside, slope)
+                scaled.mul_(draw(exact))
+            if kept is not None:
+                kept[own] = scaled
+            codes = scaled.round().clamp_(quant_min, quant_max)
+            torch.sub(codes, inside(scaled, scaled, *bounds), out=slope[own])
+            result[own] = torch.addcmul(exact, codes.sub_(scaled), step_size)
+        ctx.save_for_backward(kept, slope)
+        ctx.bounds = bounds
         return result
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None, None, None]:
-        inside, slope = ctx.saved_tensors
+        kept, slope = ctx.saved_tensors
         grad = grads[0]
         parts = [(grad[own].float() * slope[own]).sum() for own in _chunks(grad)]
-        grad_x = grad * inside if ctx.needs_input_grad[0] else None
+        grad_x = inside(grad, kept, *ctx.bounds) if kept is not None else None
         return grad_x, torch.stack(parts).sum().view(1), None, None, None
 
 

@@ -267,7 +267,7 @@ class _SquaredError(torch.autograd.Function):
         places = target.numel() // target.shape[1]
         ctx.save_for_backward(difference)
         ctx.places, ctx.dtype = places, output.dtype
-        return difference.square().sum() / places
+        return torch.linalg.vector_norm(difference).square() / places
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -312,14 +312,15 @@ def _parameter_groups(
     def group(parameters: list[nn.Parameter], lr: float, decays: bool) -> dict[str, Any]:
         return {"params": parameters, "lr": torch.tensor(lr, device=device), "start": lr, "decays": decays}
 
-    groups = [
-        group([logits], config.rounding_lr, decays=False),
-        group([weight.offset for weight in weights], config.weight_step_lr, decays=True),
-    ]
+    by_rate: dict[float, list[nn.Parameter]] = {}
     for activation in activations:
         largest = float(largest_rate(activation.step_size.detach(), 2**activation.bits - 1))
-        groups.append(group([activation.step_size], min(config.activation_step_lr, largest), decays=True))
-    return groups
+        by_rate.setdefault(min(config.activation_step_lr, largest), []).append(activation.step_size)
+    return [
+        group([logits], config.rounding_lr, decays=False),
+        group([weight.offset for weight in weights], config.weight_step_lr, decays=True),
+        *(group(parameters, rate, decays=True) for rate, parameters in by_rate.items()),
+    ]
 
 
 def _own_place(workers: Workers) -> tuple[int, ...]:

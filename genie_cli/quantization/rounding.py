@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genie_cli.quantization.straight_through import inside
 from genie_cli.student.grid import like_rows
 from genie_cli.student.modules import IntegerWeight
 
@@ -98,8 +99,8 @@ class _RectifiedSigmoid(torch.autograd.Function):
         sigmoid = torch.sigmoid(logits)
         stretched = sigmoid * (ZETA - GAMMA) + GAMMA
         softbits = stretched.clamp(0, 1)
-        inside = torch.eq(softbits, stretched, out=torch.empty_like(softbits))
-        ctx.save_for_backward(inside.mul_(sigmoid).mul_(1 - sigmoid).mul_(ZETA - GAMMA))
+        slope = torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1).mul_(ZETA - GAMMA)
+        ctx.save_for_backward(inside(slope, stretched, 0, 1))
         return softbits
 
     @staticmethod
@@ -130,10 +131,10 @@ class _SoftWeight(torch.autograd.Function):
     ) -> Tensor:
         codes = base + softbits
         clipped = codes.clamp(0, top)
-        inside = torch.eq(clipped, codes, out=torch.empty_like(codes))
         step_size = start + unit * offset
+        slope = inside(step_size.expand_as(codes), codes, 0, top)
         centred = clipped.sub_(zero_point)
-        ctx.save_for_backward(inside.mul_(step_size), centred, unit)
+        ctx.save_for_backward(slope, centred, unit)
         return centred * step_size
 
     @staticmethod

@@ -1,0 +1,16 @@
+"""What straight-through gradients share: let a gradient pass where a value lies inside its bounds."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def inside(grad: Tensor, value: Tensor, low: float, high: float) -> Tensor:
+    """`grad` where ``low < value < high``, else 0; all of one shape and dtype.
+
+    Comparisons and boolean `where` cost a CPU several times what arithmetic does; the backward kernel of
+    hardtanh does both in one vectorised pass.
+    """
+    result: Tensor = torch.ops.aten.hardtanh_backward(grad, value, low, high)
+    return result
