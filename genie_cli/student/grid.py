@@ -53,12 +53,17 @@ def _search_rows(rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         ratio = 1 - i / NUM_RATIOS
         scale, zero_point = _grid_of_range(low * ratio, high * ratio, bits)
         restored = dequantize_weight(quantize_weight(rows, scale, zero_point, bits), scale, zero_point)
-        error = (rows - restored).abs_().pow_(ERROR_POWER).sum(1, keepdim=True)
+        error = _power(rows - restored).sum(1, keepdim=True)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         best_scale = torch.where(better, scale, best_scale)
         best_zero_point = torch.where(better, zero_point, best_zero_point)
     return best_scale, best_zero_point
+
+
+def _power(error: Tensor) -> Tensor:
+    """``|error| ** ERROR_POWER`` in place; as exp and log, which processors have as vectors."""
+    return error.abs_().log_().mul_(ERROR_POWER).exp_()
 
 
 def _grid_of_range(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
@@ -104,7 +109,7 @@ def search_step_size(values: Tensor, bits: int, signed: bool, extremes: Tensor |
     best_error, best = torch.inf, full
     for i in range(NUM_RATIOS):
         step_size = full * (1 - i / NUM_RATIOS)
-        error = float((flat - fake_quantize(flat, step_size, bits, signed)).abs_().pow_(ERROR_POWER).mean())
+        error = float(_power(flat - fake_quantize(flat, step_size, bits, signed)).mean())
         if error < best_error:
             best_error, best = error, step_size
     return best
