@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,6 +12,8 @@ _TITLES = {
     "agreement": "agreement %",
 }  # fmt: skip
 """Short names, so that the table fits a terminal of 80 columns."""
+_FIGURES = ("top1", "teacher_top1", "drop", "agreement")
+_TEXTS = ("scheme", "model", "preset")
 
 
 def report(
@@ -19,29 +21,87 @@ def report(
         list[Path],
         typer.Argument(metavar="METRICS", help="JSON files written by `genie evaluate --out`, or folders of them."),
     ],
+    over_seeds: Annotated[
+        bool,
+        typer.Option(
+            "--over-seeds",
+            help="One row for the runs whose names differ only in a part seed0 or s0: mean and sample deviation.",
+        ),
+    ] = False,
+    by_bits: Annotated[
+        bool,
+        typer.Option(
+            "--by-bits", help="A column for each bit width: rows are called without the part w4a4 of their names."
+        ),
+    ] = False,
     out: Annotated[Path, typer.Option("--out", help="Folder to write table.md, table.json and table.csv into.")] = Path(
         "report"
     ),
 ) -> None:
     """Compare evaluated runs in one table (markdown, JSON, and CSV for plots)."""
     from genie_cli.artifacts.atomic import atomic_write_text
-    from genie_cli.commands.display import rows_table
     from genie_cli.errors import InputError
-    from genie_cli.evaluation.comparison import as_csv, as_json, as_markdown, read_rows
+    from genie_cli.evaluation import aggregation, comparison
 
-    rows = read_rows(metrics)
+    rows = comparison.read_rows(metrics)
+    columns: tuple[str, ...] = comparison.COLUMNS
+    if over_seeds:
+        rows, columns = aggregation.over_seeds(rows), aggregation.COLUMNS
+    files, shown = _by_bits(rows, columns) if by_bits else _by_scheme(rows, columns)
     if not out.resolve().parent.is_dir():
         raise InputError(f"Output folder {out.parent} does not exist: create it or choose another --out.")
     try:
         out.mkdir(exist_ok=True)
     except OSError as error:
         raise InputError(f"Output folder {out} cannot be made: {error.strerror}.") from None
-    for name, text in (("table.md", as_markdown(rows)), ("table.json", as_json(rows)), ("table.csv", as_csv(rows))):
+    for name, text in files.items():
         atomic_write_text(out / name, text)
-    figures = ("top1", "teacher_top1", "drop", "agreement")
-    texts = ("scheme", "model", "preset") if len({row["model"] for row in rows}) > 1 else ("scheme", "preset")
-    columns = [*texts, "weight_bits", "activation_bits", *figures]
-    cells = [[f"{row[c]:.2f}" if c in figures and row[c] is not None else row[c] for c in columns] for row in rows]
+    _show(*shown)
+    typer.echo(f"Written to {out}: {', '.join(files)}", err=True)
+
+
+_Files = dict[str, str]
+_Shown = tuple[str, list[dict[str, Any]], list[str]]
+"""Title, rows and columns of the table on the terminal."""
+
+
+def _by_scheme(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> tuple[_Files, _Shown]:
+    from genie_cli.evaluation.comparison import as_csv, as_json, as_markdown
+    from genie_cli.evaluation.pivot import mean_and_spread
+
+    files = {"table.md": as_markdown(rows, columns), "table.json": as_json(rows), "table.csv": as_csv(rows, columns)}
+    shown = [*_texts(rows, "preset"), "weight_bits", "activation_bits", *_FIGURES]
+    if "runs" in columns:
+        shown = [*_texts(rows), "weight_bits", "activation_bits", "runs", "top1", "drop", "agreement"]
+    return files, ("Comparison", [{**row, "top1": mean_and_spread(row)} for row in rows], shown)
+
+
+def _by_bits(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> tuple[_Files, _Shown]:
+    from genie_cli.evaluation import pivot
+    from genie_cli.evaluation.comparison import as_csv, as_json, as_markdown
+
+    long = pivot.with_bits(rows)
+    bits, table = pivot.by_bits(long)
+    text, caption = pivot.as_text(table, bits), pivot.caption(long)
+    files = {
+        "table.md": f"{as_markdown(text, ('scheme', 'model', *bits))}\n{caption}\n",
+        "table.json": as_json(pivot.figures_only(table, bits)),
+        "table.csv": as_csv(long, (*columns, *pivot.LONG_COLUMNS)),
+    }
+    return files, (caption, text, [*_texts(text), *bits])
+
+
+def _texts(rows: list[dict[str, Any]], *more: str) -> list[str]:
+    """What tells rows apart; the model only where there are several."""
+    return ["scheme", *(["model"] if len({row["model"] for row in rows}) > 1 else []), *more]
+
+
+def _show(title: str, rows: list[dict[str, Any]], columns: list[str]) -> None:
+    from genie_cli.commands.display import rows_table
+
     titles = [_TITLES.get(column, column) for column in columns]
-    rows_table("Comparison", titles, cells, set(titles) - set(texts))
-    typer.echo(f"Written to {out}: table.md, table.json, table.csv", err=True)
+    cells = [
+        [f"{row[c]:.2f}" if c in _FIGURES and isinstance(row[c], int | float) else row[c] for c in columns]
+        for row in rows
+    ]
+    rows_table(title, titles, cells, set(titles) - set(_TEXTS))

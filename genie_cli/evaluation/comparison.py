@@ -19,7 +19,7 @@ _LARGEST = 1e12
 """No figure of an evaluation is larger."""
 _MARKUP = "\\`*[]|~"
 _TEXTS = {"scheme", "preset", "protocol", "model"}
-_PERCENT = {"top1", "teacher_top1", "drop", "agreement", "top5"}
+_PERCENT = {"top1", "top1_std", "teacher_top1", "drop", "agreement", "top5"}
 
 
 def read_rows(paths: Sequence[Path]) -> list[dict[str, Any]]:
@@ -82,13 +82,13 @@ def _is_figure(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
-def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
+def as_markdown(rows: Sequence[dict[str, Any]], columns: Sequence[str] = COLUMNS) -> str:
     """The table in markdown, percentages with two decimals; a model that all rows share stands above it."""
     models = {row["model"] for row in rows}
     model = models.pop() if len(models) == 1 else None
     shown = [
         column
-        for column in COLUMNS
+        for column in columns
         if any(row[column] is not None for row in rows) and not (column == "model" and model is not None)
     ]
     align = [":--" if column in _TEXTS else "--:" for column in shown]
@@ -98,10 +98,10 @@ def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
     return title + "\n".join(lines) + "\n"
 
 
-def as_csv(rows: Sequence[dict[str, Any]]) -> str:
+def as_csv(rows: Sequence[dict[str, Any]], columns: Sequence[str] = COLUMNS) -> str:
     """The table as CSV, for plots."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(buffer, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return buffer.getvalue()

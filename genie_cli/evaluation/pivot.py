@@ -1,0 +1,103 @@
+"""The table as papers print it: a row for each method, a column for each bit width, top-1 accuracy in the cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from genie_cli.errors import InputError
+from genie_cli.evaluation.aggregation import FACTS, check_same, split_name
+
+LONG_COLUMNS = ("method", "bits")
+"""What `with_bits` adds to a row."""
+_BITS = "(w[0-9]+a[0-9]+)"
+_SHARED = tuple(fact for fact in FACTS if fact not in ("weight_bits", "activation_bits"))
+_FLOAT = 32
+"""Bits of a network that is not quantized."""
+
+
+def with_bits(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, with `bits` as W4A4 (W32A32: the teacher) and `method`, the scheme without its part ``w<d>a<d>``.
+
+    Raises:
+        InputError: a scheme's name tells other bits than its metrics, or two rows are one method at the same bits.
+    """
+    long: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in rows:
+        method, told = split_name(row, _BITS)
+        weight_bits, activation_bits = _numbers(row)
+        bits = f"W{weight_bits:g}A{activation_bits:g}"
+        for name in told:
+            if name.upper() != bits:
+                raise InputError(
+                    f"Run {row['scheme']!r} is {bits} by its metrics file, not {name}: rename the file, "
+                    "or evaluate the network that its name tells."
+                )
+        same = long.get((method, bits))
+        if same is not None:
+            raise InputError(
+                f"Rows {same['scheme']!r} and {row['scheme']!r} are both {method!r} at {bits}: rename a metrics file, "
+                "leave one out, or give --over-seeds where they are seeds of one run."
+            )
+        long[method, bits] = {**row, "method": method, "bits": bits}
+    return list(long.values())
+
+
+def by_bits(long: Sequence[dict[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]:
+    """The columns, most bits first, and a row for each method: what its runs share, and in each column a row or None.
+
+    Args:
+        long: Rows of `with_bits`.
+
+    Raises:
+        InputError: the rows of one method differ in more than their bits.
+    """
+    columns = list(dict.fromkeys(row["bits"] for row in sorted(long, key=_numbers, reverse=True)))
+    methods: dict[str, list[dict[str, Any]]] = {}
+    for row in long:
+        methods.setdefault(row["method"], []).append(row)
+    table = []
+    for method, rows in methods.items():
+        check_same(rows, _SHARED, "the bits")
+        cells = {row["bits"]: row for row in rows}
+        shared = {fact: rows[0][fact] for fact in _SHARED}
+        table.append({"scheme": method, **shared, **{bits: cells.get(bits) for bits in columns}})
+    return columns, table
+
+
+def figures_only(table: Sequence[dict[str, Any]], columns: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of `by_bits` without the cells that are empty, and without what is told twice: for JSON."""
+    twice = {*_SHARED, *LONG_COLUMNS}
+    rows = []
+    for row in table:
+        cells = {bits: {k: v for k, v in row[bits].items() if k not in twice} for bits in columns if row[bits]}
+        rows.append({"scheme": row["scheme"], **{fact: row[fact] for fact in _SHARED}, **cells})
+    return rows
+
+
+def as_text(table: Sequence[dict[str, Any]], columns: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of `by_bits` with text in their cells: ``91.20 ± 0.35``, the mean alone for one run."""
+    return [{**row, **{bits: row[bits] and mean_and_spread(row[bits]) for bits in columns}} for row in table]
+
+
+def mean_and_spread(row: dict[str, Any]) -> str:
+    """Top-1 accuracy with two decimals, and its spread where the row is of several runs."""
+    spread = row.get("top1_std")
+    return f"{row['top1']:.2f}" if spread is None else f"{row['top1']:.2f} ± {spread:.2f}"
+
+
+def caption(long: Sequence[dict[str, Any]]) -> str:
+    """What the figures in the cells are."""
+    runs = {row.get("runs", 1) for row in long}
+    several = sorted(runs - {1})
+    if not several:
+        return "Top-1 accuracy in %."
+    number = " to ".join(str(count) for count in dict.fromkeys((several[0], several[-1])))
+    alone = "; one run where none is told" if 1 in runs else ""
+    return f"Top-1 accuracy in %: mean ± sample standard deviation of {number} runs{alone}."
+
+
+def _numbers(row: dict[str, Any]) -> tuple[float, float]:
+    """Weight bits and activation bits."""
+    weight_bits, activation_bits = row["weight_bits"], row["activation_bits"]
+    return (_FLOAT if weight_bits is None else weight_bits), (_FLOAT if activation_bits is None else activation_bits)
