@@ -131,6 +131,9 @@ class QuantizeConfig(Stage):
     """Use the first so many images; default all."""
     weight_bits: int = Field(4, ge=MIN_BITS, le=MAX_BITS)
     activation_bits: int = Field(4, ge=MIN_BITS, le=MAX_BITS)
+    bits_override: dict[str, tuple[int, int]] | None = None
+    """Shell-style pattern over layer names -> bits of the layer's weight and of its input, which rank above the
+    protocol: `{layer1.*: [8, 8]}`, quoted where it begins with a star. Later patterns win."""
     num_steps: int = Field(20000, ge=1)
     """Reconstruction steps a unit."""
     batch_size: int = Field(32, ge=1)
@@ -163,6 +166,18 @@ class QuantizeConfig(Stage):
     out: Path = Path("quantized")
     performance: Path | None = None
     """JSON file for seconds and peak memory."""
+
+    @field_validator("bits_override", mode="before")
+    @classmethod
+    def _two_bits_each(cls, value: Any) -> Any:
+        """Name the pattern whose bits cannot be used."""
+        for pattern, bits in value.items() if isinstance(value, Mapping) else ():
+            listed = bits if isinstance(bits, list | tuple) else ()
+            if len(listed) != 2 or any(type(n) is not int or not MIN_BITS <= n <= MAX_BITS for n in listed):
+                raise ValueError(
+                    f"{pattern!r} needs two numbers from {MIN_BITS} to {MAX_BITS}, bits of weight and input: [8, 8]"
+                )
+        return value
 
 
 class EvaluateConfig(Stage):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 from torch import fx
@@ -15,23 +17,31 @@ from genie_cli.quantization.units import reconstruction_units
 from genie_cli.student.protocol import assign_bits, find_protocol
 
 
-def describe_model(teacher: Teacher, protocol: str, weight_bits: int, activation_bits: int) -> dict[str, Any]:
+def describe_model(
+    teacher: Teacher,
+    protocol: str,
+    weight_bits: int,
+    activation_bits: int,
+    overrides: Mapping[str, tuple[int, int]] = {},
+) -> dict[str, Any]:
     """What ``genie inspect`` shows of a model, as JSON-ready data.
 
     Raises:
-        UsageError: unknown protocol.
+        UsageError: unknown protocol, or an override that matches no layer.
     """
     chosen = find_protocol(protocol)
     folded = fold_batch_norms(teacher.graph)
-    plan = assign_bits(folded.graph, chosen, weight_bits, activation_bits)
+    plan = assign_bits(folded.graph, chosen, weight_bits, activation_bits, overrides)
     site_of = {site.node: site for site in plan.activations}
     sites = batch_norm_sites(teacher.graph)
     norm_of = {site.source.name: site.name for site in sites}
     layers = []
+    readers: dict[str, list[str]] = defaultdict(list)
     for layer in weight_layers(folded.graph):
         source = layer.node.args[0]
         assert isinstance(source, fx.Node)
         site = site_of.get(source.name)
+        readers[source.name].append(layer.name)
         layers.append(
             {
                 "name": layer.name,
@@ -56,6 +66,6 @@ def describe_model(teacher: Teacher, protocol: str, weight_bits: int, activation
         "batch_norms": [site.name for site in sites],
         "strided": [layer.name for layer in weight_layers(teacher.graph) if any(s != 1 for s in layer.stride)],
         "units": [{"name": unit.name, "layers": list(unit.layers)} for unit in reconstruction_units(folded.graph)],
-        "sites": [{"name": site.name, "bits": site.bits} for site in plan.activations],
+        "sites": [{"name": site.name, "bits": site.bits, "layers": readers[site.node]} for site in plan.activations],
         "unfolded": folded.unfolded,
     }

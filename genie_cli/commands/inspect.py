@@ -27,6 +27,7 @@ def inspect(
     weight_bits: opt.WeightBits = None,
     activation_bits: opt.ActivationBits = None,
     protocol: opt.Protocol = None,
+    bits_override: opt.BitsOverride = None,
     as_json: opt.AsJson = False,
 ) -> None:
     """Show a model's layers, batch norms, strided convolutions, units and bits, or what an artifact is."""
@@ -37,13 +38,21 @@ def inspect(
     from genie_cli.commands.describe import describe_model
     from genie_cli.config import Params, QuantizeConfig
     from genie_cli.models.zoo import load_untrained
+    from genie_cli.student.overrides import parse_overrides
     from genie_cli.student.protocol import find_protocol
 
     config = opt.model_config(Params({}), subject, weights, input_size, num_channels, mean, std)
-    flags = opt.given({"weight_bits": weight_bits, "activation_bits": activation_bits, "protocol": protocol})
+    flags = opt.given(
+        {
+            "weight_bits": weight_bits, "activation_bits": activation_bits, "protocol": protocol,
+            "bits_override": parse_overrides(bits_override),
+        }
+    )  # fmt: skip
     bits = opt.stage_config(QuantizeConfig, {}, flags)
     find_protocol(bits.protocol)
-    description = describe_model(load_untrained(config), bits.protocol, bits.weight_bits, bits.activation_bits)
+    description = describe_model(
+        load_untrained(config), bits.protocol, bits.weight_bits, bits.activation_bits, bits.bits_override or {}
+    )
     if as_json:
         typer.echo(json.dumps(description, indent=2))
     else:
@@ -110,6 +119,9 @@ def _show_model(description: dict[str, Any]) -> None:
     }  # fmt: skip
     layers = [[row[key] for key in columns.values()] for row in description["layers"]]
     rows_table("Weight layers", list(columns), layers, {"W bits", "A bits"})
+    others = [[site["name"], site["bits"]] for site in description["sites"] if not site["layers"]]
+    if others:
+        rows_table("Activations that no layer reads as they are", ["site", "A bits"], others, {"A bits"})
     units = [[unit["name"], ", ".join(unit["layers"])] for unit in description["units"]]
     rows_table("Reconstruction units", ["unit", "layers"], units)
     unfolded = [f"{name}: {reason}" for name, reason in list(description["unfolded"].items())[:_SHOWN_UNFOLDED]]

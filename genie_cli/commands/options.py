@@ -87,7 +87,16 @@ Scheme = Annotated[
     str | None, _option(_RECIPE, "--scheme", "Use this subsection of `quantize.schemes` in the params file.")
 ]
 Protocol = Annotated[
-    str | None, _option(_RECIPE, "--protocol", "Which layers get 8 bits instead: genie, qdrop, ait.", "genie")
+    str | None, _option(_RECIPE, "--protocol", "Who gets which bits: genie, qdrop, ait, hardware.", "genie")
+]
+BitsOverride = Annotated[
+    list[str] | None,
+    _option(
+        _RECIPE,
+        "--bits-override",
+        "Bits of weight and input of the layers that match, such as 'layer1.*=8,8'; may be repeated.",
+        metavar="PATTERN=W,A",
+    ),
 ]
 QuantizePreset = Annotated[str | None, _option(_RECIPE, "--preset", "Named recipe: genie-m, minmax.", "genie-m")]
 UnitSteps = Annotated[

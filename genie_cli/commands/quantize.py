@@ -27,6 +27,7 @@ def quantize(
     weight_bits: opt.WeightBits = None,
     activation_bits: opt.ActivationBits = None,
     protocol: opt.Protocol = None,
+    bits_override: opt.BitsOverride = None,
     preset: opt.QuantizePreset = None,
     num_steps: opt.UnitSteps = None,
     batch_size: opt.QuantizeBatchSize = None,
@@ -46,6 +47,7 @@ def quantize(
     """Quantize a network's weights and activations on synthesized images (GENIE-M)."""
     from genie_cli.config import QuantizeConfig
     from genie_cli.quantization.presets import preset_options
+    from genie_cli.student.overrides import parse_overrides
 
     file = opt.read(params)
     model_config = opt.model_config(file, model, weights, input_size, num_channels, mean, std)
@@ -55,6 +57,7 @@ def quantize(
             "protocol": protocol, "preset": preset, "num_steps": num_steps, "batch_size": batch_size,
             "seed": seed, "device": device, "precision": precision, "memory_limit": memory_limit, "out": out,
             "deterministic": deterministic, "holdout": holdout, "patience": patience, "performance": performance,
+            "bits_override": parse_overrides(bits_override),
         },
         settings,
     )  # fmt: skip
@@ -67,9 +70,11 @@ def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
     from genie_cli.artifacts.atomic import check_writable
     from genie_cli.artifacts.images import load_images
     from genie_cli.commands.running import running
+    from genie_cli.models.graph.layers import weight_layers
     from genie_cli.models.zoo import load_teacher
     from genie_cli.quantization.calibration_images import calibration_images
     from genie_cli.quantization.quantize import quantize_network
+    from genie_cli.student.overrides import layer_bits
     from genie_cli.student.protocol import find_protocol
 
     with running(config) as run:
@@ -82,6 +87,7 @@ def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
             find_protocol(config.protocol)
             image_set = load_images(config.images)
             teacher = load_teacher(model_config)
+            layer_bits([layer.name for layer in weight_layers(teacher.graph)], config.bits_override or {})
             inputs = calibration_images(image_set, teacher, config.num_images, (workers.rank, workers.size))
             num_images = config.num_images or len(image_set)
             shared = min(config.batch_size, num_images) if config.reconstruct else num_images
@@ -111,6 +117,7 @@ def _finish(run: Run, config: QuantizeConfig, teacher: Teacher, image_set: Image
     run.write_performance(config.performance, {"steps": taken, "activations": network.memory})
     stored = ", ".join(f"{file_size(n)} ({place})" for place, n in network.memory.items() if n)
     recipe = f"{config.preset}, protocol {config.protocol}"
+    recipe += "".join(f", {pattern}={w},{a}" for pattern, (w, a) in (config.bits_override or {}).items())
     if config.reconstruct:
         recipe += f", {config.num_steps} steps a unit"
         recipe += f", {taken} of {config.num_steps * len(network.units)} taken" if config.patience is not None else ""

@@ -127,10 +127,16 @@ def quantize_network(
         workers: processes that learn together; all end with the same network.
 
     Raises:
-        UsageError: unknown protocol, or a memory limit below what one batch needs.
+        UsageError: unknown protocol, an override that matches no layer, or a memory limit below what one batch needs.
     """
     folded = fold_batch_norms(teacher.graph)
-    plan = assign_bits(folded.graph, find_protocol(config.protocol), config.weight_bits, config.activation_bits)
+    plan = assign_bits(
+        folded.graph,
+        find_protocol(config.protocol),
+        config.weight_bits,
+        config.activation_bits,
+        config.bits_override or {},
+    )
     units = reconstruction_units(folded.graph)
     with workers.agreeing():
         budget = activation_budget(folded.graph, units, config, device)
@@ -206,7 +212,8 @@ def _cut_out(folded: fx.GraphModule, unit: Unit, plan: BitPlan, device: torch.de
     names = [node.name for node in all_nodes]
     first, last = names.index(unit.source), names.index(unit.output)
     nodes = all_nodes[first + 1 : last + 1]
-    read = set(names[first:last])
+    is_last = last == len(names) - 1  # whose output no unit reads: a site on it is the last unit's own
+    read = set(names[first : last + is_last])
     rows = rows_at_once(all_nodes[first : last + 1], device)
     sites: tuple[ActivationSite, ...] = tuple(site for site in plan.activations if site.node in read)
     own_plan = BitPlan({name: plan.weights[name] for name in unit.layers}, sites)

@@ -8,6 +8,7 @@ comes from.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import fx
@@ -15,6 +16,8 @@ from torch import fx
 from genie_cli.errors import UsageError, nearest
 from genie_cli.models.graph.cuts import data_nodes
 from genie_cli.models.graph.layers import weight_layers
+from genie_cli.student.outputs import handed_on_outputs
+from genie_cli.student.overrides import layer_bits
 
 EDGE_BITS = 8
 """Bits of the layers and tensors that a protocol exempts from the target."""
@@ -30,6 +33,7 @@ class Protocol:
         edge_weights_8bit: first and last layer's weights have 8 bits.
         second_input_8bit: the second layer's input has 8 bits.
         last_input_8bit: the last layer's input has 8 bits.
+        outputs: the outputs of additions and of the last layer are quantized too, at the target bits.
     """
 
     name: str
@@ -37,6 +41,7 @@ class Protocol:
     edge_weights_8bit: bool
     second_input_8bit: bool
     last_input_8bit: bool
+    outputs: bool = False
 
 
 PROTOCOLS = {
@@ -45,6 +50,14 @@ PROTOCOLS = {
         Protocol("genie", "first and last layer W8, second and last input A8 (BRECQ's)", True, True, True),
         Protocol("qdrop", "first and last layer W8, last input A8 (Table 5)", True, False, True),
         Protocol("ait", "every layer at the target bits (Table 4)", False, False, False),
+        Protocol(
+            "hardware",
+            "every layer at the target bits, and the outputs of additions and of the last layer (ours, after DGH)",
+            False,
+            False,
+            False,
+            outputs=True,
+        ),
     )
 }
 
@@ -54,7 +67,8 @@ class ActivationSite:
     """A tensor that is quantized.
 
     Attributes:
-        name: after its first reader in data-flow order: ``layer1.0.conv1.input``.
+        name: after its first reader in data-flow order: ``layer1.0.conv1.input``; the network's output,
+            which has none, after its producer: ``fc.output``.
         node: name of the node whose value it is.
         bits: bits of its codes.
     """
@@ -83,11 +97,34 @@ def find_protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-def assign_bits(folded: fx.GraphModule, protocol: Protocol, weight_bits: int, activation_bits: int) -> BitPlan:
-    """Apply `protocol` to a folded graph: weights of every layer, inputs of every layer but the network's own."""
+def assign_bits(
+    folded: fx.GraphModule,
+    protocol: Protocol,
+    weight_bits: int,
+    activation_bits: int,
+    overrides: Mapping[str, tuple[int, int]] = {},
+) -> BitPlan:
+    """Apply `protocol` to a folded graph: weights of every layer, inputs of every layer but the network's own.
+
+    A tensor that several layers read has the largest of the bits that they ask for. An output that `protocol`
+    quantizes has the target bits, unless layers read it.
+
+    Args:
+        folded: the folded graph.
+        protocol: who is exempted, and which outputs count.
+        weight_bits: target of the weights.
+        activation_bits: target of the activations.
+        overrides: pattern over layer names -> bits of weight and of input, which rank above the protocol; later
+            patterns win. A layer that reads the images keeps them as they are.
+
+    Raises:
+        UsageError: a pattern matches no layer.
+    """
     layers = weight_layers(folded)
+    own = layer_bits([layer.name for layer in layers], overrides)
     edges = {layers[0].name, layers[-1].name} if layers and protocol.edge_weights_8bit else set()
     weights = {layer.name: EDGE_BITS if layer.name in edges else weight_bits for layer in layers}
+    weights.update((name, bits) for name, (bits, _) in own.items())
     bits_of: dict[fx.Node, int] = {}
     images = _images(folded, {layer.node for layer in layers})
     for i, layer in enumerate(layers):
@@ -96,8 +133,11 @@ def assign_bits(folded: fx.GraphModule, protocol: Protocol, weight_bits: int, ac
         if source in images:
             continue  # images are 8-bit already
         exempt = (i == 1 and protocol.second_input_8bit) or (i == len(layers) - 1 and protocol.last_input_8bit)
-        bits = EDGE_BITS if exempt else activation_bits
+        bits = own[layer.name][1] if layer.name in own else EDGE_BITS if exempt else activation_bits
         bits_of[source] = max(bits, bits_of.get(source, 0))
+    for node in handed_on_outputs(folded) if protocol.outputs else ():
+        if node not in images:
+            bits_of.setdefault(node, activation_bits)
     names = {node: name for name, node in tensor_names(folded).items()}
     order = [node for node in folded.graph.nodes if node in bits_of]
     return BitPlan(weights, tuple(ActivationSite(names[node], node.name, bits_of[node]) for node in order))
@@ -117,7 +157,8 @@ def tensor_names(folded: fx.GraphModule) -> dict[str, fx.Node]:
     """Every tensor that some node reads, by its stable name: that of its first reader in data-flow order.
 
     ``layer1.0.conv1.input`` where a weight layer reads it first, else the operation, numbered within
-    its module, and the side: ``layer1.0.add0.lhs``. Exporters' node names do not enter.
+    its module, and the side: ``layer1.0.add0.lhs``. The network's output, which no node reads, is named after
+    its producer: ``fc.output``. Exporters' node names do not enter.
     """
     layer_of = {layer.node: layer.name for layer in weight_layers(folded)}
     nodes = data_nodes(folded)
@@ -133,6 +174,8 @@ def tensor_names(folded: fx.GraphModule) -> dict[str, fx.Node]:
     for node in nodes:
         readers = [user for user in node.users if user in position]
         if not readers:
+            if any(user.op == "output" for user in node.users):
+                names[f"{reader_names[node]}.output"] = node
             continue
         first = min(readers, key=position.__getitem__)
         inputs = [arg for arg in first.all_input_nodes if arg in position]

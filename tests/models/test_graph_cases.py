@@ -615,7 +615,8 @@ def test_names_of_what_no_layer_reads_first(residual: FoldedGraph) -> None:
     assert names["layer2.0.add0.rhs"] is node_at(residual, 11)
     assert names["layer1.0.relu0.input"] is node_at(residual, 3)
     assert names["layer1.0.relu1.input"] is node_at(residual, 6)
-    assert len(names) == 15  # each tensor but the logits has one name
+    assert names["fc.output"] is node_at(residual, 15)  # which no node reads
+    assert len(names) == 16  # each tensor has one name
 
 
 class Doubled(nn.Module):

@@ -1,0 +1,197 @@
+"""Bits of single layers over the protocol: how they are read, which layers and tensors they reach."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from genie_cli.config import InputSpec, ModelConfig, QuantizeConfig, build, parse_yaml
+from genie_cli.errors import UsageError
+from genie_cli.models.graph.capture import capture
+from genie_cli.models.graph.folding import fold_batch_norms
+from genie_cli.models.zoo import load_untrained
+from genie_cli.student.overrides import layer_bits, parse_override, parse_overrides
+from genie_cli.student.protocol import PROTOCOLS, BitPlan, assign_bits
+
+# --- reading
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("layer1.*=8,8", ("layer1.*", 8, 8)),
+        ("fc=8,4", ("fc", 8, 4)),
+        (" *.conv[12] = 2 , 3 ", ("*.conv[12]", 2, 3)),
+        ("a=b=4,4", ("a=b", 4, 4)),
+    ],
+)
+def test_form(text: str, expected: tuple[str, int, int]) -> None:
+    assert parse_override(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "fc", "fc=", "=8,8", " =8,8", "fc=8", "fc=8,", "fc=,8", "fc=8,8,8", "fc=8;8", "fc=a,b", "fc=4.0,4", "fc=-4,4",
+     "8,8", "fc=٤,4", "fc:8,8", "fc=0x4,4"],
+)  # fmt: skip
+def test_other_forms_are_refused_with_the_form(text: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        parse_override(text)
+    assert f"--bits-override {text!r} must be PATTERN=W,A" in str(raised.value)
+    assert "'layer1.*=8,8'" in str(raised.value)
+
+
+@pytest.mark.parametrize("bits", ["1", "9", "0", "32", "9" * 5000])
+@pytest.mark.parametrize("form", ["fc={},4", "fc=4,{}"])
+def test_bits_out_of_range_are_named(form: str, bits: str) -> None:
+    with pytest.raises(UsageError, match=rf"{bits} bits are not in 2\.\.8; give PATTERN=W,A"):
+        parse_override(form.format(bits))
+
+
+def test_several_keep_their_order_and_the_last_of_one_pattern_counts() -> None:
+    assert parse_overrides(None) is None
+    assert parse_overrides([]) == {}
+    overrides = parse_overrides(["fc=2,2", "*=3,3", "fc=8,8"])
+    assert overrides is not None
+    assert list(overrides.items()) == [("*", (3, 3)), ("fc", (8, 8))]
+
+
+# --- layers
+
+
+LAYERS = ["conv1", "layer1.0.conv1", "layer1.0.conv2", "layer10.0.conv1", "fc"]
+
+
+def test_patterns_are_a_shell_s_over_whole_names() -> None:
+    assert layer_bits(LAYERS, {}) == {}
+    assert list(layer_bits(LAYERS, {"layer1.*": (8, 8)})) == ["layer1.0.conv1", "layer1.0.conv2"]
+    assert list(layer_bits(LAYERS, {"conv1": (8, 8)})) == ["conv1"]
+    assert list(layer_bits(LAYERS, {"*conv1": (8, 8)})) == ["conv1", "layer1.0.conv1", "layer10.0.conv1"]
+    assert list(layer_bits(LAYERS, {"layer1?.*": (8, 8)})) == ["layer10.0.conv1"]
+
+
+def test_later_patterns_win() -> None:
+    assert layer_bits(LAYERS, {"*": (3, 3), "fc": (8, 4)}) == {**dict.fromkeys(LAYERS[:-1], (3, 3)), "fc": (8, 4)}
+    assert set(layer_bits(LAYERS, {"fc": (8, 4), "*": (3, 3)}).values()) == {(3, 3)}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "hint"),
+    [
+        ("fcc", "Did you mean 'fc'?"),
+        ("layr1.0.conv1", "Did you mean 'layer1.0.conv1'?"),
+        ("FC", "`genie inspect MODEL` lists the layers."),
+        ("features.*", "`genie inspect MODEL` lists the layers."),
+        ("", "`genie inspect MODEL` lists the layers."),
+    ],
+)
+def test_pattern_without_a_layer_is_named_with_the_nearest(pattern: str, hint: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        layer_bits(LAYERS, {"*": (3, 3), pattern: (8, 8)})
+    assert str(raised.value) == f"The bits override {pattern!r} matches no layer of the network. {hint}"
+
+
+# --- plans
+
+
+@functools.cache
+def digits() -> fx.GraphModule:
+    return fold_batch_norms(load_untrained(ModelConfig(name="digits_resnet")).graph).graph
+
+
+def plan_of(overrides: dict[str, tuple[int, int]], protocol: str = "genie") -> BitPlan:
+    return assign_bits(digits(), PROTOCOLS[protocol], 4, 4, overrides)
+
+
+def sites(plan: BitPlan) -> dict[str, int]:
+    return {site.name: site.bits for site in plan.activations}
+
+
+def test_no_override_is_the_protocol() -> None:
+    assert plan_of({}) == assign_bits(digits(), PROTOCOLS["genie"], 4, 4)
+
+
+def test_override_ranks_above_the_protocol_s_exemptions() -> None:
+    plan, before = plan_of({"conv1": (3, 5), "layer1.0.conv1": (6, 3), "fc": (2, 7)}), plan_of({})
+    assert (before.weights["conv1"], before.weights["fc"]) == (8, 8)
+    assert plan.weights == {**before.weights, "conv1": 3, "layer1.0.conv1": 6, "fc": 2}
+    # the images, which conv1 reads, stay as they are
+    assert sites(plan) == {**sites(before), "layer1.0.conv1.input": 3, "fc.input": 7}
+    assert list(sites(plan)) == list(sites(before))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "bits"),
+    [
+        ({"layer2.0.conv1": (4, 6)}, 6),
+        ({"layer2.0.downsample.0": (4, 6)}, 6),
+        ({"layer2.0.conv1": (4, 2)}, 4),  # downsample.0 reads the tensor too, and asks for 4
+        ({"layer2.0.conv1": (4, 2), "layer2.0.downsample.0": (4, 3)}, 3),
+        ({"layer2.*.conv1": (4, 2), "layer2.*.0": (4, 2)}, 2),
+    ],
+)
+@pytest.mark.parametrize("protocol", ["ait", "hardware"])
+def test_tensor_of_two_layers_takes_the_largest(
+    overrides: dict[str, tuple[int, int]], bits: int, protocol: str
+) -> None:
+    before = sites(plan_of({}, protocol))
+    assert sites(plan_of(overrides, protocol)) == {**before, "layer2.0.conv1.input": bits}
+
+
+def test_outputs_of_hardware_keep_the_target_unless_a_layer_reads_them() -> None:
+    plan = sites(plan_of({"*": (3, 3)}, "hardware"))
+    kept = {name for name, bits in plan.items() if bits == 4}
+    assert kept == {"avgpool.adaptive_avg_pool2d0.input", "fc.output"}
+    assert {bits for name, bits in plan.items() if name not in kept} == {3}
+
+
+class Reused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.twice, self.fc = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.twice(F.relu(self.twice(self.conv(x)))).mean((2, 3)))
+
+
+def test_each_use_of_a_shared_layer_is_a_layer() -> None:
+    graph = fold_batch_norms(capture(Reused(), InputSpec(size=8))).graph
+    plan = assign_bits(graph, PROTOCOLS["ait"], 4, 4, {"twice": (8, 8), "twice.reuse1": (2, 2)})
+    assert plan.weights == {"conv": 4, "twice": 8, "twice.reuse1": 2, "fc": 4}
+    assert sites(plan) == {"twice.input": 8, "twice.reuse1.input": 2, "fc.input": 4}
+
+
+# --- the configuration
+
+
+def configured(text: str) -> QuantizeConfig:
+    return build(QuantizeConfig, {"bits_override": parse_yaml(text)}, where="quantize")
+
+
+def test_key_of_the_params_file() -> None:
+    assert QuantizeConfig().bits_override is None
+    assert configured("").bits_override is None
+    config = configured("{layer1.*: [8, 8], '*.conv2': [2, 4]}")
+    assert config.bits_override == {"layer1.*": (8, 8), "*.conv2": (2, 4)}
+    assert config.model_dump(mode="json")["bits_override"] == {"layer1.*": [8, 8], "*.conv2": [2, 4]}
+    assert QuantizeConfig(**config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize(
+    "bits", ["8", "[8]", "[8, 8, 8]", "[9, 4]", "[4, 1]", "['8', '8']", "'8,8'", "[4.0, 4]", "[true, 4]", "", "{8: 8}"]
+)
+def test_bits_that_cannot_be_used_name_their_pattern(bits: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        configured(f"conv1: [8, 8]\nlayer1.*: {bits}")
+    message = str(raised.value)
+    assert message.startswith("bits_override = {'conv1': ")
+    assert "'layer1.*' needs two numbers from 2 to 8, bits of weight and input: [8, 8]." in message
+
+
+@pytest.mark.parametrize("text", ["fc", "[fc]", "[[fc, 8, 8]]", "3", "true", "{1: [8, 8]}"])
+def test_overrides_that_are_no_mapping_of_names(text: str) -> None:
+    with pytest.raises(UsageError, match="bits_override = "):
+        configured(text)
