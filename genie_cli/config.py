@@ -98,6 +98,10 @@ class SynthesizeConfig(Stage):
     batch_size: int = Field(128, ge=2)
     """Images optimised together; each batch has its own generator and latents."""
     seed: int = Field(0, ge=0, lt=2**63)
+    generator: bool = True
+    """Images come out of a generator that learns; False: their pixels learn directly (ZeroQ)."""
+    latents: Literal["learned", "sampled"] | None = None
+    """The generator's input: learned (the default), or drawn anew in every step (GBA)."""
     latent_dim: int = Field(256, ge=1)
     latent_lr: float = Field(0.1, gt=0)
     latent_lr_factor: float = Field(0.1, gt=0, lt=1)
@@ -109,15 +113,65 @@ class SynthesizeConfig(Stage):
     generator_lr_decay_every: int = Field(100, ge=1)
     swing: bool = True
     """Replace strided convolutions by swing convolutions (section 3.1.1)."""
+    pixel_lr: float = Field(0.1, gt=0)
+    """Rate of the pixels where there is no generator; it falls as the latents' does."""
+    statistics_weight: float = Field(1.0, ge=0)
+    """Weight of the batch-norm statistics loss (Eq. 5)."""
     image_loss_weight: float = Field(1.0, ge=0)
     """Weight of each image's own mean and std against 0 and 1 in normalised space."""
+    conditioning: Literal["none", "label", "superposed"] = "none"
+    """Latents of a class (GDFQ), or between classes (Qimera), with learned class embeddings."""
+    class_weight: float = Field(0.0, ge=0)
+    """Weight of the cross-entropy of the teacher's logits against assigned classes (GDFQ, KW)."""
+    soft_class_weight: float = Field(0.0, ge=0)
+    """Weight of the soft inception loss: the class's probability against a drawn confidence (IntraQ)."""
+    soft_class_lowest: float = Field(0.9, gt=0, lt=1)
+    """The lowest confidence that is drawn."""
+    margin_weight: float = Field(0.0, ge=0)
+    """Weight of the marginal distance: features neither on nor far from their class's centre (IntraQ)."""
+    margin_low: float = Field(0.05, ge=0, le=2)
+    margin_high: float = Field(0.8, ge=0, le=2)
+    crop_prob: float = Field(0.0, ge=0, le=1)
+    """Chance that the teacher sees a crop of an image, enlarged: local object reinforcement (IntraQ)."""
+    crop_lowest: float = Field(0.5, gt=0, le=1)
+    """Smallest side of such a crop, as a share."""
+    smoothness_weight: float = Field(0.0, ge=0)
+    """Weight of the image prior: squared distance to the image smoothed by a 3x3 Gaussian (KW)."""
+    student: Path | None = None
+    """A quantized folder of the same teacher, which the images are to tell from it (ZAQ)."""
+    discrepancy_weight: float = Field(0.0, ge=0)
+    """Weight of the difference between the logits of teacher and student, which is made large."""
+    other_teachers: tuple[ModelConfig, ...] = ()
+    """More networks whose statistics the images fit, each with its own normalisation (MixMix)."""
     image_dtype: Literal["float16", "uint8"] = "float16"
     """How the images are stored: normalised float16, or pixels clipped to 0..255."""
     out: Path = Path("images.safetensors")
     performance: Path | None = None
     """JSON file for seconds and peak memory."""
     log: Path | None = None
-    """CSV of the loss: batch, step, loss, latent_lr."""
+    """CSV of the loss: batch, step, loss, latent_lr (the pixels' rate where there is no generator)."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> SynthesizeConfig:
+        if not self.generator:
+            if self.latents is not None:
+                raise ValueError(f"latents = '{self.latents}' need a generator, which --no-generator takes away")
+            if self.conditioning != "none":
+                raise ValueError(f"conditioning = '{self.conditioning}' needs a generator: leave out --no-generator")
+        if self.margin_low > self.margin_high:
+            raise ValueError(f"margin_low = {self.margin_low} is above margin_high = {self.margin_high}")
+        if self.discrepancy_weight and self.student is None:
+            raise ValueError("discrepancy_weight needs a quantized student: give --student DIR")
+        if self.preset == "mixmix" and not self.other_teachers:
+            raise ValueError("preset = 'mixmix' needs several networks: give --model more than once")
+        if self.student is not None and not self.discrepancy_weight:
+            raise ValueError(f"student = {self.student} is not used without a discrepancy_weight above 0")
+        return self
+
+    @property
+    def learns_latents(self) -> bool:
+        """Whether the generator's input learns."""
+        return self.generator and self.latents != "sampled"
 
 
 class QuantizeConfig(Stage):
@@ -126,9 +180,10 @@ class QuantizeConfig(Stage):
     preset: str = "genie-m"
     protocol: str = "genie"
     """Who gets which bits; `genie inspect MODEL --protocol NAME` prints it."""
-    images: Path = Path("images.safetensors")
+    images: Annotated[str, BeforeValidator(str)] = "images.safetensors"
+    """An image set, or real images: digits, cifar10:FOLDER, imagefolder:PATH, a .safetensors with labels."""
     num_images: int | None = Field(None, ge=2)
-    """Use the first so many images; default all."""
+    """So many images: the first of an image set, a draw under the seed of real ones; default all."""
     weight_bits: int = Field(4, ge=MIN_BITS, le=MAX_BITS)
     activation_bits: int = Field(4, ge=MIN_BITS, le=MAX_BITS)
     bits_override: dict[str, tuple[int, int]] | None = None
@@ -140,6 +195,15 @@ class QuantizeConfig(Stage):
     seed: int = Field(0, ge=0, lt=2**63)
     reconstruct: bool = True
     """Learn rounding and step sizes unit by unit; False: ranges only, nearest rounding."""
+    data_free: bool = False
+    """Without images: equalised weights, ranges and bias correction from the batch-norm statistics (DFQ)."""
+    unit: Literal["layer", "block", "network"] = "block"
+    """What is learned together: a weight layer, a residual block (single layers outside), or everything."""
+    rounding: Literal["nearest", "adaround", "genie", "adaquant"] = "genie"
+    """How weights learn: not at all; softbits on a fixed step size (AdaRound); softbits and step size
+    together (Eq. 10); the weight itself behind nearest rounding, with its step size (AdaQuant, LSQ)."""
+    loss: Literal["squared", "kl"] = "squared"
+    """What is made small at a unit's output: the squared error, or the KL divergence of the classes' chances."""
     weight_range: Literal["search", "minmax"] = "search"
     """Initial weight step size: least |w - q(w)|^2.4 over 100 clipping ratios, or the full range."""
     activation_range: Literal["search", "minmax"] = "search"
@@ -149,6 +213,7 @@ class QuantizeConfig(Stage):
     """What the rate moves: the step of the unfolded weight, as the paper does, or step / start."""
     activation_step_lr: float = Field(4e-5, ge=0)
     rounding_lr: float = Field(1e-3, ge=0)
+    """Rate of the softbits' logits; of the weights, in step sizes, where `rounding` is adaquant."""
     round_weight: float = Field(1.0, ge=0)
     """Weight of the rounding regularizer."""
     warmup: float = Field(0.2, ge=0, lt=1)
@@ -166,6 +231,14 @@ class QuantizeConfig(Stage):
     out: Path = Path("quantized")
     performance: Path | None = None
     """JSON file for seconds and peak memory."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> QuantizeConfig:
+        if self.loss == "kl" and self.unit != "network":
+            raise ValueError(f"loss = 'kl' compares classes: it needs unit = 'network', not '{self.unit}'")
+        if self.reconstruct and self.rounding == "nearest" and not self.activation_step_lr:
+            raise ValueError("rounding = 'nearest' with activation_step_lr = 0 leaves nothing to learn")
+        return self
 
     @field_validator("bits_override", mode="before")
     @classmethod

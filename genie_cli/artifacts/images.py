@@ -29,6 +29,8 @@ class ImagesMetadata(ArtifactMetadata):
     """What an image set says about itself; teacher, hash and seed are None for real images."""
 
     kind: Literal["images"] = "images"
+    other_teachers: dict[str, str] = Field(default_factory=dict)
+    """Hash -> name of each further network that the images were made for (MixMix)."""
     num_images: int = Field(ge=1)
     dtype: ImageDtype
 

@@ -42,6 +42,20 @@ Weights = Annotated[
     str | None,
     _option(_MODEL, "--weights", "A torchvision weights name, or a local .safetensors or .pth file.", _OWN),
 ]
+ModelNames = Annotated[
+    list[str] | None,
+    _option(
+        _MODEL,
+        "--model",
+        "A name of `genie models`, or FILE.py:FACTORY, code that is run; more than one: images that fit them all.",
+    ),
+]
+WeightsOfEach = Annotated[
+    list[str] | None,
+    _option(
+        _MODEL, "--weights", "A torchvision weights name, or a local .safetensors or .pth file; one a --model.", _OWN
+    ),
+]
 InputSize = Annotated[int | None, _option(_MODEL, "--input-size", "Side of the square input in pixels.", _OWN)]
 NumChannels = Annotated[int | None, _option(_MODEL, "--num-channels", "Channels of the input.", _OWN)]
 Mean = Annotated[str | None, _option(_MODEL, "--mean", "Normalisation: mean of each channel, e.g. 0.5,0.5,0.5.", _OWN)]
@@ -51,8 +65,18 @@ Quantized = Annotated[
 ]
 Folded = Annotated[bool | None, _option(_MODEL, "--folded", "Evaluate the teacher with its batch norms folded.")]
 
-Images = Annotated[Path | None, _option(_IMAGES, "--images", "Image set to calibrate on.", "images.safetensors")]
-FirstImages = Annotated[int | None, _option(_IMAGES, "--num-images", "Use the first so many images.", "all")]
+Images = Annotated[
+    str | None,
+    _option(
+        _IMAGES,
+        "--images",
+        "Image set to calibrate on, or real images: digits, cifar10:FOLDER, imagefolder:PATH, or a .safetensors.",
+        "images.safetensors",
+    ),
+]
+FirstImages = Annotated[
+    int | None, _option(_IMAGES, "--num-images", "Use so many: the first of a set, a draw of real ones.", "all")
+]
 
 Data = Annotated[
     str | None,
@@ -78,7 +102,22 @@ NumWorkers = Annotated[
 NumImages = Annotated[int | None, _option(_RECIPE, "--n --num-images", "Images to synthesize.", "1024")]
 BatchSteps = Annotated[int | None, _option(_RECIPE, "--num-steps", "Optimisation steps of each batch.", "4000")]
 SynthesizeBatchSize = Annotated[int | None, _option(_RECIPE, "--batch-size", "Images optimised together.", "128")]
-SynthesizePreset = Annotated[str | None, _option(_RECIPE, "--preset", "Named recipe: genie, genie-fast.", "genie")]
+SynthesizePreset = Annotated[
+    str | None, _option(_RECIPE, "--preset", "Named recipe: genie, genie-fast, zeroq, swing, gba, latent, ...", "genie")
+]
+UseGenerator = Annotated[
+    bool | None, _option(_RECIPE, "--generator/--no-generator", "Learn a generator, or the pixels themselves.", "on")
+]
+Latents = Annotated[
+    str | None, _option(_RECIPE, "--latents", "The generator's input: learned, or sampled in every step.", "learned")
+]
+Swing = Annotated[
+    bool | None, _option(_RECIPE, "--swing/--no-swing", "Shift the input of strided convolutions at random.", "on")
+]
+Student = Annotated[
+    Path | None,
+    _option(_MODEL, "--student", "Quantized folder of the same network, which the images are to tell from it.", "none"),
+]
 SynthesizeSettings = Annotated[list[str] | None, _settings("latent_lr=0.05")]
 
 WeightBits = Annotated[int | None, _option(_RECIPE, "--weight-bits", "Bits of the weights, 2 to 8.", "4")]
@@ -98,7 +137,9 @@ BitsOverride = Annotated[
         metavar="PATTERN=W,A",
     ),
 ]
-QuantizePreset = Annotated[str | None, _option(_RECIPE, "--preset", "Named recipe: genie-m, minmax.", "genie-m")]
+QuantizePreset = Annotated[
+    str | None, _option(_RECIPE, "--preset", "Named recipe: genie-m, qdrop, brecq, adaround, minmax, ...", "genie-m")
+]
 UnitSteps = Annotated[
     int | None, _option(_RECIPE, "--num-steps", "Optimisation steps of each reconstruction unit.", "20000")
 ]
@@ -113,6 +154,14 @@ Patience = Annotated[
         _RECIPE, "--patience", "End a unit when its held-out loss has not improved for so many steps.", "all steps"
     ),
 ]
+UnitOption = Annotated[str | None, _option(_RECIPE, "--unit", "Learned together: layer, block or network.", "block")]
+Rounding = Annotated[
+    str | None, _option(_RECIPE, "--rounding", "How weights learn: nearest, adaround, genie or adaquant.", "genie")
+]
+DropProb = Annotated[
+    float | None, _option(_RECIPE, "--drop-prob", "QDrop: chance that an activation keeps full precision.", "0.5")
+]
+RoundWeight = Annotated[float | None, _option(_RECIPE, "--round-weight", "Weight of the rounding regularizer.", "1.0")]
 QuantizeSettings = Annotated[list[str] | None, _settings("drop_prob=0.25")]
 
 Seed = Annotated[int | None, _option(_RUN, "--seed", "Seed of every random number.", "0")]
@@ -205,6 +254,21 @@ def model_config(
     if "name" not in values:
         raise UsageError("No network is named: give --model SPEC, or a `model` section in --params.")
     return build(ModelConfig, values, where="model")
+
+
+def one_each(names: list[str], weights: list[str]) -> list[tuple[str, str | None]]:
+    """Networks with their weights, where `--model` is given more than once.
+
+    Raises:
+        UsageError: some have weights and some do not.
+    """
+    if weights and len(weights) != len(names):
+        raise UsageError(
+            f"{len(names)} --model and {len(weights)} --weights: give one --weights for each network, in their "
+            "order, 'default' for a network's own, or none at all."
+        )
+    files = [None if file == "default" else file for file in weights] or [None] * len(names)
+    return list(zip(names, files, strict=True))
 
 
 def stage_config(

@@ -30,6 +30,10 @@ def quantize(
     bits_override: opt.BitsOverride = None,
     preset: opt.QuantizePreset = None,
     num_steps: opt.UnitSteps = None,
+    unit: opt.UnitOption = None,
+    rounding: opt.Rounding = None,
+    drop_prob: opt.DropProb = None,
+    round_weight: opt.RoundWeight = None,
     batch_size: opt.QuantizeBatchSize = None,
     holdout: opt.Holdout = None,
     patience: opt.Patience = None,
@@ -53,6 +57,7 @@ def quantize(
     model_config = opt.model_config(file, model, weights, input_size, num_channels, mean, std)
     flags = opt.given(
         {
+            "unit": unit, "rounding": rounding, "drop_prob": drop_prob, "round_weight": round_weight,
             "images": images, "num_images": num_images, "weight_bits": weight_bits, "activation_bits": activation_bits,
             "protocol": protocol, "preset": preset, "num_steps": num_steps, "batch_size": batch_size,
             "seed": seed, "device": device, "precision": precision, "memory_limit": memory_limit, "out": out,
@@ -68,11 +73,10 @@ def quantize(
 
 def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
     from genie_cli.artifacts.atomic import check_writable
-    from genie_cli.artifacts.images import load_images
     from genie_cli.commands.running import running
     from genie_cli.models.graph.layers import weight_layers
     from genie_cli.models.zoo import load_teacher
-    from genie_cli.quantization.calibration_images import calibration_images
+    from genie_cli.quantization.calibration_images import calibration_images, open_image_set
     from genie_cli.quantization.quantize import quantize_network
     from genie_cli.student.overrides import layer_bits
     from genie_cli.student.protocol import find_protocol
@@ -85,8 +89,8 @@ def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
                 if config.performance is not None:
                     check_writable(config.performance)
             find_protocol(config.protocol)
-            image_set = load_images(config.images)
             teacher = load_teacher(model_config)
+            image_set = open_image_set(config.images, teacher, config.num_images, config.seed)
             layer_bits([layer.name for layer in weight_layers(teacher.graph)], config.bits_override or {})
             inputs = calibration_images(image_set, teacher, config.num_images, (workers.rank, workers.size))
             num_images = config.num_images or len(image_set)
@@ -96,7 +100,8 @@ def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
                     f"{workers.size} processes share {shared} images a step: start at most {shared}, "
                     "or raise --batch-size."
                 )
-        if image_set.metadata.teacher_sha256 not in (teacher.sha256, None):
+        made_for = {image_set.metadata.teacher_sha256, *image_set.metadata.other_teachers}
+        if not made_for & {teacher.sha256, None}:
             run.note(f"the images were made for another teacher, '{image_set.metadata.teacher}'.", warning=True)
         if config.reconstruct and config.batch_size > num_images:
             run.note(f"the batch of {config.batch_size} becomes {num_images}, the number of images.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from genie_cli.commands import options as opt
+from genie_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from genie_cli.commands.running import Run
@@ -14,16 +15,20 @@ if TYPE_CHECKING:
 
 
 def synthesize(
-    model: opt.ModelName = None,
-    weights: opt.Weights = None,
+    model: opt.ModelNames = None,
+    weights: opt.WeightsOfEach = None,
     input_size: opt.InputSize = None,
     num_channels: opt.NumChannels = None,
     mean: opt.Mean = None,
     std: opt.Std = None,
+    student: opt.Student = None,
     num_images: opt.NumImages = None,
     num_steps: opt.BatchSteps = None,
     batch_size: opt.SynthesizeBatchSize = None,
     preset: opt.SynthesizePreset = None,
+    generator: opt.UseGenerator = None,
+    latents: opt.Latents = None,
+    swing: opt.Swing = None,
     settings: opt.SynthesizeSettings = None,
     seed: opt.Seed = None,
     device: opt.Device = None,
@@ -39,9 +44,20 @@ def synthesize(
     from genie_cli.synthesis.presets import preset_options
 
     file = opt.read(params)
-    model_config = opt.model_config(file, model, weights, input_size, num_channels, mean, std)
+    names, files = model or [], weights or []
+    name, own_weights, others = next(iter(names), None), next(iter(files), None), None
+    if len(names) > 1:
+        (name, own_weights), *rest = opt.one_each(names, files)
+        others = [
+            {"name": other, "weights": file, "input_size": input_size, "num_channels": num_channels}
+            for other, file in rest
+        ]
+    elif len(files) > 1:
+        raise UsageError(f"{len(files)} --weights for one network: give one.")
+    model_config = opt.model_config(file, name, own_weights, input_size, num_channels, mean, std)
     flags = opt.given(
         {
+            "generator": generator, "latents": latents, "swing": swing, "student": student, "other_teachers": others,
             "num_images": num_images, "num_steps": num_steps, "batch_size": batch_size, "preset": preset,
             "seed": seed, "device": device, "precision": precision,
             "deterministic": deterministic, "out": out, "log": log, "performance": performance,
@@ -56,12 +72,16 @@ def _run(model_config: ModelConfig, config: SynthesizeConfig) -> None:
     from genie_cli.commands.running import running
     from genie_cli.models.zoo import load_teacher
     from genie_cli.synthesis.distill import batch_sizes, synthesize_images
+    from genie_cli.synthesis.teacher_network import check_same_input
 
     with running(config) as run:
         with run.checks():
             if run.workers.is_first:
                 opt.check_files(config.out, [config.log, config.performance], model_config.weights)
             teacher = load_teacher(model_config)
+            others = [load_teacher(other) for other in config.other_teachers]
+            for other in others:
+                check_same_input(teacher, other)
         if config.batch_size > config.num_images:
             run.note(f"the batch of {config.batch_size} becomes {config.num_images}, the number of images.")
         num_batches = len(batch_sizes(config.num_images, config.batch_size))
@@ -72,12 +92,12 @@ def _run(model_config: ModelConfig, config: SynthesizeConfig) -> None:
                 warning=True,
             )
         with run.work() as report:
-            result = synthesize_images(teacher, config, run.device, run.dtype, report, run.workers)
+            result = synthesize_images(teacher, config, run.device, run.dtype, report, run.workers, others)
         if run.workers.is_first:
-            _finish(run, config, teacher, result)
+            _finish(run, config, [teacher, *others], result)
 
 
-def _finish(run: Run, config: SynthesizeConfig, teacher: Teacher, result: Synthesis) -> None:
+def _finish(run: Run, config: SynthesizeConfig, teachers: list[Teacher], result: Synthesis) -> None:
     from genie_cli.artifacts.atomic import atomic_write_text
     from genie_cli.artifacts.images import save_images
     from genie_cli.artifacts.metadata import file_sha256
@@ -85,7 +105,7 @@ def _finish(run: Run, config: SynthesizeConfig, teacher: Teacher, result: Synthe
     from genie_cli.synthesis.distill import batch_sizes
     from genie_cli.synthesis.export import to_artifact
 
-    images, metadata = to_artifact(result.images, teacher, config, run.device)
+    images, metadata = to_artifact(result.images, teachers, config, run.device)
     if config.log is not None:
         lines = [f"{row.batch},{row.step},{row.loss:.6g},{row.latent_lr:.6g}" for row in result.log]
         atomic_write_text(config.log, "\n".join(["batch,step,loss,latent_lr", *lines]) + "\n")
@@ -98,7 +118,7 @@ def _finish(run: Run, config: SynthesizeConfig, teacher: Teacher, result: Synthe
         "Synthesized",
         {
             "images": f"{len(images)} of {'x'.join(str(side) for side in images.shape[1:])}, {config.image_dtype}",
-            "teacher": f"{teacher.name} ({teacher.sha256[:12]})",
+            "teachers" if teachers[1:] else "teacher": ", ".join(f"{t.name} ({t.sha256[:12]})" for t in teachers),
             "batches": " + ".join(str(size) for size in batch_sizes(config.num_images, config.batch_size)),
             "loss": f"{mean_loss:.4f}",
             "device": run.description(),

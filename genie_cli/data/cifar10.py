@@ -13,8 +13,8 @@ from genie_cli.errors import InputError
 _SHAPE = (3, 32, 32)
 
 
-def open_cifar10(folder: Path, spec: InputSpec, num_images: int | None = None) -> TensorImages:
-    """The 10000 test images for one network.
+def open_cifar10(folder: Path, spec: InputSpec, num_images: int | None = None, train: bool = False) -> TensorImages:
+    """The 10000 test images for one network, or the 50000 training images.
 
     The files are pickles: torchvision compares their MD5 sums with the published ones before it
     reads them, so that nothing but CIFAR-10 itself is unpickled. Nothing is downloaded.
@@ -23,6 +23,7 @@ def open_cifar10(folder: Path, spec: InputSpec, num_images: int | None = None) -
         folder: holds ``cifar-10-batches-py``.
         spec: the network's input.
         num_images: keep the first so many; None: all.
+        train: the training images.
 
     Raises:
         InputError: files missing or damaged, or the network takes another shape.
@@ -31,7 +32,7 @@ def open_cifar10(folder: Path, spec: InputSpec, num_images: int | None = None) -
 
     check_fits("CIFAR-10", _SHAPE, spec)
     try:
-        dataset = CIFAR10(str(folder), train=False, download=False)
+        dataset = CIFAR10(str(folder), train=train, download=False)
     except (RuntimeError, OSError):
         raise InputError(f"CIFAR-10 is missing or damaged in {folder}: {_describe(folder)}.") from None
     images = torch.from_numpy(dataset.data[:num_images]).permute(0, 3, 1, 2).contiguous()

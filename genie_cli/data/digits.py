@@ -38,18 +38,19 @@ def split(train: bool) -> tuple[Tensor, Tensor]:
     return (enlarged * (255 / _MAX_VALUE)).round().to(torch.uint8), labels[chosen]
 
 
-def open_digits(spec: InputSpec, num_images: int | None = None) -> TensorImages:
-    """The test split for one network.
+def open_digits(spec: InputSpec, num_images: int | None = None, train: bool = False) -> TensorImages:
+    """The test split for one network, or the training split.
 
     Args:
         spec: the network's input.
         num_images: keep the first so many; None: all.
+        train: the training images.
 
     Raises:
         InputError: the network takes another shape.
     """
     check_fits("digits", (1, SIZE, SIZE), spec)
-    images, labels = split(train=False)
+    images, labels = split(train)
     names = [str(digit) for digit in range(NUM_CLASSES)]
     return TensorImages(images[:num_images], labels[:num_images], spec, NUM_CLASSES, names)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +15,8 @@ from genie_cli.data.normalize import normalize_pixels
 from genie_cli.errors import InputError
 
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_DECODED = 64
+"""Images that a worker decodes at once where no batch size is given."""
 _LAYOUT = "the layout is FOLDER/class_a/1.jpg, FOLDER/class_a/2.jpg, FOLDER/class_b/1.jpg"
 
 
@@ -40,19 +42,28 @@ class ImageFolderImages(LabeledImages):
 
     def batches(self, batch_size: int, share: range | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Go once through the images, see `LabeledImages.batches`."""
+        batches = self.rows(batch_size, share)
+        for rows, pixels in zip(batches, self._decoded(batches), strict=True):
+            yield normalize_pixels(pixels, self._spec), self.labels[rows.start : rows.stop]
+
+    def pixels(self, rows: Sequence[int]) -> Tensor:
+        """Some images, see `LabeledImages.pixels`."""
+        batches = [rows[first : first + _DECODED] for first in range(0, len(rows), _DECODED)]
+        return torch.cat(list(self._decoded(batches)))
+
+    def _decoded(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         from torch.utils.data import DataLoader
 
-        batches = self.rows(batch_size, share)
         loader = DataLoader(
             self._files,
             batch_sampler=[list(rows) for rows in batches],
             num_workers=self._num_workers,
             collate_fn=first_failure_or_stack,
         )
-        for rows, pixels in zip(batches, loader, strict=True):
+        for pixels in loader:
             if isinstance(pixels, str):
                 raise InputError(pixels)
-            yield normalize_pixels(pixels, self._spec), self.labels[rows.start : rows.stop]
+            yield pixels
 
 
 def open_image_folder(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor
 
 from genie_cli.config import InputSpec
@@ -41,6 +42,14 @@ class LabeledImages(ABC):
         """The images of each batch of a share, see `batches`."""
         chosen = range(self.num_batches(batch_size)) if share is None else share
         return [range(i * batch_size, min((i + 1) * batch_size, self.num_images)) for i in chosen]
+
+    @abstractmethod
+    def pixels(self, rows: Sequence[int]) -> Tensor:
+        """Some images as pixels of the network's size: uint8 ``[len(rows), C, H, W]``.
+
+        Raises:
+            InputError: an image that cannot be used.
+        """
 
     @abstractmethod
     def batches(self, batch_size: int, share: range | None = None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -81,6 +90,10 @@ class TensorImages(LabeledImages):
         super().__init__(labels, num_classes, class_names)
         self._images = images
         self._spec = spec
+
+    def pixels(self, rows: Sequence[int]) -> Tensor:
+        """Some images, see `LabeledImages.pixels`."""
+        return self._images[torch.tensor(rows, dtype=torch.int64)]
 
     def batches(self, batch_size: int, share: range | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Go once through the images, see `LabeledImages.batches`."""

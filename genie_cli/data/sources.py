@@ -16,7 +16,9 @@ FORMS = ("digits", "cifar10:FOLDER", "imagefolder:PATH", "FILE.safetensors")
 _PREFIXES = ("digits", "cifar10", "imagefolder")
 
 
-def open_data(data: str, spec: InputSpec, num_workers: int = 0, num_images: int | None = None) -> LabeledImages:
+def open_data(
+    data: str, spec: InputSpec, num_workers: int = 0, num_images: int | None = None, train: bool = False
+) -> LabeledImages:
     """The labelled images that `data` names, prepared for one network.
 
     Args:
@@ -24,6 +26,7 @@ def open_data(data: str, spec: InputSpec, num_workers: int = 0, num_images: int 
         spec: the network's input.
         num_workers: processes that decode image files; 0 decodes in this one.
         num_images: keep the first so many; None: all.
+        train: to learn from, not to evaluate on: the training images of what has both, and labels may be missing.
 
     Raises:
         UsageError: none of these forms.
@@ -34,13 +37,13 @@ def open_data(data: str, spec: InputSpec, num_workers: int = 0, num_images: int 
     kind, _, place = data.partition(":")
     folder = Path(place).expanduser()
     if data == "digits":
-        return open_digits(spec, num_images)
+        return open_digits(spec, num_images, train)
     if kind == "cifar10" and place:
-        return open_cifar10(folder, spec, num_images)
+        return open_cifar10(folder, spec, num_images, train)
     if kind == "imagefolder" and place:
         return open_image_folder(folder, spec, num_workers, num_images)
     if data.endswith(".safetensors"):
-        return open_tensors(Path(data).expanduser(), spec, num_images)
+        return open_tensors(Path(data).expanduser(), spec, num_images, labelled=not train)
     raise UsageError(f"Unknown data '{data}': use {', '.join(FORMS[:-1])} or {FORMS[-1]}.{_hint(data)}")
 
 

@@ -16,18 +16,19 @@ _LABEL_DTYPES = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8,
 _LAYOUT = "it must hold 'images', uint8 [n, channels, height, width], and 'labels', integers [n]"
 
 
-def open_tensors(path: Path, spec: InputSpec, num_images: int | None = None) -> TensorImages:
+def open_tensors(path: Path, spec: InputSpec, num_images: int | None = None, labelled: bool = True) -> TensorImages:
     """The images of a ``.safetensors`` file for one network.
 
     Args:
         path: holds ``images`` uint8 [n, C, H, W] and ``labels`` integer [n].
         spec: the network's input.
         num_images: keep the first so many; None: all.
+        labelled: whether labels must be there; without them all are 0.
 
     Raises:
         InputError: missing or truncated file, missing tensors, wrong types or shapes, negative labels.
     """
-    images, labels = _read(path)
+    images, labels = _read(path, labelled)
     if images.dtype != torch.uint8:
         raise InputError(f"'images' of {path} are {_name(images)}, and pixels must be uint8 (0..255): {_LAYOUT}.")
     if labels.dtype not in _LABEL_DTYPES:
@@ -44,14 +45,17 @@ def open_tensors(path: Path, spec: InputSpec, num_images: int | None = None) -> 
     return TensorImages(images[:num_images], labels[:num_images], spec)
 
 
-def _read(path: Path) -> tuple[Tensor, Tensor]:
+def _read(path: Path, labelled: bool) -> tuple[Tensor, Tensor]:
     if not path.is_file():
-        raise InputError(f"Data file {path} does not exist: check --data.")
+        raise InputError(f"Data file {path} does not exist: check the path.")
     try:
         with safe_open(path, framework="pt") as file:
             keys = list(file.keys())
             if {"images", "labels"} <= set(keys):
                 return file.get_tensor("images"), file.get_tensor("labels")
+            if "images" in keys and not labelled:
+                images = file.get_tensor("images")
+                return images, torch.zeros(len(images), dtype=torch.int64)
     except (SafetensorError, OSError) as error:
         raise InputError(f"Data file {path} cannot be read, it may be truncated: {error}.") from None
     raise InputError(f"{path} holds {', '.join(sorted(keys)[:5]) or 'no tensors'}: {_LAYOUT}.")

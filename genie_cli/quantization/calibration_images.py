@@ -2,12 +2,69 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from genie_cli.artifacts.images import ImageSet
+from genie_cli import __version__
+from genie_cli.artifacts.images import ImageSet, ImagesMetadata, load_images
+from genie_cli.artifacts.metadata import KEY
+from genie_cli.data.sources import open_data
 from genie_cli.errors import InputError, UsageError
 from genie_cli.models.teacher import Teacher
+
+
+def open_image_set(images: str, teacher: Teacher, num_images: int | None, seed: int) -> ImageSet:
+    """An image set, or real images as one: a draw under the seed, or all of them in their order.
+
+    Args:
+        images: path of an image set; ``digits``, ``cifar10:FOLDER``, ``imagefolder:PATH``; or a
+            ``.safetensors`` with real ``images``, uint8.
+        teacher: the network, whose preprocessing image files go through.
+        num_images: so many real images, ``randperm(n)[:num_images]`` under `seed`.
+        seed: of the draw.
+
+    Raises:
+        UsageError: more real images are wanted than there are.
+        InputError: images that cannot be read, or raw tensors of another shape than the network's input.
+    """
+    if not _is_source(images):
+        return load_images(Path(images))
+    data = open_data(images, teacher.input, train=True)
+    wanted = data.num_images if num_images is None else num_images
+    if wanted > data.num_images:
+        raise UsageError(f"--num-images {wanted} is more than the {data.num_images} images of {images}.")
+    rows = torch.arange(data.num_images)
+    if num_images is not None:
+        rows = torch.randperm(data.num_images, generator=torch.Generator().manual_seed(seed))[:wanted]
+    pixels = data.pixels(rows.tolist()).contiguous()
+    metadata = ImagesMetadata(
+        teacher=None,
+        teacher_sha256=None,
+        config={},
+        seed=None if num_images is None else seed,
+        input=teacher.input,
+        tool_version=__version__,
+        torch_version=str(torch.__version__),
+        device_kind="cpu",
+        num_images=len(pixels),
+        dtype="uint8",
+    )
+    return ImageSet(pixels, metadata, hashlib.sha256(pixels.numpy().tobytes()).hexdigest())
+
+
+def _is_source(images: str) -> bool:
+    """Whether this names real images: a form of `open_data`, or a file of tensors that is no artifact."""
+    if images == "digits" or images.partition(":")[0] in ("cifar10", "imagefolder"):
+        return True
+    try:
+        with safe_open(images, framework="pt") as file:
+            return KEY not in (file.metadata() or {}) and "images" in file.keys()  # noqa: SIM118
+    except (SafetensorError, OSError, RuntimeError, ValueError):
+        return False  # `load_images` says what is wrong with it
 
 
 class CalibrationImages:

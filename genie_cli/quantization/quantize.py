@@ -6,32 +6,25 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor
 
 from genie_cli.config import QuantizeConfig
-from genie_cli.models.graph.cuts import data_nodes
 from genie_cli.models.graph.folding import FoldedGraph, fold_batch_norms
-from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.placement import move
-from genie_cli.models.graph.pooling import repeat_max_pool_gradients
-from genie_cli.models.graph.subgraph import extract
-from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.models.teacher import Teacher
 from genie_cli.quantization.activation_store import ActivationPool, ActivationStore
 from genie_cli.quantization.calibration import calibrate_sites
-from genie_cli.quantization.lsq import LearnedActivationQuantizer
-from genie_cli.quantization.memory_budget import activation_budget, rows_at_once
-from genie_cli.quantization.reconstruction import SoftWeightSlot, UnitTask, learn_unit
-from genie_cli.quantization.rounding import SoftRoundedWeight, largest_rate
-from genie_cli.quantization.units import Unit, reconstruction_units
+from genie_cli.quantization.memory_budget import activation_budget
+from genie_cli.quantization.pieces import cut_out
+from genie_cli.quantization.unit_learning import LearnedUnit, UnitData, forward, learn, num_stages, round_to_nearest
+from genie_cli.quantization.units import reconstruction_units
 from genie_cli.runtime.determinism import make_generator
 from genie_cli.runtime.distribution import SOLO, Workers
 from genie_cli.runtime.progress import Advanced, Reporter, StageFinished, StageStarted, silent
 from genie_cli.runtime.settings import release_freed_memory
 from genie_cli.student.build import insert_quantizers
-from genie_cli.student.grid import minmax_weight_grid, quantize_weight, search_weight_grid
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
-from genie_cli.student.protocol import ActivationSite, BitPlan, assign_bits, find_protocol
+from genie_cli.student.protocol import BitPlan, assign_bits, find_protocol
 
 STAGE = "quantize"
 _ROWS = 16
@@ -93,18 +86,6 @@ class QuantizedNetwork:
     memory: dict[str, int]
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """One unit's share of the folded graph; `rows` images pass through it at once where nothing is learned."""
-
-    rows: int
-    unit: Unit
-    nodes: list[fx.Node]
-    source: fx.Node
-    teacher: fx.GraphModule
-    plan: BitPlan
-
-
 def quantize_network(
     teacher: Teacher,
     images: ImageRows,
@@ -137,12 +118,13 @@ def quantize_network(
         config.activation_bits,
         config.bits_override or {},
     )
-    units = reconstruction_units(folded.graph)
+    units = reconstruction_units(folded.graph, whole=config.unit == "network")
     with workers.agreeing():
         budget = activation_budget(folded.graph, units, config, device)
     move(folded.graph, device)
     steps = config.num_steps if config.reconstruct else 1
-    report(StageStarted(STAGE, steps * len(units)))
+    report(StageStarted(STAGE, steps * sum(num_stages(len(unit.layers), config) for unit in units)))
+    done = 0
     weights: dict[str, IntegerWeight] = {}
     activations: dict[str, ActivationQuantizer] = {}
     reports = []
@@ -150,38 +132,34 @@ def quantize_network(
     with ActivationPool(device, budget.device, budget.host) as pool:
         full = quantized = _store_images(images, pool)
         for position, unit in enumerate(units):
-            piece = _cut_out(folded.graph, unit, plan, device)
-            targets = _forward(piece.teacher, full, pool, piece.rows)
+            piece = cut_out(folded.graph, unit, plan, device)
+            targets = forward(piece.teacher, full, pool, piece.rows)
             initial = calibrate_sites(
                 folded.graph, piece.nodes, piece.source, piece.plan.activations, quantized, config, piece.rows, workers
             )
             where = f"unit {position + 1}/{len(units)} {unit.name}"
-            taken = 0
             if config.reconstruct:
-                done = position * steps
 
-                def on_step(step: int, loss: float, done: int = done, where: str = where) -> None:
-                    report(Advanced(STAGE, done + step, where, {"loss": loss}))
+                def on_step(step: int, loss: float, before: int = done, where: str = where) -> None:
+                    report(Advanced(STAGE, before + step, where, {"loss": loss}))
 
-                task = _make_task(piece, folded, initial, full, quantized, targets, held_out, config, device)
-                taken = learn_unit(task, config, device, dtype, on_step, workers)
-                unit_weights = {name: weight.harden() for name, weight in task.weights.items()}
-                unit_activations = {name: activation.harden() for name, activation in task.activations.items()}
+                data = UnitData(full, quantized, targets, held_out, pool)
+                learned = learn(piece, folded, initial, data, config, device, dtype, on_step, workers)
             else:
-                unit_weights = _round_to_nearest(piece, config)
-                unit_activations = initial
+                learned = LearnedUnit(round_to_nearest(piece, config), initial, 0)
+            done += steps * num_stages(len(unit.layers), config)
             if full is not quantized:
                 full.release()  # before the next set is made: two sets and the new one are the most
-            student = insert_quantizers(piece.teacher, piece.plan, unit_weights, unit_activations).to(device)
-            outputs = _forward(student, quantized, pool, piece.rows)
+            student = insert_quantizers(piece.teacher, piece.plan, learned.weights, learned.activations).to(device)
+            outputs = forward(student, quantized, pool, piece.rows)
             quantized.release()
             error, held_out_error = _relative_errors(outputs, targets, held_out, workers)
-            reports.append(UnitReport(unit.name, unit.layers, taken, error, held_out_error))
-            report(Advanced(STAGE, (position + 1) * steps, where, {"error": error}))
+            reports.append(UnitReport(unit.name, unit.layers, learned.num_steps, error, held_out_error))
+            report(Advanced(STAGE, done, where, {"error": error}))
             full, quantized = targets, outputs
             release_freed_memory()
-            weights.update((name, weight.cpu()) for name, weight in unit_weights.items())
-            activations.update((name, activation.cpu()) for name, activation in unit_activations.items())
+            weights.update((name, weight.cpu()) for name, weight in learned.weights.items())
+            activations.update((name, activation.cpu()) for name, activation in learned.activations.items())
         memory = pool.peak
     move(folded.graph, torch.device("cpu"))
     report(StageFinished(STAGE))
@@ -205,80 +183,6 @@ def _store_images(images: ImageRows, pool: ActivationPool) -> ActivationStore:
     for first in range(0, len(images), _ROWS):
         store.write(first, images[first : first + _ROWS])
     return store
-
-
-def _cut_out(folded: fx.GraphModule, unit: Unit, plan: BitPlan, device: torch.device) -> _Piece:
-    all_nodes = data_nodes(folded)
-    names = [node.name for node in all_nodes]
-    first, last = names.index(unit.source), names.index(unit.output)
-    nodes = all_nodes[first + 1 : last + 1]
-    is_last = last == len(names) - 1  # whose output no unit reads: a site on it is the last unit's own
-    read = set(names[first : last + is_last])
-    rows = rows_at_once(all_nodes[first : last + 1], device)
-    sites: tuple[ActivationSite, ...] = tuple(site for site in plan.activations if site.node in read)
-    own_plan = BitPlan({name: plan.weights[name] for name in unit.layers}, sites)
-    teacher = extract(folded, nodes, all_nodes[first], [all_nodes[last]])
-    return _Piece(rows, unit, nodes, all_nodes[first], teacher, own_plan)
-
-
-def _initial_grids(piece: _Piece, config: QuantizeConfig) -> dict[str, tuple[Tensor, Tensor, Tensor, int]]:
-    """Layer name -> weight, scale, zero point, bits."""
-    search = search_weight_grid if config.weight_range == "search" else minmax_weight_grid
-    grids = {}
-    for layer in weight_layers(piece.teacher):
-        weight, bits = get_tensor(piece.teacher, layer.weight_key), piece.plan.weights[layer.name]
-        grids[layer.name] = (weight, *search(weight, bits), bits)
-    return grids
-
-
-def _round_to_nearest(piece: _Piece, config: QuantizeConfig) -> dict[str, IntegerWeight]:
-    return {
-        name: IntegerWeight(quantize_weight(weight, scale, zero_point, bits), scale, zero_point, bits)
-        for name, (weight, scale, zero_point, bits) in _initial_grids(piece, config).items()
-    }
-
-
-def _make_task(
-    piece: _Piece,
-    folded: FoldedGraph,
-    initial: dict[str, ActivationQuantizer],
-    full: ActivationStore,
-    quantized: ActivationStore,
-    targets: ActivationStore,
-    held_out: Tensor,
-    config: QuantizeConfig,
-    device: torch.device,
-) -> UnitTask:
-    weights = {}
-    for name, (weight, scale, zero_point, bits) in _initial_grids(piece, config).items():
-        unit = scale
-        if config.weight_step_space == "checkpoint":
-            # The step of the checkpoint's weight moves by lr; folded, that is |gamma / sigma| as much.
-            unit = folded.multipliers.get(name, torch.ones(len(scale))).abs().view(-1, 1).to(scale.device)
-        if config.weight_step_lr:
-            unit = torch.minimum(unit, largest_rate(scale, 2**bits - 1) / config.weight_step_lr)
-        weights[name] = SoftRoundedWeight(weight, scale, zero_point, bits, unit).to(device)
-    slots = {name: SoftWeightSlot() for name in weights}
-    activations = {
-        name: LearnedActivationQuantizer(float(start.step_size), start.bits, start.signed, config.drop_prob).to(device)
-        for name, start in initial.items()
-    }
-    modules: dict[str, nn.Module] = dict(activations)
-    student = repeat_max_pool_gradients(insert_quantizers(piece.teacher, piece.plan, slots, modules))
-    return UnitTask(piece.unit.name, student, slots, weights, activations, full, quantized, targets, held_out)
-
-
-@torch.no_grad()
-def _forward(graph: fx.GraphModule, inputs: ActivationStore, pool: ActivationPool, rows: int) -> ActivationStore:
-    """The graph's output for all inputs."""
-    outputs: ActivationStore | None = None
-    for first in range(0, len(inputs), rows):
-        batch = graph(inputs.read(first, min(first + rows, len(inputs))))
-        if outputs is None:
-            outputs = pool.allocate((len(inputs), *batch.shape[1:]))
-        outputs.write(first, batch)
-    assert outputs is not None
-    return outputs
 
 
 def _relative_errors(

@@ -6,16 +6,16 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 
 from genie_cli.config import QuantizeConfig
 from genie_cli.quantization.activation_store import ActivationStore
 from genie_cli.quantization.lsq import LearnedActivationQuantizer
 from genie_cli.quantization.rounding import (
-    SoftRoundedWeight,
     largest_rate,
     rectified_sigmoid,
     rounding_beta,
@@ -24,6 +24,7 @@ from genie_cli.quantization.rounding import (
 from genie_cli.runtime.determinism import RandomMasks, make_generator
 from genie_cli.runtime.distribution import SOLO, Workers
 from genie_cli.runtime.replay import ReplayedStep
+from genie_cli.student.modules import IntegerWeight
 
 LOG_EVERY = 50
 """Steps between progress reports: reading the loss makes a GPU wait."""
@@ -41,6 +42,31 @@ class SoftWeightSlot(nn.Module):
         """The weight of this step."""
         assert self.value is not None
         return self.value
+
+
+class LearnedWeight(Protocol):
+    """A weight whose elements and step size can learn: softbits, or the weight behind nearest rounding."""
+
+    bits: int
+    offset: nn.Parameter
+    """Of the step size."""
+
+    @property
+    def elements(self) -> nn.Parameter:
+        """What learns element by element, in the shape of the weight."""
+        ...
+
+    def weight(self, values: Tensor, /) -> Tensor:
+        """The weight of those values."""
+        ...
+
+    def keep_step_positive(self) -> None:
+        """Called after each optimizer step."""
+        ...
+
+    def harden(self) -> IntegerWeight:
+        """The finished integers."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -62,7 +88,7 @@ class UnitTask:
     name: str
     student: fx.GraphModule
     slots: Mapping[str, SoftWeightSlot]
-    weights: Mapping[str, SoftRoundedWeight]
+    weights: Mapping[str, LearnedWeight]
     activations: Mapping[str, LearnedActivationQuantizer]
     full_inputs: ActivationStore
     quantized_inputs: ActivationStore
@@ -130,11 +156,13 @@ class _Learner:
         self._mixing = RandomMasks(config.drop_prob, self._generator)
         self._weights, self._activations = list(task.weights.values()), list(task.activations.values())
         # One tensor for all layers: softbits and regularizer are computed in one go.
-        self._logits = nn.Parameter(torch.cat([weight.logits.detach().flatten() for weight in self._weights]))
-        self._sizes = [weight.logits.numel() for weight in self._weights]
-        self._groups = _parameter_groups(self._logits, self._weights, self._activations, config, device)
+        self._elements = nn.Parameter(torch.cat([weight.elements.detach().flatten() for weight in self._weights]))
+        self._sizes = [weight.elements.numel() for weight in self._weights]
+        self._has_softbits = config.rounding in ("genie", "adaround")
+        self._groups = _parameter_groups(self._elements, self._weights, self._activations, config, device)
         on_cuda = device.type == "cuda"
-        self._optimizer = torch.optim.Adam(self._groups, fused=True, capturable=on_cuda)
+        adam = partial(torch.optim.Adam, fused=True, capturable=on_cuda)
+        self._optimizer = adam(self._groups) if self._groups else None  # all rates may be 0
         self._parameters = [parameter for group in self._groups for parameter in group["params"]]
         total = min(config.batch_size, int(workers.sum_(torch.tensor(float(len(task.targets) - len(task.held_out))))))
         own = total // workers.size + (workers.rank < total % workers.size)
@@ -160,13 +188,14 @@ class _Learner:
         config = self._config
         self._load(next(self._batches))
         beta = rounding_beta(self._done, config.num_steps, config.warmup, config.beta_start, config.beta_end)
+        regularized = beta is not None and self._has_softbits
         if beta is not None:
             self._beta.fill_(beta)
         decay = 0.5 * (1 + math.cos(math.pi * self._done / config.num_steps))
         for group in self._groups:
             if group["decays"]:
                 group["lr"].fill_(group["start"] * decay)
-        self._steps[beta is not None]()
+        self._steps[regularized]()
         self._done += 1
 
     def _load(self, rows: Tensor) -> None:
@@ -186,18 +215,19 @@ class _Learner:
         config, task = self._config, self._task
         if config.drop_prob > 0:
             quantized = torch.lerp(quantized, full, self._mixing.draw(quantized))
-        softbits = rectified_sigmoid(self._logits)
-        parts = zip(task.weights.items(), softbits.split(self._sizes), strict=True)
+        values = rectified_sigmoid(self._elements) if self._has_softbits else self._elements
+        parts = zip(task.weights.items(), values.split(self._sizes), strict=True)
         for (name, weight), own in parts:
-            task.slots[name].value = weight.weight(own.view_as(weight.logits))
+            task.slots[name].value = weight.weight(own.view_as(weight.elements))
         loss = self._reconstruction_loss(quantized, targets)
         total = loss * self._share
         if regularized:
-            total = total + (config.round_weight / self._workers.size) * rounding_regularizer(softbits, self._beta)
-        self._optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        self._sum_gradients()
-        self._optimizer.step()
+            total = total + (config.round_weight / self._workers.size) * rounding_regularizer(values, self._beta)
+        if self._optimizer is not None:
+            self._optimizer.zero_grad(set_to_none=True)
+            total.backward()
+            self._sum_gradients()
+            self._optimizer.step()
         for weight in self._weights:
             weight.keep_step_positive()
         for activation in self._activations:
@@ -207,6 +237,10 @@ class _Learner:
     def _reconstruction_loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
             output = self._task.student(inputs)
+        if self._config.loss == "kl":
+            own, wanted = (functional.log_softmax(logits.float(), 1) for logits in (output, targets))
+            divergence: Tensor = functional.kl_div(own, wanted, reduction="batchmean", log_target=True)
+            return divergence
         loss: Tensor = _SquaredError.apply(output, targets)
         return loss
 
@@ -247,8 +281,8 @@ class _Learner:
 
     @torch.no_grad()
     def _write_back(self) -> None:
-        for weight, own in zip(self._weights, self._logits.detach().split(self._sizes), strict=True):
-            weight.logits.copy_(own.view_as(weight.logits))
+        for weight, own in zip(self._weights, self._elements.detach().split(self._sizes), strict=True):
+            weight.elements.copy_(own.view_as(weight.elements))
 
     def finish(self) -> None:
         """Leave what was learned in the task's modules."""
@@ -267,7 +301,8 @@ class _SquaredError(torch.autograd.Function):
         places = target.numel() // target.shape[1]
         ctx.save_for_backward(difference)
         ctx.places, ctx.dtype = places, output.dtype
-        return torch.linalg.vector_norm(difference).square() / places
+        norm: Tensor = torch.linalg.vector_norm(difference)
+        return norm.square() / places
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -301,8 +336,8 @@ class _EarlyStopping:
 
 
 def _parameter_groups(
-    logits: nn.Parameter,
-    weights: Sequence[SoftRoundedWeight],
+    elements: nn.Parameter,
+    weights: Sequence[LearnedWeight],
     activations: Sequence[LearnedActivationQuantizer],
     config: QuantizeConfig,
     device: torch.device,
@@ -316,11 +351,17 @@ def _parameter_groups(
     for activation in activations:
         largest = float(largest_rate(activation.step_size.detach(), 2**activation.bits - 1))
         by_rate.setdefault(min(config.activation_step_lr, largest), []).append(activation.step_size)
-    return [
-        group([logits], config.rounding_lr, decays=False),
-        group([weight.offset for weight in weights], config.weight_step_lr, decays=True),
-        *(group(parameters, rate, decays=True) for rate, parameters in by_rate.items()),
+    weight_step_lr = config.weight_step_lr if config.rounding in ("genie", "adaquant") else 0.0
+    rates = [
+        ([elements], config.rounding_lr if config.rounding != "nearest" else 0.0, False),
+        ([weight.offset for weight in weights], weight_step_lr, True),
+        *((parameters, rate, True) for rate, parameters in by_rate.items()),
     ]
+    for parameters, rate, _ in rates:
+        if not rate:  # what does not learn stays out of the backward pass
+            for parameter in parameters:
+                parameter.requires_grad_(False)
+    return [group(parameters, rate, decays) for parameters, rate, decays in rates if rate]
 
 
 def _own_place(workers: Workers) -> tuple[int, ...]:

@@ -64,6 +64,11 @@ class SoftRoundedWeight(nn.Module):
         lowest = torch.where(usable, (STEP_FLOOR - 1) * self.start / torch.where(usable, self.unit, 1), 0)
         self.register_buffer("lowest", lowest)
 
+    @property
+    def elements(self) -> nn.Parameter:
+        """What learns element by element."""
+        return self.logits
+
     def step_size(self) -> Tensor:
         """The learned step size ``[O, 1, ...]``."""
         return self.start + self.unit * self.offset

@@ -50,8 +50,8 @@ class _Span:
     last: int
 
 
-def reconstruction_units(folded: fx.GraphModule) -> list[Unit]:
-    """Units in data-flow order that cover every node once.
+def reconstruction_units(folded: fx.GraphModule, whole: bool = False) -> list[Unit]:
+    """Units in data-flow order that cover every node once; one for everything if `whole`.
 
     Raises:
         InputError: there is nothing to quantize.
@@ -62,6 +62,9 @@ def reconstruction_units(folded: fx.GraphModule) -> list[Unit]:
     layer_at = {index[layer.node]: layer.name for layer in weight_layers(folded)}
     if not layer_at:
         raise InputError("The network has no convolution or linear layer to quantize.")
+    if whole:
+        layers = tuple(layer_at[i] for i in sorted(layer_at))
+        return [Unit("network", nodes[0].name, nodes[-1].name, layers)]
     blocks = _blocks(nodes, cuts, sorted(layer_at))
     bounds: list[tuple[int, str | None]] = []  # (last node index, block name)
     position = 0

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor
 
-from genie_cli.config import SynthesizeConfig
-from genie_cli.models.graph.placement import move
+from genie_cli.config import InputSpec, SynthesizeConfig
 from genie_cli.models.teacher import Teacher
-from genie_cli.runtime.determinism import derive_seed, make_generator
+from genie_cli.runtime.determinism import make_generator
 from genie_cli.runtime.distribution import SOLO, Workers
 from genie_cli.runtime.progress import Advanced, Reporter, StageFinished, StageStarted, silent
 from genie_cli.runtime.replay import ReplayedStep
-from genie_cli.synthesis.generator import Generator
+from genie_cli.synthesis.image_source import make_source
 from genie_cli.synthesis.schedule import PlateauSchedule
-from genie_cli.synthesis.statistics import image_statistics_loss, statistics_graph
-from genie_cli.synthesis.swing import SwingShift, draw_offsets, set_offsets, swing_strided_convolutions
+from genie_cli.synthesis.statistics import image_statistics_loss
+from genie_cli.synthesis.teacher_network import TeacherNetwork
 
 STAGE = "synthesize"
 LOG_EVERY = 10
@@ -60,6 +59,7 @@ def synthesize_images(
     dtype: torch.dtype,
     report: Reporter = silent,
     workers: Workers = SOLO,
+    others: Sequence[Teacher] = (),
 ) -> Synthesis:
     """Synthesize `config.num_images` images from the batch-norm statistics of `teacher`.
 
@@ -73,13 +73,14 @@ def synthesize_images(
         dtype: arithmetic of the networks; statistics, losses and optimizer state stay float32.
         report: receives progress.
         workers: processes that share the batches; each returns all images.
+        others: more teachers of the same input size, whose statistics the images fit too (MixMix); the
+            loss is the mean over the teachers, and the images are in the normalised space of `teacher`.
 
     Raises:
         InputError: a network without batch norms.
     """
-    graph = statistics_graph(teacher.graph, dtype)
-    shifts = swing_strided_convolutions(graph) if config.swing else []
-    move(graph, device)
+    spec = teacher.input
+    networks = [TeacherNetwork(one, spec, config, device, dtype) for one in (teacher, *others)]
     sizes = batch_sizes(config.num_images, config.batch_size)
     own = workers.share(len(sizes))
     total = config.num_steps * len(sizes)
@@ -93,9 +94,8 @@ def synthesize_images(
             done = min((position * config.num_steps + step) * workers.size, total)  # the others are about as far
             report(Advanced(STAGE, done, f"batch {index + 1}/{len(sizes)}", {"loss": loss}))
 
-        batch = _Batch(teacher, graph, shifts, index, size, config, device, dtype)
+        batch = _Batch(networks, spec, index, size, config, device, dtype)
         images.append(_distill_batch(batch, config.num_steps, on_step))
-    spec = teacher.input
     none = torch.empty(0, spec.num_channels, spec.size, spec.size)
     all_images = workers.all_gather_rows(torch.cat([none, *images]))
     rows = torch.tensor([[row.batch, row.step, row.loss, row.latent_lr] for row in log], dtype=torch.float64)
@@ -109,38 +109,54 @@ def synthesize_images(
 
 
 class _Batch:
-    """One batch of images in the making: its latents, its generator and what optimises them."""
+    """One batch of images in the making: where they come from, and what optimises that."""
 
     def __init__(
         self,
-        teacher: Teacher,
-        graph: fx.GraphModule,
-        shifts: list[SwingShift],
+        networks: Sequence[TeacherNetwork],
+        spec: InputSpec,
         index: int,
         size: int,
         config: SynthesizeConfig,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        self._graph, self._shifts, self._config, self._dtype = graph, shifts, config, dtype
-        self._generator = _new_generator(teacher, index, config).to(device)
-        draws = make_generator(torch.device("cpu"), config.seed, "latents", index)
-        self._latents = nn.Parameter(torch.randn(size, config.latent_dim, generator=draws).to(device))
+        self._networks, self._config, self._dtype, self._device = networks, config, dtype, device
+        self._source = make_source(spec, index, size, config, device)
         swings = make_generator(torch.device("cpu"), config.seed, "swing", index)
-        self._offsets = draw_offsets(config.num_steps, len(shifts), swings).to(device)
+        self._offsets = [network.draw_swings(config.num_steps, swings, device) for network in networks]
         self._step_index = torch.zeros(1, dtype=torch.int64, device=device)
-        self.schedule = PlateauSchedule(
-            config.latent_lr, config.latent_lr_factor, config.latent_lr_patience, config.latent_min_lr, device
+        rate = config.latent_lr if config.generator else config.pixel_lr
+        self._schedule = PlateauSchedule(
+            rate, config.latent_lr_factor, config.latent_lr_patience, config.latent_min_lr, device
         )
         self._generator_lr = torch.tensor(config.generator_lr, device=device)
-        recorded = device.type == "cuda"
+        groups = [([] if self._source.codes is None else [self._source.codes], self._schedule.lr)]
+        groups.append((list(self._source.weights()), self._generator_lr))
         self._optimizers = [
-            torch.optim.Adam([self._latents], lr=self.schedule.lr, fused=True, capturable=recorded),
-            torch.optim.Adam(self._generator.parameters(), lr=self._generator_lr, fused=True, capturable=recorded),
+            torch.optim.Adam(parameters, lr=lr, fused=True, capturable=device.type == "cuda")
+            for parameters, lr in groups
+            if parameters
         ]
         self.loss = torch.zeros((), device=device)
         """Loss of the last step."""
-        self.step = ReplayedStep(self._learn, device)
+        self._replayed = ReplayedStep(self._learn, device)
+
+    @property
+    def code_lr(self) -> float:
+        """The rate of what learns image by image; 0 where nothing does."""
+        return 0.0 if self._source.codes is None else float(self._schedule.lr)
+
+    def step(self) -> None:
+        """One optimizer step."""
+        self._source.prepare()
+        self._replayed()
+
+    def finish(self) -> tuple[Tensor, Tensor]:
+        """The last forward pass: images ``[B, C, S, S]`` and their loss."""
+        self._source.prepare()
+        with torch.no_grad():
+            return self._images_and_loss()
 
     def set_generator_lr(self, steps_done: int) -> None:
         """The generator's rate decays in stairs."""
@@ -149,50 +165,42 @@ class _Batch:
             stairs = steps_done // config.generator_lr_decay_every
             self._generator_lr.fill_(config.generator_lr * config.generator_lr_decay**stairs)
 
-    def images_and_loss(self) -> tuple[Tensor, Tensor]:
-        """Forward pass of one step."""
-        set_offsets(self._shifts, self._offsets.index_select(0, self._step_index).squeeze(0))
-        device_type = self._latents.device.type
-        with torch.autocast(device_type, self._dtype, enabled=self._dtype != torch.float32):
-            images: Tensor = self._generator(self._latents)
-        batch = images.to(self._dtype).contiguous(memory_format=torch.channels_last)
-        loss = torch.stack(self._graph(batch)).sum()
-        if self._config.image_loss_weight:
-            loss = loss + self._config.image_loss_weight * image_statistics_loss(images)
+    def _images_and_loss(self) -> tuple[Tensor, Tensor]:
+        config = self._config
+        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
+            images = self._source.images()
+        losses = [
+            network(images, offsets.index_select(0, self._step_index).squeeze(0))[0]
+            for network, offsets in zip(self._networks, self._offsets, strict=True)
+        ]
+        loss = config.statistics_weight * (losses[0] if len(losses) == 1 else torch.stack(losses).mean())
+        if config.image_loss_weight:
+            loss = loss + config.image_loss_weight * image_statistics_loss(images)
         return images.detach(), loss
 
     def _learn(self) -> None:
-        loss = self.images_and_loss()[1]
+        loss = self._images_and_loss()[1]
         for optimizer in self._optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
         for optimizer in self._optimizers:
             optimizer.step()
-        self.schedule.step(loss.detach())
+        self._schedule.step(loss.detach())
         self._step_index += 1
         self.loss.copy_(loss.detach())
 
 
 def _distill_batch(batch: _Batch, num_steps: int, on_step: Callable[[int, float, float], None]) -> Tensor:
     for step in range(1, num_steps):
-        latent_lr = float(batch.schedule.lr) if _is_logged(step) else 0.0  # the step that follows changes it
+        rate = batch.code_lr if _is_logged(step) else 0.0  # the step that follows changes it
         batch.step()
         batch.set_generator_lr(step)
         if _is_logged(step):
-            on_step(step, float(batch.loss), latent_lr)
-    with torch.no_grad():
-        images, loss = batch.images_and_loss()
-    on_step(num_steps, float(loss), float(batch.schedule.lr))
-    return images.cpu().contiguous()  # those of the last forward pass, as the authors keep them
+            on_step(step, float(batch.loss), rate)
+    images, loss = batch.finish()
+    on_step(num_steps, float(loss), batch.code_lr)
+    return images.cpu().clone()  # those of the last forward pass, as the authors keep them
 
 
 def _is_logged(step: int) -> bool:
     return step == 1 or step % LOG_EVERY == 0
-
-
-def _new_generator(teacher: Teacher, index: int, config: SynthesizeConfig) -> Generator:
-    """A generator with PyTorch's default initialisation under the batch's own seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(config.seed, "generator", index))
-        generator = Generator(config.latent_dim, teacher.input)
-    return generator.train().to(memory_format=torch.channels_last)

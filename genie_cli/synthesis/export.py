@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -10,23 +12,26 @@ from genie_cli.artifacts.images import ImagesMetadata, encode_images
 from genie_cli.config import SynthesizeConfig
 from genie_cli.models.teacher import Teacher
 
-_NOT_DETERMINING = {"out", "log", "device", "performance"}
+_NOT_DETERMINING = {"out", "log", "device", "performance", "other_teachers", "student"}
+"""Paths, and what the metadata say by hash."""
 
 
 def to_artifact(
-    images: Tensor, teacher: Teacher, config: SynthesizeConfig, device: torch.device
+    images: Tensor, teachers: Sequence[Teacher], config: SynthesizeConfig, device: torch.device
 ) -> tuple[Tensor, ImagesMetadata]:
     """Encoded images and their metadata.
 
     Args:
         images: ``[n, C, S, S]``, float32, normalised.
-        teacher: the network they were made for.
+        teachers: the networks they were made for; they are in the normalised space of the first.
         config: how they were made.
         device: where they were made.
     """
+    teacher, *others = teachers
     metadata = ImagesMetadata(
         teacher=teacher.name,
         teacher_sha256=teacher.sha256,
+        other_teachers={other.sha256: other.name for other in others},
         config=config.model_dump(mode="json", exclude=_NOT_DETERMINING),
         seed=config.seed,
         input=teacher.input,

@@ -21,6 +21,7 @@ from genie_cli.errors import InputError
 from genie_cli.models.graph.batch_norm import BatchNormSite, batch_norm_sites
 from genie_cli.models.graph.capture import aten
 from genie_cli.models.graph.cuts import data_nodes
+from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.pooling import repeat_max_pool_gradients
 from genie_cli.models.graph.subgraph import extract
 from genie_cli.models.graph.tensors import named_tensors, set_tensor
@@ -103,10 +104,11 @@ class StatisticsSite(nn.Module):
         return result
 
 
-def statistics_graph(teacher: fx.GraphModule, dtype: torch.dtype) -> fx.GraphModule:
-    """The part of a teacher that the loss needs: images in, one loss a batch-norm site out.
+def statistics_graph(teacher: fx.GraphModule, dtype: torch.dtype, with_logits: bool = False) -> fx.GraphModule:
+    """The part of a teacher that the loss needs: images in, a tuple of one loss a batch-norm site out.
 
-    Nothing behind the last site is run, no parameter needs a gradient, weights are in `dtype`;
+    Nothing behind the last site is run, unless `with_logits`: then (losses, logits, features) come out, the
+    features being the input of the last weight layer. No parameter needs a gradient, weights are in `dtype`;
     statistics and losses stay float32.
 
     Raises:
@@ -119,7 +121,8 @@ def statistics_graph(teacher: fx.GraphModule, dtype: torch.dtype) -> fx.GraphMod
             "these: quantize it with images made for another teacher, or with real ones."
         )
     nodes = data_nodes(teacher)
-    graph_module = extract(teacher, nodes, nodes[0], [site.node for site in sites])
+    ends = _logits_and_features(teacher) if with_logits else []
+    graph_module = extract(teacher, nodes, nodes[0], [*(site.node for site in sites), *ends])
     graph = graph_module.graph
     for key, value in named_tensors(graph_module).items():
         set_tensor(graph_module, key, _prepared(value, dtype))
@@ -137,11 +140,20 @@ def statistics_graph(teacher: fx.GraphModule, dtype: torch.dtype) -> fx.GraphMod
         site.node.replace_all_uses_with(normalized)
         graph.erase_node(site.node)
     output = next(iter(reversed(graph.nodes)))
-    output.args = (tuple(losses),)
+    returned = output.args[0]
+    assert isinstance(returned, tuple) or not with_logits
+    output.args = ((tuple(losses), *tuple(returned)[len(sites) :]) if with_logits else tuple(losses),)
     graph.eliminate_dead_code()
     graph_module.delete_all_unused_submodules()
     _work_in_place(graph)
     return repeat_max_pool_gradients(graph_module)
+
+
+def _logits_and_features(teacher: fx.GraphModule) -> list[fx.Node]:
+    logits = next(iter(reversed(teacher.graph.nodes))).args[0]
+    features = weight_layers(teacher)[-1].node.args[0]
+    assert isinstance(logits, fx.Node) and isinstance(features, fx.Node)
+    return [logits, features]
 
 
 def _work_in_place(graph: fx.Graph) -> None:

@@ -12,7 +12,7 @@ from genie_cli.config import QuantizeConfig
 from genie_cli.data.digits import split
 from genie_cli.data.normalize import normalize_pixels
 from genie_cli.models.teacher import Teacher
-from genie_cli.quantization import quantize as quantize_module
+from genie_cli.quantization import unit_learning
 from genie_cli.quantization.quantize import QuantizedNetwork, held_out_share, quantize_network
 from genie_cli.quantization.reconstruction import UnitTask, _EarlyStopping, learn_unit
 
@@ -51,7 +51,7 @@ def test_held_out_images_are_never_trained_on(digits_teacher: Teacher, digits: T
         held.append(set(task.held_out.tolist()))
         return taken
 
-    monkeypatch.setattr(quantize_module, "learn_unit", wrapped)
+    monkeypatch.setattr(unit_learning, "learn_unit", wrapped)
     network = quantize(digits_teacher, digits, holdout=0.25, batch_size=8)
     assert all(len(rows) == 12 and rows == held[0] for rows in held)
     assert all(rows == set(range(48)) - held[0] for rows in trained)

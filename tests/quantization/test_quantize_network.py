@@ -21,7 +21,7 @@ from genie_cli.models.graph.folding import fold_batch_norms
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.tensors import get_tensor, named_tensors
 from genie_cli.models.teacher import Teacher, make_teacher
-from genie_cli.quantization import calibration, reconstruction
+from genie_cli.quantization import calibration, reconstruction, unit_learning
 from genie_cli.quantization import quantize as quantize_module
 from genie_cli.quantization.activation_store import ActivationPool, ActivationStore
 from genie_cli.quantization.calibration import CALIBRATION_IMAGES, calibrate_sites
@@ -302,7 +302,7 @@ def watch(
         handle.remove()
         return taken
 
-    monkeypatch.setattr(quantize_module, "learn_unit", wrapped)
+    monkeypatch.setattr(unit_learning, "learn_unit", wrapped)
     return quantize(teacher, images, **options), watched
 
 

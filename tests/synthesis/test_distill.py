@@ -18,9 +18,10 @@ from genie_cli.models.graph.tensors import named_tensors
 from genie_cli.models.teacher import Teacher, make_teacher
 from genie_cli.runtime.determinism import derive_seed, make_generator
 from genie_cli.runtime.progress import Advanced, Event, StageFinished, StageStarted
-from genie_cli.synthesis import distill
+from genie_cli.synthesis import distill, image_source
 from genie_cli.synthesis.distill import Synthesis, batch_sizes, synthesize_images
 from genie_cli.synthesis.schedule import PlateauSchedule
+from genie_cli.synthesis.statistics import statistics_graph
 
 CPU = torch.device("cpu")
 
@@ -138,8 +139,9 @@ def test_each_batch_and_purpose_draws_from_a_place_of_its_own(small: Teacher, mo
         places.append(place)
         return derive_seed(*place)
 
-    monkeypatch.setattr(distill, "make_generator", lambda device, *place: make_generator(device, seed(*place)))
-    monkeypatch.setattr(distill, "derive_seed", seed)
+    for module in (distill, image_source):
+        monkeypatch.setattr(module, "make_generator", lambda device, *place: make_generator(device, seed(*place)))
+    monkeypatch.setattr(image_source, "derive_seed", seed)
     run(small, num_images=12, seed=9)
     assert len(places) == len(set(places)) == 9  # three batches: generator, latents, swing
     assert {place[0] for place in places} == {9} and {place[-1] for place in places} == {0, 1, 2}
@@ -161,7 +163,7 @@ def test_images_fit_the_teacher_better_than_those_of_an_untrained_generator(digi
     config = {"num_images": 16, "batch_size": 16, "swing": False}
     learned = run(digits_teacher, num_steps=60, **config).images
     untrained = run(digits_teacher, num_steps=1, **config).images
-    graph = distill.statistics_graph(digits_teacher.graph, torch.float32)
+    graph = statistics_graph(digits_teacher.graph, torch.float32)
     assert torch.stack(graph(learned)).sum() < torch.stack(graph(untrained)).sum() / 2
 
 
@@ -177,7 +179,7 @@ def test_network_without_batch_norm_is_an_input_error():
 
 def plain_images(teacher: Teacher, network: SmallNet, config: SynthesizeConfig) -> Iterator[tuple[Tensor, float]]:
     """Images and loss of each forward pass, by forward hooks, std_mean and PyTorch's optimizers; no swing."""
-    generator = distill._new_generator(teacher, 0, config)
+    generator = image_source._new_generator(teacher.input, 0, config)
     draws = make_generator(CPU, config.seed, "latents", 0)
     latents = nn.Parameter(torch.randn(config.num_images, config.latent_dim, generator=draws))
     latent_adam = torch.optim.Adam([latents], lr=config.latent_lr)

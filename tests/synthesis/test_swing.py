@@ -15,7 +15,7 @@ from genie_cli.config import InputSpec, SynthesizeConfig
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.teacher import Teacher, make_teacher
 from genie_cli.runtime.determinism import make_generator
-from genie_cli.synthesis import distill
+from genie_cli.synthesis import distill, teacher_network
 from genie_cli.synthesis.statistics import statistics_graph
 from genie_cli.synthesis.swing import SwingShift, draw_offsets, set_offsets, swing_strided_convolutions
 
@@ -169,7 +169,7 @@ def test_swing_is_switched_by_the_configuration(
         seen.append(offsets.tolist())
         set_offsets(shifts, offsets)
 
-    monkeypatch.setattr(distill, "set_offsets", record)
+    monkeypatch.setattr(teacher_network, "set_offsets", record)
     config = SynthesizeConfig(num_images=2, num_steps=3, swing=swing)
     distill.synthesize_images(digits_teacher, config, CPU, torch.float32)
     expected = draw_offsets(3, num_shifts, make_generator(CPU, 0, "swing", 0))

@@ -1,0 +1,80 @@
+"""A teacher as a synthesis step runs it: images in, statistics loss out, with its own normalisation and swings."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from genie_cli.config import InputSpec, SynthesizeConfig
+from genie_cli.errors import InputError
+from genie_cli.models.graph.placement import move
+from genie_cli.models.teacher import Teacher
+from genie_cli.synthesis.statistics import statistics_graph
+from genie_cli.synthesis.swing import draw_offsets, set_offsets, swing_strided_convolutions
+
+
+class TeacherNetwork:
+    """One teacher on the device, shared by all batches.
+
+    Images come in the normalised space of `spec`, that of the first teacher; others see them in their own.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        spec: InputSpec,
+        config: SynthesizeConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+        with_logits: bool = False,
+    ) -> None:
+        """Prepare the graph: up to the last batch norm, or with the rest (`with_logits`)."""
+        self._dtype, self._with_logits = dtype, with_logits
+        self._graph = statistics_graph(teacher.graph, dtype, with_logits)
+        self._shifts = swing_strided_convolutions(self._graph) if config.swing else []
+        move(self._graph, device)
+        self._renormalization = _renormalization(spec, teacher.input, device)
+
+    def draw_swings(self, num_steps: int, generator: torch.Generator, device: torch.device) -> Tensor:
+        """Offsets of all swing convolutions for a batch's steps: ``[num_steps, num_shifts, 2]``."""
+        return draw_offsets(num_steps, len(self._shifts), generator).to(device)
+
+    def __call__(self, images: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Statistics loss of ``images [B, C, S, S]`` under the offsets ``[num_shifts, 2]`` of a step.
+
+        Returns:
+            loss (scalar); logits ``[B, K]`` and features ``[B, D]``, float32, the input of the last layer
+            (None where they are not asked for).
+        """
+        set_offsets(self._shifts, offsets)
+        if self._renormalization is not None:
+            multiplier, offset = self._renormalization
+            images = images * multiplier + offset
+        batch = images.to(self._dtype).contiguous(memory_format=torch.channels_last)
+        if not self._with_logits:
+            return torch.stack(self._graph(batch)).sum(), None, None
+        losses, logits, features = self._graph(batch)
+        return torch.stack(losses).sum(), logits.float(), features.flatten(1).float()
+
+
+def check_same_input(teacher: Teacher, other: Teacher) -> None:
+    """Refuse teachers that cannot see the same images; normalisations may differ.
+
+    Raises:
+        InputError: another size or number of channels.
+    """
+    own, found = ((t.input.num_channels, t.input.size) for t in (teacher, other))
+    if own != found:
+        raise InputError(
+            f"'{teacher.name}' takes {own[0]} channel(s) of {own[1]} pixels a side and '{other.name}' {found[0]} of "
+            f"{found[1]}: teachers of one image set take the same; set --input-size where the networks allow it."
+        )
+
+
+def _renormalization(source: InputSpec, target: InputSpec, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    """Multiplier and offset ``[C, 1, 1]`` from one normalised space to another; None where they are the same."""
+    if (source.mean, source.std) == (target.mean, target.std):
+        return None
+    numbers = (source.mean, source.std, target.mean, target.std)
+    mean, std, own_mean, own_std = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in numbers)
+    return (std / own_std).float().to(device), ((mean - own_mean) / own_std).float().to(device)
