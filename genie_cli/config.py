@@ -121,12 +121,16 @@ class SynthesizeConfig(Stage):
     """Weight of each image's own mean and std against 0 and 1 in normalised space."""
     conditioning: Literal["none", "label", "superposed"] = "none"
     """Latents of a class (GDFQ), or between classes (Qimera), with learned class embeddings."""
+    num_mixed: int = Field(2, ge=1)
+    """Classes that are superposed (Qimera: 2 for CIFAR-10, 10 for CIFAR-100, 500 for ImageNet)."""
+    mix_prob: float = Field(0.4, ge=0, le=1)
+    """Chance that an image's classes are superposed."""
     class_weight: float = Field(0.0, ge=0)
     """Weight of the cross-entropy of the teacher's logits against assigned classes (GDFQ, KW)."""
     soft_class_weight: float = Field(0.0, ge=0)
     """Weight of the soft inception loss: the class's probability against a drawn confidence (IntraQ)."""
-    soft_class_lowest: float = Field(0.9, gt=0, lt=1)
-    """The lowest confidence that is drawn."""
+    soft_class_lowest: float = Field(0.95, gt=0, le=1)
+    """The lowest confidence that is drawn (0.95 for CIFAR-10, 0.6 for CIFAR-100, 1 for ImageNet)."""
     margin_weight: float = Field(0.0, ge=0)
     """Weight of the marginal distance: features neither on nor far from their class's centre (IntraQ)."""
     margin_low: float = Field(0.05, ge=0, le=2)
@@ -134,7 +138,7 @@ class SynthesizeConfig(Stage):
     crop_prob: float = Field(0.0, ge=0, le=1)
     """Chance that the teacher sees a crop of an image, enlarged: local object reinforcement (IntraQ)."""
     crop_lowest: float = Field(0.5, gt=0, le=1)
-    """Smallest side of such a crop, as a share."""
+    """Smallest area of such a crop, as a share of the image."""
     smoothness_weight: float = Field(0.0, ge=0)
     """Weight of the image prior: squared distance to the image smoothed by a 3x3 Gaussian (KW)."""
     student: Path | None = None

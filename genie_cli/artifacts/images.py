@@ -31,6 +31,8 @@ class ImagesMetadata(ArtifactMetadata):
     kind: Literal["images"] = "images"
     other_teachers: dict[str, str] = Field(default_factory=dict)
     """Hash -> name of each further network that the images were made for (MixMix)."""
+    student_sha256: str | None = None
+    """Hash of the weights file of the quantized network that the images tell from the teacher (ZAQ)."""
     num_images: int = Field(ge=1)
     dtype: ImageDtype
 

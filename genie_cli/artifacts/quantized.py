@@ -65,7 +65,7 @@ class QuantizedMetadata(ArtifactMetadata):
     activations: dict[str, ActivationEntry]
     """Activation site -> its quantizer; a site is named after its first reader."""
     images_sha256: str | None
-    """Hash of the file of calibration images."""
+    """Hash of the file of calibration images, or of the pixels of real ones; None: there were none."""
     images_teacher_sha256: str | None
     """Hash of the network that the images were made for; None for real images."""
 

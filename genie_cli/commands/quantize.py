@@ -74,44 +74,55 @@ def quantize(
 def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
     from genie_cli.artifacts.atomic import check_writable
     from genie_cli.commands.running import running
-    from genie_cli.models.graph.layers import weight_layers
     from genie_cli.models.zoo import load_teacher
-    from genie_cli.quantization.calibration_images import calibration_images, open_image_set
-    from genie_cli.quantization.quantize import quantize_network
-    from genie_cli.student.overrides import layer_bits
     from genie_cli.student.protocol import find_protocol
 
     with running(config) as run:
-        workers = run.workers
         with run.checks():
-            if workers.is_first:
+            if run.workers.is_first:
                 check_writable(config.out, folder=True)
                 if config.performance is not None:
                     check_writable(config.performance)
             find_protocol(config.protocol)
             teacher = load_teacher(model_config)
-            image_set = open_image_set(config.images, teacher, config.num_images, config.seed)
-            layer_bits([layer.name for layer in weight_layers(teacher.graph)], config.bits_override or {})
-            inputs = calibration_images(image_set, teacher, config.num_images, (workers.rank, workers.size))
-            num_images = config.num_images or len(image_set)
-            shared = min(config.batch_size, num_images) if config.reconstruct else num_images
-            if workers.size > shared:
-                raise UsageError(
-                    f"{workers.size} processes share {shared} images a step: start at most {shared}, "
-                    "or raise --batch-size."
-                )
-        made_for = {image_set.metadata.teacher_sha256, *image_set.metadata.other_teachers}
-        if not made_for & {teacher.sha256, None}:
-            run.note(f"the images were made for another teacher, '{image_set.metadata.teacher}'.", warning=True)
-        if config.reconstruct and config.batch_size > num_images:
-            run.note(f"the batch of {config.batch_size} becomes {num_images}, the number of images.")
-        with run.work() as report:
-            network = quantize_network(teacher, inputs, config, run.device, run.dtype, report, workers)
-        if workers.is_first:
+        image_set, network = (_without_images if config.data_free else _on_images)(run, config, teacher)
+        if run.workers.is_first:
             _finish(run, config, teacher, image_set, network)
 
 
-def _finish(run: Run, config: QuantizeConfig, teacher: Teacher, image_set: ImageSet, network: QuantizedNetwork) -> None:
+def _without_images(run: Run, config: QuantizeConfig, teacher: Teacher) -> tuple[None, QuantizedNetwork]:
+    from genie_cli.quantization.data_free import quantize_without_images
+
+    with run.work() as report:
+        return None, quantize_without_images(teacher, config, report)
+
+
+def _on_images(run: Run, config: QuantizeConfig, teacher: Teacher) -> tuple[ImageSet, QuantizedNetwork]:
+    from genie_cli.quantization.calibration_images import calibration_images, open_image_set
+    from genie_cli.quantization.quantize import quantize_network
+
+    workers = run.workers
+    with run.checks():
+        image_set = open_image_set(config.images, teacher, config.num_images, config.seed)
+        inputs = calibration_images(image_set, teacher, config.num_images, (workers.rank, workers.size))
+        num_images = config.num_images or len(image_set)
+        shared = min(config.batch_size, num_images) if config.reconstruct else num_images
+        if workers.size > shared:
+            raise UsageError(
+                f"{workers.size} processes share {shared} images a step: start at most {shared}, or raise --batch-size."
+            )
+    made_for = {image_set.metadata.teacher_sha256, *image_set.metadata.other_teachers}
+    if not made_for & {teacher.sha256, None}:
+        run.note(f"the images were made for another teacher, '{image_set.metadata.teacher}'.", warning=True)
+    if config.reconstruct and config.batch_size > num_images:
+        run.note(f"the batch of {config.batch_size} becomes {num_images}, the number of images.")
+    with run.work() as report:
+        return image_set, quantize_network(teacher, inputs, config, run.device, run.dtype, report, workers)
+
+
+def _finish(
+    run: Run, config: QuantizeConfig, teacher: Teacher, image_set: ImageSet | None, network: QuantizedNetwork
+) -> None:
     from genie_cli.artifacts.quantized import save_quantized
     from genie_cli.commands.display import duration, file_size, summary
     from genie_cli.quantization.export import to_artifact
@@ -122,21 +133,20 @@ def _finish(run: Run, config: QuantizeConfig, teacher: Teacher, image_set: Image
     run.write_performance(config.performance, {"steps": taken, "activations": network.memory})
     stored = ", ".join(f"{file_size(n)} ({place})" for place, n in network.memory.items() if n)
     recipe = f"{config.preset}, protocol {config.protocol}"
-    recipe += "".join(f", {pattern}={w},{a}" for pattern, (w, a) in (config.bits_override or {}).items())
     if config.reconstruct:
-        recipe += f", {config.num_steps} steps a unit"
-        recipe += f", {taken} of {config.num_steps * len(network.units)} taken" if config.patience is not None else ""
-    summary(
-        f"Quantized w{config.weight_bits}a{config.activation_bits}",
-        {
-            "teacher": f"{teacher.name} ({teacher.sha256[:12]})",
-            "images": f"{config.num_images or len(image_set)} of {config.images}",
-            "recipe": recipe,
-            "units": len(network.units),
-            "error": f"{network.units[-1].relative_error:.4f} of the output's energy",
-            "device": run.description(),
-            "time": duration(run.seconds),
-            "memory": f"{run.peak_memory()} at most; activations {stored}",
-            "written": f"{config.out} ({file_size(size)})",
-        },
-    )
+        by_layer = config.unit == "layer"
+        recipe += f", {config.num_steps} steps a {'layer' if by_layer else 'unit'}"
+        if config.patience is not None:
+            recipe += f", {taken} of {config.num_steps * len(network.weights if by_layer else network.units)} taken"
+    rows = {"teacher": f"{teacher.name} ({teacher.sha256[:12]})"}
+    if image_set is not None:
+        rows["images"] = f"{config.num_images or len(image_set)} of {config.images}"
+    rows["recipe"] = recipe
+    if network.units:
+        rows["units"] = str(len(network.units))
+        rows["error"] = f"{network.units[-1].relative_error:.4f} of the output's energy"
+    rows["device"] = run.description()
+    rows["time"] = duration(run.seconds)
+    rows["memory"] = f"{run.peak_memory()} at most{f'; activations {stored}' if stored else ''}"
+    rows["written"] = f"{config.out} ({file_size(size)})"
+    summary(f"Quantized w{config.weight_bits}a{config.activation_bits}", rows)

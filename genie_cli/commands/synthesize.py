@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from genie_cli.commands.running import Run
     from genie_cli.config import ModelConfig, SynthesizeConfig
     from genie_cli.models.teacher import Teacher
+    from genie_cli.synthesis.discrepancy import Student
     from genie_cli.synthesis.distill import Synthesis
 
 
@@ -82,6 +83,7 @@ def _run(model_config: ModelConfig, config: SynthesizeConfig) -> None:
             others = [load_teacher(other) for other in config.other_teachers]
             for other in others:
                 check_same_input(teacher, other)
+            student, student_sha256 = _load_student(config, teacher, run)
         if config.batch_size > config.num_images:
             run.note(f"the batch of {config.batch_size} becomes {config.num_images}, the number of images.")
         num_batches = len(batch_sizes(config.num_images, config.batch_size))
@@ -92,12 +94,26 @@ def _run(model_config: ModelConfig, config: SynthesizeConfig) -> None:
                 warning=True,
             )
         with run.work() as report:
-            result = synthesize_images(teacher, config, run.device, run.dtype, report, run.workers, others)
+            result = synthesize_images(teacher, config, run.device, run.dtype, report, run.workers, others, student)
         if run.workers.is_first:
-            _finish(run, config, [teacher, *others], result)
+            _finish(run, config, [teacher, *others], student_sha256, result)
 
 
-def _finish(run: Run, config: SynthesizeConfig, teachers: list[Teacher], result: Synthesis) -> None:
+def _load_student(config: SynthesizeConfig, teacher: Teacher, run: Run) -> tuple[Student | None, str | None]:
+    from genie_cli.artifacts.metadata import file_sha256
+    from genie_cli.artifacts.quantized import WEIGHTS_FILE, load_quantized
+    from genie_cli.student.load import load_student
+    from genie_cli.synthesis.discrepancy import Student
+
+    if config.student is None:
+        return None, None
+    network = load_student(teacher, load_quantized(config.student))
+    return Student(network, run.device), file_sha256(config.student / WEIGHTS_FILE)
+
+
+def _finish(
+    run: Run, config: SynthesizeConfig, teachers: list[Teacher], student_sha256: str | None, result: Synthesis
+) -> None:
     from genie_cli.artifacts.atomic import atomic_write_text
     from genie_cli.artifacts.images import save_images
     from genie_cli.artifacts.metadata import file_sha256
@@ -105,7 +121,7 @@ def _finish(run: Run, config: SynthesizeConfig, teachers: list[Teacher], result:
     from genie_cli.synthesis.distill import batch_sizes
     from genie_cli.synthesis.export import to_artifact
 
-    images, metadata = to_artifact(result.images, teachers, config, run.device)
+    images, metadata = to_artifact(result.images, teachers, config, run.device, student_sha256)
     if config.log is not None:
         lines = [f"{row.batch},{row.step},{row.loss:.6g},{row.latent_lr:.6g}" for row in result.log]
         atomic_write_text(config.log, "\n".join(["batch,step,loss,latent_lr", *lines]) + "\n")

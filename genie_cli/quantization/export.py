@@ -27,9 +27,9 @@ _NOT_DETERMINING = {"out", "images", "device", "memory_limit", "performance"}
 
 
 def to_artifact(
-    network: QuantizedNetwork, teacher: Teacher, images: ImageSet, config: QuantizeConfig, device: torch.device
+    network: QuantizedNetwork, teacher: Teacher, images: ImageSet | None, config: QuantizeConfig, device: torch.device
 ) -> QuantizedArtifact:
-    """Integers, step sizes and all other tensors of `network`, with where they come from."""
+    """Integers, step sizes and all other tensors of `network`, with where they come from; images are None for DFQ."""
     weights = {
         name: QuantizedWeight(w.codes.contiguous(), w.scale, w.zero_point, w.bits)
         for name, w in network.weights.items()
@@ -47,8 +47,8 @@ def to_artifact(
         input=teacher.input,
         weights={n: WeightEntry(bits=w.bits, shape=tuple(w.codes.shape)) for n, w in weights.items()},
         activations={n: ActivationEntry(bits=a.bits, signed=a.signed) for n, a in activations.items()},
-        images_sha256=images.sha256,
-        images_teacher_sha256=images.metadata.teacher_sha256,
+        images_sha256=images.sha256 if images is not None else None,
+        images_teacher_sha256=images.metadata.teacher_sha256 if images is not None else None,
         tool_version=__version__,
         torch_version=str(torch.__version__),
         device_kind=device.type,
@@ -72,7 +72,7 @@ def _metrics(network: QuantizedNetwork, config: QuantizeConfig) -> dict[str, Any
         "protocol": config.protocol,
         "weight_bits": config.weight_bits,
         "activation_bits": config.activation_bits,
-        "relative_error": network.units[-1].relative_error,
+        "relative_error": network.units[-1].relative_error if network.units else None,
         "units": [
             {
                 "name": unit.name,

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+import torch
+from torch import Tensor, fx, nn
+
+from genie_cli.models.graph.placement import move
+from genie_cli.student.grid import code_range
+from genie_cli.student.modules import ActivationQuantizer
 
 
 def discrepancy_loss(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
@@ -12,3 +17,37 @@ def discrepancy_loss(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
     student's training makes the difference small. Both logits pass their gradient on to the images.
     """
     return -(teacher_logits.float() - student_logits.float()).abs().mean()
+
+
+class Student:
+    """A quantized network whose logits tell their gradient to the images.
+
+    Its rounding passes gradients straight through inside the grid: its own has none.
+    """
+
+    def __init__(self, network: fx.GraphModule, device: torch.device) -> None:
+        """Take the network of `load_student`, in place."""
+        for name, module in list(network.named_modules()):
+            if isinstance(module, ActivationQuantizer):
+                network.set_submodule(name, _StraightThrough(module))
+        self._network = move(network, device)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """``[B, C, S, S]``, normalised, to logits ``[B, K]``, float32."""
+        logits: Tensor = self._network(images)
+        return logits.float()
+
+
+class _StraightThrough(nn.Module):
+    """An activation quantizer with the gradient of its clipping."""
+
+    def __init__(self, quantizer: ActivationQuantizer) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+
+    def forward(self, x: Tensor) -> Tensor:
+        step_size = self.quantizer.step_size.to(x.dtype)
+        quant_min, quant_max = code_range(self.quantizer.bits, self.quantizer.signed)
+        clipped = torch.minimum(torch.maximum(x, quant_min * step_size), quant_max * step_size)
+        rounded: Tensor = self.quantizer(x)
+        return clipped + (rounded - clipped).detach()

@@ -8,16 +8,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from genie_cli.config import InputSpec, SynthesizeConfig
+from genie_cli.config import SynthesizeConfig
 from genie_cli.models.teacher import Teacher
 from genie_cli.runtime.determinism import make_generator
 from genie_cli.runtime.distribution import SOLO, Workers
 from genie_cli.runtime.progress import Advanced, Reporter, StageFinished, StageStarted, silent
 from genie_cli.runtime.replay import ReplayedStep
+from genie_cli.synthesis.discrepancy import Student
 from genie_cli.synthesis.image_source import make_source
 from genie_cli.synthesis.schedule import PlateauSchedule
 from genie_cli.synthesis.statistics import image_statistics_loss
 from genie_cli.synthesis.teacher_network import TeacherNetwork
+from genie_cli.synthesis.terms import BatchTerms, needs_logits
 
 STAGE = "synthesize"
 LOG_EVERY = 10
@@ -60,6 +62,7 @@ def synthesize_images(
     report: Reporter = silent,
     workers: Workers = SOLO,
     others: Sequence[Teacher] = (),
+    student: Student | None = None,
 ) -> Synthesis:
     """Synthesize `config.num_images` images from the batch-norm statistics of `teacher`.
 
@@ -75,12 +78,16 @@ def synthesize_images(
         workers: processes that share the batches; each returns all images.
         others: more teachers of the same input size, whose statistics the images fit too (MixMix); the
             loss is the mean over the teachers, and the images are in the normalised space of `teacher`.
+        student: a quantized network that the images are to tell from `teacher` (ZAQ).
 
     Raises:
         InputError: a network without batch norms.
     """
     spec = teacher.input
-    networks = [TeacherNetwork(one, spec, config, device, dtype) for one in (teacher, *others)]
+    networks = [
+        TeacherNetwork(one, spec, config, device, dtype, with_logits=one is teacher and needs_logits(config))
+        for one in (teacher, *others)
+    ]
     sizes = batch_sizes(config.num_images, config.batch_size)
     own = workers.share(len(sizes))
     total = config.num_steps * len(sizes)
@@ -94,7 +101,7 @@ def synthesize_images(
             done = min((position * config.num_steps + step) * workers.size, total)  # the others are about as far
             report(Advanced(STAGE, done, f"batch {index + 1}/{len(sizes)}", {"loss": loss}))
 
-        batch = _Batch(networks, spec, index, size, config, device, dtype)
+        batch = _Batch(networks, teacher, student, index, size, config, device, dtype)
         images.append(_distill_batch(batch, config.num_steps, on_step))
     none = torch.empty(0, spec.num_channels, spec.size, spec.size)
     all_images = workers.all_gather_rows(torch.cat([none, *images]))
@@ -114,7 +121,8 @@ class _Batch:
     def __init__(
         self,
         networks: Sequence[TeacherNetwork],
-        spec: InputSpec,
+        teacher: Teacher,
+        student: Student | None,
         index: int,
         size: int,
         config: SynthesizeConfig,
@@ -122,7 +130,9 @@ class _Batch:
         dtype: torch.dtype,
     ) -> None:
         self._networks, self._config, self._dtype, self._device = networks, config, dtype, device
-        self._source = make_source(spec, index, size, config, device)
+        spec, num_classes = teacher.input, teacher.num_classes
+        self._terms = BatchTerms(spec, num_classes, index, size, config, device, student)
+        self._source = make_source(spec, num_classes, index, self._terms.labels, config, device)
         swings = make_generator(torch.device("cpu"), config.seed, "swing", index)
         self._offsets = [network.draw_swings(config.num_steps, swings, device) for network in networks]
         self._step_index = torch.zeros(1, dtype=torch.int64, device=device)
@@ -168,14 +178,21 @@ class _Batch:
     def _images_and_loss(self) -> tuple[Tensor, Tensor]:
         config = self._config
         with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
-            images = self._source.images()
-        losses = [
-            network(images, offsets.index_select(0, self._step_index).squeeze(0))[0]
-            for network, offsets in zip(self._networks, self._offsets, strict=True)
-        ]
+            images, targets = self._source.images(self._step_index)
+        seen = self._terms.seen(images, self._step_index)
+        losses, logits, features = zip(
+            *(
+                network(seen, offsets.index_select(0, self._step_index).squeeze(0))
+                for network, offsets in zip(self._networks, self._offsets, strict=True)
+            ),
+            strict=True,
+        )
         loss = config.statistics_weight * (losses[0] if len(losses) == 1 else torch.stack(losses).mean())
         if config.image_loss_weight:
             loss = loss + config.image_loss_weight * image_statistics_loss(images)
+        terms = self._terms.loss(images, seen, targets, logits[0], features[0])
+        if terms is not None:
+            loss = loss + terms
         return images.detach(), loss
 
     def _learn(self) -> None:

@@ -17,7 +17,11 @@ _NOT_DETERMINING = {"out", "log", "device", "performance", "other_teachers", "st
 
 
 def to_artifact(
-    images: Tensor, teachers: Sequence[Teacher], config: SynthesizeConfig, device: torch.device
+    images: Tensor,
+    teachers: Sequence[Teacher],
+    config: SynthesizeConfig,
+    device: torch.device,
+    student_sha256: str | None = None,
 ) -> tuple[Tensor, ImagesMetadata]:
     """Encoded images and their metadata.
 
@@ -26,12 +30,14 @@ def to_artifact(
         teachers: the networks they were made for; they are in the normalised space of the first.
         config: how they were made.
         device: where they were made.
+        student_sha256: hash of the weights file of the student that they were made with.
     """
     teacher, *others = teachers
     metadata = ImagesMetadata(
         teacher=teacher.name,
         teacher_sha256=teacher.sha256,
         other_teachers={other.sha256: other.name for other in others},
+        student_sha256=student_sha256,
         config=config.model_dump(mode="json", exclude=_NOT_DETERMINING),
         seed=config.seed,
         input=teacher.input,

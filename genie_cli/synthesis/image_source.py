@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from genie_cli.config import InputSpec, SynthesizeConfig
 from genie_cli.runtime.determinism import derive_seed, make_generator
+from genie_cli.synthesis.conditioning import LabelConditioning, SuperposedConditioning, draw_superpositions
 from genie_cli.synthesis.generator import Generator
 
 
@@ -29,28 +30,54 @@ class ImageSource(Protocol):
         """The generator's parameters, which learn at its rate."""
         ...
 
-    def images(self) -> Tensor:
-        """Images ``[B, C, S, S]`` in normalised space, float32."""
+    def images(self, step_index: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Images of the step of the index ``[1]``: ``[B, C, S, S]``, normalised, float32; soft classes ``[B, K]``.
+
+        The classes are None where the input of the generator does not say them.
+        """
         ...
 
 
-def make_source(spec: InputSpec, index: int, size: int, config: SynthesizeConfig, device: torch.device) -> ImageSource:
-    """The source of batch `index` with `size` images, under the batch's own seeds."""
+def make_source(
+    spec: InputSpec, num_classes: int, index: int, labels: Tensor, config: SynthesizeConfig, device: torch.device
+) -> ImageSource:
+    """The source of batch `index`, an image a label ``[B]``, under the batch's own seeds."""
     if config.generator:
-        return GeneratedImages(spec, index, size, config, device)
-    return LearnedPixels(spec, index, size, config, device)
+        return GeneratedImages(spec, num_classes, index, labels, config, device)
+    return LearnedPixels(spec, index, len(labels), config, device)
 
 
 class GeneratedImages:
-    """A generator on latents that learn (GLO-like, M5 to M7 of Table 2) or are drawn anew in every step (GBA, M4)."""
+    """A generator on latents that learn (M5 to M7 of Table 2) or are drawn anew in every step (GBA, M4).
 
-    def __init__(self, spec: InputSpec, index: int, size: int, config: SynthesizeConfig, device: torch.device) -> None:
+    With conditioning, the latents are mapped first, together with each image's class.
+    """
+
+    def __init__(
+        self,
+        spec: InputSpec,
+        num_classes: int,
+        index: int,
+        labels: Tensor,
+        config: SynthesizeConfig,
+        device: torch.device,
+    ) -> None:
         """Draw the latents ``[B, latent_dim]`` from N(0, I)."""
+        cpu = torch.device("cpu")
         self._generator = _new_generator(spec, index, config).to(device)
-        self._draws = make_generator(torch.device("cpu"), config.seed, "latents", index)
-        noise = torch.randn(size, config.latent_dim, generator=self._draws).to(device)
+        self._draws = make_generator(cpu, config.seed, "latents", index)
+        noise = torch.randn(len(labels), config.latent_dim, generator=self._draws).to(device)
         self.codes = nn.Parameter(noise) if config.learns_latents else None
         self._noise = noise if self.codes is None else self.codes
+        self._labels = labels
+        self._conditioning = _new_conditioning(num_classes, index, config)
+        if isinstance(self._conditioning, SuperposedConditioning):
+            steps = labels.cpu().expand(config.num_steps, -1)
+            draws = make_generator(cpu, config.seed, "superpositions", index)
+            drawn = draw_superpositions(steps, num_classes, config.num_mixed, config.mix_prob, draws)
+            self._drawn = tuple(tensor.to(device) for tensor in drawn)
+        if self._conditioning is not None:
+            self._conditioning.to(device)
 
     def prepare(self) -> None:
         """Draw new latents where they do not learn."""
@@ -58,13 +85,21 @@ class GeneratedImages:
             self._noise.copy_(torch.randn(self._noise.shape, generator=self._draws))
 
     def weights(self) -> Iterator[nn.Parameter]:
-        """The generator's parameters."""
-        return self._generator.parameters()
+        """The generator's parameters, and those of the conditioning."""
+        yield from self._generator.parameters()
+        if self._conditioning is not None:
+            yield from self._conditioning.parameters()
 
-    def images(self) -> Tensor:
+    def images(self, step_index: Tensor) -> tuple[Tensor, Tensor | None]:
         """What the generator makes of the latents."""
-        images: Tensor = self._generator(self._noise)
-        return images
+        latents, targets = self._noise, None
+        if isinstance(self._conditioning, SuperposedConditioning):
+            classes, shares = (all_steps.index_select(0, step_index).squeeze(0) for all_steps in self._drawn)
+            latents, targets = self._conditioning(latents, classes, shares)
+        elif self._conditioning is not None:
+            latents = self._conditioning(latents, self._labels)
+        images: Tensor = self._generator(latents)
+        return images, targets
 
 
 class LearnedPixels:
@@ -83,9 +118,9 @@ class LearnedPixels:
         """No generator."""
         return iter(())
 
-    def images(self) -> Tensor:
+    def images(self, step_index: Tensor) -> tuple[Tensor, Tensor | None]:
         """The pixels."""
-        return self.codes
+        return self.codes, None
 
 
 def _new_generator(spec: InputSpec, index: int, config: SynthesizeConfig) -> Generator:
@@ -94,3 +129,15 @@ def _new_generator(spec: InputSpec, index: int, config: SynthesizeConfig) -> Gen
         torch.manual_seed(derive_seed(config.seed, "generator", index))
         generator = Generator(config.latent_dim, spec)
     return generator.train().to(memory_format=torch.channels_last)
+
+
+def _new_conditioning(
+    num_classes: int, index: int, config: SynthesizeConfig
+) -> LabelConditioning | SuperposedConditioning | None:
+    """Class embeddings under the batch's own seed."""
+    if config.conditioning == "none":
+        return None
+    kind = LabelConditioning if config.conditioning == "label" else SuperposedConditioning
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.seed, "conditioning", index))
+        return kind(num_classes, config.latent_dim)

@@ -1,0 +1,94 @@
+"""The optional terms of a batch's loss: classes, image priors, and a quantized student's disagreement."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from genie_cli.config import InputSpec, SynthesizeConfig
+from genie_cli.runtime.determinism import make_generator
+from genie_cli.synthesis.class_terms import (
+    class_targets,
+    classification_loss,
+    draw_confidences,
+    marginal_distance_loss,
+    soft_inception_loss,
+)
+from genie_cli.synthesis.discrepancy import Student, discrepancy_loss
+from genie_cli.synthesis.image_priors import draw_crops, local_crop, smoothness_loss
+
+
+def needs_logits(config: SynthesizeConfig) -> bool:
+    """Whether some term looks at the teacher's output, so that the whole network has to run."""
+    weights = (config.class_weight, config.soft_class_weight, config.margin_weight, config.discrepancy_weight)
+    return any(weights)
+
+
+class BatchTerms:
+    """The terms of one batch, with what is drawn for them ahead of its steps.
+
+    Attributes:
+        labels: the class that each image is to be of, ``[B]`` int64.
+    """
+
+    def __init__(
+        self,
+        spec: InputSpec,
+        num_classes: int,
+        index: int,
+        size: int,
+        config: SynthesizeConfig,
+        device: torch.device,
+        student: Student | None,
+    ) -> None:
+        """Draw labels, confidences and crops of batch `index` under its own seeds."""
+
+        def draws(purpose: str) -> torch.Generator:
+            return make_generator(torch.device("cpu"), config.seed, purpose, index)
+
+        self._config, self._student = config, student
+        self._std = torch.tensor(spec.std).view(-1, 1, 1).to(device)
+        self.labels = class_targets(size, num_classes, draws("classes")).to(device)
+        self._one_hot = F.one_hot(self.labels, num_classes).float()
+        self._confidences = draw_confidences(size, config.soft_class_lowest, draws("confidences")).to(device)
+        self._crops: Tensor | None = None
+        if config.crop_prob:
+            steps = draw_crops(config.num_steps, size, config.crop_lowest, config.crop_prob, draws("crops"))
+            self._crops = steps.to(device)
+
+    def seen(self, images: Tensor, step_index: Tensor) -> Tensor:
+        """What the teacher sees of ``images [B, C, S, S]`` in the step of the index ``[1]``."""
+        if self._crops is None:
+            return images
+        return local_crop(images, self._crops.index_select(0, step_index).squeeze(0))
+
+    def loss(
+        self, images: Tensor, seen: Tensor, targets: Tensor | None, logits: Tensor | None, features: Tensor | None
+    ) -> Tensor | None:
+        """The weighted sum of the terms that are switched on; None where none is.
+
+        Args:
+            images: ``[B, C, S, S]``, normalised.
+            seen: what the teacher saw of them.
+            targets: soft classes ``[B, K]`` of the generator's input, where it has some.
+            logits: the teacher's ``[B, K]``; None where no term needs them.
+            features: the last layer's input ``[B, D]``.
+        """
+        config = self._config
+        terms = []
+        if config.smoothness_weight:
+            # on pixels in 0..1, as the authors take it: normalised, it would weigh 1 / std^2 as much
+            terms.append(config.smoothness_weight * smoothness_loss(images * self._std))
+        if logits is not None and features is not None:
+            if config.class_weight:
+                wanted = self._one_hot if targets is None else targets
+                terms.append(config.class_weight * classification_loss(logits, wanted))
+            if config.soft_class_weight:
+                terms.append(config.soft_class_weight * soft_inception_loss(logits, self.labels, self._confidences))
+            if config.margin_weight:
+                margin = marginal_distance_loss(features, self.labels, config.margin_low, config.margin_high)
+                terms.append(config.margin_weight * margin)
+            if self._student is not None:
+                terms.append(config.discrepancy_weight * discrepancy_loss(logits, self._student(seen)))
+        return torch.stack(terms).sum() if terms else None
