@@ -74,7 +74,9 @@ def quantize(
 def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
     from genie_cli.artifacts.atomic import check_writable
     from genie_cli.commands.running import running
+    from genie_cli.models.graph.layers import weight_layers
     from genie_cli.models.zoo import load_teacher
+    from genie_cli.student.overrides import layer_bits
     from genie_cli.student.protocol import find_protocol
 
     with running(config) as run:
@@ -85,6 +87,7 @@ def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
                     check_writable(config.performance)
             find_protocol(config.protocol)
             teacher = load_teacher(model_config)
+            layer_bits([layer.name for layer in weight_layers(teacher.graph)], config.bits_override or {})
         image_set, network = (_without_images if config.data_free else _on_images)(run, config, teacher)
         if run.workers.is_first:
             _finish(run, config, teacher, image_set, network)
@@ -133,6 +136,7 @@ def _finish(
     run.write_performance(config.performance, {"steps": taken, "activations": network.memory})
     stored = ", ".join(f"{file_size(n)} ({place})" for place, n in network.memory.items() if n)
     recipe = f"{config.preset}, protocol {config.protocol}"
+    recipe += "".join(f", {pattern}={w},{a}" for pattern, (w, a) in (config.bits_override or {}).items())
     if config.reconstruct:
         by_layer = config.unit == "layer"
         recipe += f", {config.num_steps} steps a {'layer' if by_layer else 'unit'}"
