@@ -1,0 +1,269 @@
+"""Means, variances and ranges of activations from the batch norms' parameters, without a single image.
+
+M. Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019
+(arXiv 1906.04721): behind a batch norm channel c is taken as normal with mean beta_c and standard
+deviation gamma_c; ReLU and ReLU6 make it a clipped normal (section 4.2.1, appendix C), and the range
+of an activation is beta +- n gamma over its channels with n = 6 (section 5). Sums of activations are
+taken as sums of independent ones, pooling as keeping mean and variance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from genie_cli.models.graph.batch_norm import BatchNormSite, batch_norm_sites
+from genie_cli.models.graph.capture import aten
+from genie_cli.models.graph.cuts import data_nodes
+from genie_cli.models.graph.layers import weight_layers
+from genie_cli.models.graph.tensors import get_tensor
+from genie_cli.quantization.equalization import channel_bounds, clip_bounds, follow_channels, output_axis
+
+NUM_SIGMAS = 6.0
+"""Standard deviations between a batch norm's mean and the ends of its range."""
+
+
+@dataclass(frozen=True)
+class ChannelStatistics:
+    """What is known of a tensor, channel by channel: ``[C]`` float64 each.
+
+    Attributes:
+        mean: expected value.
+        var: variance.
+        low: lower end of the range.
+        high: upper end of the range.
+    """
+
+    mean: Tensor
+    var: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __truediv__(self, scale: Tensor) -> ChannelStatistics:
+        """Those of the tensor divided by a positive ``scale [C]``."""
+        return ChannelStatistics(self.mean / scale, self.var / scale.square(), self.low / scale, self.high / scale)
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Least and largest value over all channels."""
+        return float(self.low.amin()), float(self.high.amax())
+
+
+@dataclass(frozen=True)
+class ActivationStatistics:
+    """Statistics of a tensor and where it has its channels."""
+
+    channels: ChannelStatistics
+    axis: int
+
+
+def normal(mean: Tensor, std: Tensor) -> ChannelStatistics:
+    """A normal distribution a channel, its range `NUM_SIGMAS` standard deviations to each side."""
+    mean, std = mean.detach().double(), std.detach().double()
+    return ChannelStatistics(mean, std.square(), mean - NUM_SIGMAS * std, mean + NUM_SIGMAS * std)
+
+
+def batch_norm_outputs(graph_module: fx.GraphModule) -> dict[str, ChannelStatistics]:
+    """Weight layer -> what the batch norm behind it puts out, for the norms that folding takes away.
+
+    Args:
+        graph_module: the captured graph, not yet folded.
+    """
+    layers = {layer.node: layer.name for layer in weight_layers(graph_module)}
+    return {
+        layers[site.source]: _behind_batch_norm(site)
+        for site in batch_norm_sites(graph_module)
+        if site.source in layers and len(site.source.users) == 1
+    }
+
+
+def activation_statistics(
+    folded: fx.GraphModule, outputs: Mapping[str, ChannelStatistics]
+) -> dict[str, ActivationStatistics]:
+    """Statistics of every tensor of a folded graph that they can be told of, by node name.
+
+    Args:
+        folded: the folded graph, equalized or not.
+        outputs: weight layer -> statistics of its output, in the scale that it has in `folded`.
+
+    Returns:
+        Nodes behind a layer without batch norm, or behind an operation that is not known, are left
+        out. The images are taken as normalised to mean 0 and variance 1.
+    """
+    layers = {layer.node: layer for layer in weight_layers(folded)}
+    sites = {site.node: site for site in batch_norm_sites(folded)}
+    found: dict[fx.Node, ActivationStatistics] = {}
+    for node in data_nodes(folded):
+        statistics: ActivationStatistics | None = None
+        if node.op == "placeholder":
+            num_channels = node.meta["val"].shape[1]
+            statistics = ActivationStatistics(normal(torch.zeros(num_channels), torch.ones(num_channels)), 1)
+        elif node in layers:
+            axis = output_axis(folded, layers[node])
+            channels = outputs.get(layers[node].name)
+            if axis is not None and channels is not None:
+                statistics = ActivationStatistics(channels, axis)
+        elif node in sites:
+            statistics = ActivationStatistics(_behind_batch_norm(sites[node]), 1)
+        else:
+            statistics = _behind_operation(folded, node, found)
+        if statistics is not None:
+            found[node] = statistics
+    return {node.name: statistics for node, statistics in found.items()}
+
+
+def clip(x: ChannelStatistics, low: Tensor, high: Tensor) -> ChannelStatistics:
+    """Those of ``clamp(x, low, high)`` for a normal x: the clipped normal distribution (appendix C).
+
+    With y = x - mean, a and b the bounds of y, and phi and Phi of a / std and b / std:
+
+        E[y]   = a Phi(a) + b (1 - Phi(b)) + std (phi(a) - phi(b))
+        E[y^2] = a^2 Phi(a) + b^2 (1 - Phi(b)) + var (Phi(b) - Phi(a)) + std (a phi(a) - b phi(b))
+
+    A channel whose range lies within the bounds stays as it is: x may be no normal one.
+
+    Args:
+        x: statistics of the clip's input.
+        low: lower bounds, broadcast over ``[C]``; -inf for none.
+        high: upper bounds; inf for none.
+    """
+    low, high = low.double().expand_as(x.mean), high.double().expand_as(x.mean)
+    std = x.var.sqrt().clamp(min=1e-150)  # of a constant: the distribution function becomes a step
+    first, second = torch.zeros_like(std), torch.zeros_like(std)
+    between = torch.ones_like(std)
+    for bound, sign in ((low, 1.0), (high, -1.0)):
+        a = torch.where(bound.isfinite(), bound - x.mean, torch.zeros_like(std))
+        beyond = torch.where(bound.isfinite(), _normal_cdf(sign * a / std), torch.zeros_like(std))
+        density = torch.where(bound.isfinite(), _normal_pdf(a / std), torch.zeros_like(std))
+        first = first + a * beyond + sign * std * density
+        second = second + a.square() * beyond + sign * std * a * density
+        between = between - beyond
+    second = second + x.var * between
+    clipped = ChannelStatistics(
+        mean=x.mean + first,
+        var=(second - first.square()).clamp(min=0),
+        low=x.low.clamp(low, high),
+        high=x.high.clamp(low, high),
+    )
+    return _where((x.low >= low) & (x.high <= high), x, clipped)
+
+
+def leaky(x: ChannelStatistics, slope: Tensor) -> ChannelStatistics:
+    """Those of ``max(x, 0) + slope * min(x, 0)`` for a normal x.
+
+    Args:
+        x: statistics of the input.
+        slope: broadcast over ``[C]``; at least 0, so that ends stay ends.
+    """
+    slope = slope.double().expand_as(x.mean)
+    positive = clip(x, torch.zeros(()), torch.full((), math.inf))
+    mean = slope * x.mean + (1 - slope) * positive.mean
+    # x = p + n with p n = 0, so E[n^2] = E[x^2] - E[p^2], E[n] = E[x] - E[p] and cov(p, n) = -E[p] E[n]
+    negative_mean = x.mean - positive.mean
+    negative_var = x.var - positive.var + 2 * positive.mean * negative_mean
+    var = positive.var + slope.square() * negative_var - 2 * slope * positive.mean * negative_mean
+    ends = [torch.where(end > 0, end, slope * end) for end in (x.low, x.high)]
+    bent = ChannelStatistics(mean, var.clamp(min=0), *ends)
+    return _where(x.low >= 0, x, bent)
+
+
+def add(x: ChannelStatistics, y: ChannelStatistics) -> ChannelStatistics:
+    """Those of a sum of independent tensors: means and variances add up.
+
+    So do the squares of the distances between the mean and each end, which is `NUM_SIGMAS` standard
+    deviations of the sum for two normal ones and keeps the sides of skew ones apart.
+    """
+    mean = x.mean + y.mean
+    below = torch.hypot(x.mean - x.low, y.mean - y.low)
+    above = torch.hypot(x.high - x.mean, y.high - y.mean)
+    return ChannelStatistics(mean, x.var + y.var, mean - below, mean + above)
+
+
+def _behind_batch_norm(site: BatchNormSite) -> ChannelStatistics:
+    # |gamma| but for eps: where the variance is below it, the output varies less
+    shrunk = site.var.double() / (site.var.double() + site.eps)
+    return normal(site.bias, site.weight.double().abs() * shrunk.sqrt())
+
+
+def _behind_operation(
+    graph_module: fx.GraphModule, node: fx.Node, found: Mapping[fx.Node, ActivationStatistics]
+) -> ActivationStatistics | None:
+    if node.target is aten.cat.default:
+        return _behind_cat(node, found)
+    source = node.args[0] if node.args else None
+    x = found.get(source) if isinstance(source, fx.Node) else None
+    if x is None:
+        return None
+    followed = follow_channels(node, x.axis)
+    if followed is not None:
+        axis, repeats = followed
+        c = x.channels
+        values = [value.repeat_interleave(repeats) for value in (c.mean, c.var, c.low, c.high)]
+        return ActivationStatistics(ChannelStatistics(*values), axis)
+    channels = _sum(node, x, found) if node.target is aten.add.Tensor else _bent(graph_module, node, x)
+    return None if channels is None else ActivationStatistics(channels, x.axis)
+
+
+def _bent(graph_module: fx.GraphModule, node: fx.Node, x: ActivationStatistics) -> ChannelStatistics | None:
+    """Behind an elementwise operation of one tensor."""
+    ends = (0.0, None) if node.target is aten.relu.default else clip_bounds(node)
+    if ends is not None:
+        low, high = ends
+        return clip(
+            x.channels,
+            torch.tensor(-math.inf if low is None else low, dtype=torch.float64),
+            torch.tensor(math.inf if high is None else high, dtype=torch.float64),
+        )
+    if node.target is aten.clamp.Tensor:
+        bounds = channel_bounds(graph_module, node)
+        return None if bounds is None else clip(x.channels, *bounds)
+    if node.target is aten.leaky_relu.default:
+        slope = torch.tensor(node.args[1] if len(node.args) > 1 else 0.01, dtype=torch.float64)
+    elif node.target is aten.prelu.default and isinstance(node.args[1], fx.Node) and node.args[1].op == "get_attr":
+        slope = get_tensor(graph_module, str(node.args[1].target)).detach()
+        if slope.numel() > 1 and x.axis != 1:
+            return None  # it has one slope an entry of axis 1
+    else:
+        return None
+    return leaky(x.channels, slope) if bool((slope >= 0).all()) else None
+
+
+def _sum(
+    node: fx.Node, x: ActivationStatistics, found: Mapping[fx.Node, ActivationStatistics]
+) -> ChannelStatistics | None:
+    other = node.args[1]
+    y = found.get(other) if isinstance(other, fx.Node) else None
+    if y is None or node.kwargs or x.axis != y.axis or len(x.channels.mean) != len(y.channels.mean):
+        return None
+    dims = {argument.meta["val"].dim() for argument in node.all_input_nodes}
+    return add(x.channels, y.channels) if len(dims) == 1 and len(node.all_input_nodes) == 2 else None
+
+
+def _behind_cat(node: fx.Node, found: Mapping[fx.Node, ActivationStatistics]) -> ActivationStatistics | None:
+    parts = node.args[0]
+    assert isinstance(parts, list | tuple)
+    known = [found[part] for part in parts if isinstance(part, fx.Node) and part in found]
+    dim = node.args[1] if len(node.args) > 1 else 0
+    assert isinstance(dim, int)
+    if len(known) != len(parts) or {part.axis for part in known} != {dim % node.meta["val"].dim()}:
+        return None
+    columns = zip(*((c.mean, c.var, c.low, c.high) for c in (part.channels for part in known)), strict=True)
+    return ActivationStatistics(ChannelStatistics(*(torch.cat(values) for values in columns)), known[0].axis)
+
+
+def _where(keep: Tensor, x: ChannelStatistics, y: ChannelStatistics) -> ChannelStatistics:
+    pairs = ((x.mean, y.mean), (x.var, y.var), (x.low, y.low), (x.high, y.high))
+    return ChannelStatistics(*(torch.where(keep, a, b) for a, b in pairs))
+
+
+def _normal_cdf(x: Tensor) -> Tensor:
+    cdf: Tensor = torch.special.ndtr(x)
+    return cdf
+
+
+def _normal_pdf(x: Tensor) -> Tensor:
+    return torch.exp(-x.square() / 2) / math.sqrt(2 * math.pi)

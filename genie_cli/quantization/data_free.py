@@ -1,0 +1,117 @@
+"""DFQ: quantize from the network alone, by equalization, batch-norm ranges and bias correction.
+
+M. Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019
+(arXiv 1906.04721). What differs here: weights have a grid an output channel, as everywhere in this
+package (the paper: one a tensor); ReLU6 is kept, with its bound rescaled; high biases are not
+absorbed (section 4.1.3), as that changes the network at the borders of padded convolutions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, fx
+
+from genie_cli.config import QuantizeConfig
+from genie_cli.errors import InputError
+from genie_cli.models.graph.folding import fold_batch_norms
+from genie_cli.models.graph.layers import WeightLayer, weight_layers
+from genie_cli.models.graph.tensors import get_tensor, set_tensor
+from genie_cli.models.teacher import Teacher
+from genie_cli.quantization.batch_norm_ranges import ActivationStatistics, activation_statistics, batch_norm_outputs
+from genie_cli.quantization.equalization import equalize, input_axis
+from genie_cli.quantization.quantize import STAGE, QuantizedNetwork
+from genie_cli.runtime.progress import Advanced, Reporter, StageFinished, StageStarted, silent
+from genie_cli.student.grid import minmax_step_size, minmax_weight_grid, quantize_weight, search_weight_grid
+from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
+from genie_cli.student.protocol import BitPlan, assign_bits, find_protocol
+
+
+@torch.no_grad()
+def quantize_without_images(teacher: Teacher, config: QuantizeConfig, report: Reporter = silent) -> QuantizedNetwork:
+    """Quantize `teacher` by its weights and batch norms alone, on the CPU.
+
+    Args:
+        teacher: the pre-trained network.
+        config: bits, protocol and `weight_range`. Activation ranges are those of the batch norms,
+            whatever `activation_range` says.
+        report: receives progress.
+
+    Returns:
+        A network without units and memory, as nothing ran. Its folded graph is equalized and has
+        corrected biases; where ReLU6 was rescaled, it also has the clips of `equalization.add_channel_clips`.
+
+    Raises:
+        InputError: the statistics of a quantized activation are not known, with the layer that reads it.
+        UsageError: unknown protocol.
+    """
+    protocol = find_protocol(config.protocol)
+    equalized = equalize(fold_batch_norms(teacher.graph))
+    graph = equalized.folded.graph
+    outputs = {
+        name: channels / equalized.scales[name] if name in equalized.scales else channels
+        for name, channels in batch_norm_outputs(teacher.graph).items()
+    }
+    statistics = activation_statistics(graph, outputs)
+    plan = assign_bits(graph, protocol, config.weight_bits, config.activation_bits)
+    activations = _quantize_activations(graph, plan, statistics)
+    layers = weight_layers(graph)
+    report(StageStarted(STAGE, len(layers), "layers"))
+    weights: dict[str, IntegerWeight] = {}
+    for done, layer in enumerate(layers, 1):
+        weight = get_tensor(graph, layer.weight_key)
+        weights[layer.name] = _round_to_nearest(weight, plan.weights[layer.name], config)
+        source = layer.node.args[0]
+        assert isinstance(source, fx.Node)
+        inputs = statistics.get(source.name)
+        if inputs is not None and inputs.axis == input_axis(graph, layer) and layer.bias_key is not None:
+            bias = get_tensor(graph, layer.bias_key)
+            shift = expected_shift(weights[layer.name]() - weight, inputs.channels.mean, layer.groups)
+            set_tensor(graph, layer.bias_key, (bias.double() - shift).to(bias.dtype))
+        report(Advanced(STAGE, done, layer.name))
+    report(StageFinished(STAGE))
+    return QuantizedNetwork(equalized.folded, plan, weights, activations, (), {})
+
+
+def expected_shift(error: Tensor, mean: Tensor, groups: int) -> Tensor:
+    """E[(W_q - W) x], which bias correction takes off the bias (section 4.2, appendix B for convolutions).
+
+    Args:
+        error: ``W_q - W [O, I / groups, ...]``.
+        mean: expected input ``[I]``; the same all over a channel, padding apart.
+        groups: groups of the convolution, equal to I where it is depthwise.
+
+    Returns:
+        ``[O]`` float64.
+    """
+    num_rows, num_columns = error.shape[:2]
+    summed = error.double().reshape(groups, num_rows // groups, num_columns, -1).sum(3)
+    return torch.einsum("goi,gi->go", summed, mean.double().view(groups, num_columns)).flatten()
+
+
+def _round_to_nearest(weight: Tensor, bits: int, config: QuantizeConfig) -> IntegerWeight:
+    search = search_weight_grid if config.weight_range == "search" else minmax_weight_grid
+    scale, zero_point = search(weight, bits)
+    return IntegerWeight(quantize_weight(weight, scale, zero_point, bits), scale, zero_point, bits)
+
+
+def _quantize_activations(
+    graph: fx.GraphModule, plan: BitPlan, statistics: Mapping[str, ActivationStatistics]
+) -> dict[str, ActivationQuantizer]:
+    """A step size that spans each site's range; codes with a sign where the range goes below 0."""
+    readers: dict[str, WeightLayer] = {}
+    for layer in weight_layers(graph):
+        readers.setdefault(str(layer.node.args[0]), layer)
+    quantizers = {}
+    for site in plan.activations:
+        if site.node not in statistics:
+            raise InputError(
+                f"The range of the input of layer '{readers[site.node].name}' is not known without images: preset "
+                "dfq needs a network with batch norms before its layers; use --preset minmax with images instead."
+            )
+        low, high = statistics[site.node].channels.range
+        signed = low < 0
+        step_size = minmax_step_size(torch.tensor([low, high]), site.bits, signed)
+        quantizers[site.name] = ActivationQuantizer(step_size, site.bits, signed)
+    return quantizers
