@@ -103,7 +103,13 @@ NumImages = Annotated[int | None, _option(_RECIPE, "--n --num-images", "Images t
 BatchSteps = Annotated[int | None, _option(_RECIPE, "--num-steps", "Optimisation steps of each batch.", "4000")]
 SynthesizeBatchSize = Annotated[int | None, _option(_RECIPE, "--batch-size", "Images optimised together.", "128")]
 SynthesizePreset = Annotated[
-    str | None, _option(_RECIPE, "--preset", "Named recipe: genie, genie-fast, zeroq, swing, gba, latent, ...", "genie")
+    str | None,
+    _option(
+        _RECIPE,
+        "--preset",
+        "Named recipe: genie, zeroq, swing, gba, latent, genie-fast, mixmix, gdfq, qimera, kw, intraq, zaq.",
+        "genie",
+    ),
 ]
 UseGenerator = Annotated[
     bool | None, _option(_RECIPE, "--generator/--no-generator", "Learn a generator, or the pixels themselves.", "on")
@@ -138,7 +144,13 @@ BitsOverride = Annotated[
     ),
 ]
 QuantizePreset = Annotated[
-    str | None, _option(_RECIPE, "--preset", "Named recipe: genie-m, qdrop, brecq, adaround, minmax, ...", "genie-m")
+    str | None,
+    _option(
+        _RECIPE,
+        "--preset",
+        "Named recipe: genie-m, minmax, mse, dfq, adaround, adaquant, brecq, qdrop, lsq, ait.",
+        "genie-m",
+    ),
 ]
 UnitSteps = Annotated[
     int | None, _option(_RECIPE, "--num-steps", "Optimisation steps of each reconstruction unit.", "20000")
@@ -162,7 +174,7 @@ DropProb = Annotated[
     float | None, _option(_RECIPE, "--drop-prob", "QDrop: chance that an activation keeps full precision.", "0.5")
 ]
 RoundWeight = Annotated[float | None, _option(_RECIPE, "--round-weight", "Weight of the rounding regularizer.", "1.0")]
-QuantizeSettings = Annotated[list[str] | None, _settings("drop_prob=0.25")]
+QuantizeSettings = Annotated[list[str] | None, _settings("beta_end=4")]
 
 Seed = Annotated[int | None, _option(_RUN, "--seed", "Seed of every random number.", "0")]
 Device = Annotated[str | None, _option(_RUN, "--device", "auto, cpu, cuda or cuda:INDEX.", "auto")]

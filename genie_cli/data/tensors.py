@@ -13,7 +13,8 @@ from genie_cli.data.labeled import TensorImages, check_fits
 from genie_cli.errors import InputError
 
 _LABEL_DTYPES = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32)
-_LAYOUT = "it must hold 'images', uint8 [n, channels, height, width], and 'labels', integers [n]"
+_PIXELS = "it must hold 'images', uint8 [n, channels, height, width]"
+_LAYOUT = f"{_PIXELS}, and 'labels', integers [n]"
 
 
 def open_tensors(path: Path, spec: InputSpec, num_images: int | None = None, labelled: bool = True) -> TensorImages:
@@ -23,20 +24,20 @@ def open_tensors(path: Path, spec: InputSpec, num_images: int | None = None, lab
         path: holds ``images`` uint8 [n, C, H, W] and ``labels`` integer [n].
         spec: the network's input.
         num_images: keep the first so many; None: all.
-        labelled: whether labels must be there; without them all are 0.
+        labelled: whether labels must be there; otherwise they are not looked at, and all are 0.
 
     Raises:
         InputError: missing or truncated file, missing tensors, wrong types or shapes, negative labels.
     """
+    layout = _LAYOUT if labelled else _PIXELS
     images, labels = _read(path, labelled)
     if images.dtype != torch.uint8:
-        raise InputError(f"'images' of {path} are {_name(images)}, and pixels must be uint8 (0..255): {_LAYOUT}.")
+        raise InputError(f"'images' of {path} are {_name(images)}, and pixels must be uint8 (0..255): {layout}.")
     if labels.dtype not in _LABEL_DTYPES:
         raise InputError(f"'labels' of {path} are {_name(labels)}: {_LAYOUT}.")
     if images.ndim != 4 or labels.ndim != 1 or len(images) != len(labels) or len(images) == 0:
-        raise InputError(
-            f"{path} holds images {list(images.shape)} and labels {list(labels.shape)}: {_LAYOUT}, n at least 1."
-        )
+        found = f"images {list(images.shape)}" + (f" and labels {list(labels.shape)}" if labelled else "")
+        raise InputError(f"{path} holds {found}: {layout}, n at least 1.")
     _, channels, height, width = images.shape
     check_fits(str(path), (channels, height, width), spec)
     labels = labels.to(torch.int64)
@@ -47,18 +48,18 @@ def open_tensors(path: Path, spec: InputSpec, num_images: int | None = None, lab
 
 def _read(path: Path, labelled: bool) -> tuple[Tensor, Tensor]:
     if not path.is_file():
-        raise InputError(f"Data file {path} does not exist: check the path.")
+        raise InputError(f"Data file {path} does not exist: check the path given to --data or --images.")
     try:
         with safe_open(path, framework="pt") as file:
             keys = list(file.keys())
-            if {"images", "labels"} <= set(keys):
-                return file.get_tensor("images"), file.get_tensor("labels")
             if "images" in keys and not labelled:
                 images = file.get_tensor("images")
-                return images, torch.zeros(len(images), dtype=torch.int64)
+                return images, torch.zeros(images.shape[:1], dtype=torch.int64)
+            if {"images", "labels"} <= set(keys):
+                return file.get_tensor("images"), file.get_tensor("labels")
     except (SafetensorError, OSError) as error:
         raise InputError(f"Data file {path} cannot be read, it may be truncated: {error}.") from None
-    raise InputError(f"{path} holds {', '.join(sorted(keys)[:5]) or 'no tensors'}: {_LAYOUT}.")
+    raise InputError(f"{path} holds {', '.join(sorted(keys)[:5]) or 'no tensors'}: {_LAYOUT if labelled else _PIXELS}.")
 
 
 def _name(tensor: Tensor) -> str:

@@ -88,7 +88,7 @@ def test_every_option_is_shown_and_told(genie: Any, command: str, width: int, mo
             assert re.search(rf"│[ *]+(\S+,)?{name}\b", result.stdout), name
 
 
-SWITCH = {"True": "on"}
+SWITCH = {"True": "on", "False": "off"}
 
 
 @pytest.mark.parametrize("command", STAGES)
@@ -101,7 +101,7 @@ def test_stated_defaults_are_those_of_the_configuration(command: str) -> None:
         if default is None or field is None:
             continue
         if field.default is None:
-            assert default.split()[0] in {"the", "all", "evaluate", "from"}, option.name
+            assert default.split()[0] in {"the", "all", "evaluate", "from", "none", "learned"}, option.name
         else:
             assert default == SWITCH.get(str(field.default), str(field.default)), option.name
         stated += 1

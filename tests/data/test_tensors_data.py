@@ -45,7 +45,7 @@ def test_other_tensors_are_no_matter(tmp_path: Path):
 
 
 def test_missing_file(tmp_path: Path):
-    with pytest.raises(InputError, match="does not exist: check --data"):
+    with pytest.raises(InputError, match="does not exist: check the path given to --data or --images"):
         open_tensors(tmp_path / "none.safetensors", SPEC)
 
 
@@ -79,3 +79,34 @@ def test_truncated_file(tmp_path: Path, share: float):
 def test_unusable_content_is_named(tmp_path: Path, tensors: dict[str, torch.Tensor], message: str):
     with pytest.raises(InputError, match=message):
         open_tensors(write(tmp_path, **tensors), SPEC)
+
+
+UNLABELLED = {
+    "none": {},
+    "negative": {"labels": LABELS - 1},
+    "float": {"labels": LABELS.float()},
+    "too few": {"labels": LABELS[:2].clone()},
+}
+
+
+@pytest.mark.parametrize("labels", UNLABELLED.values(), ids=UNLABELLED.keys())
+def test_labels_do_not_matter_where_none_are_needed(tmp_path: Path, labels: dict[str, torch.Tensor]):
+    data = open_tensors(write(tmp_path, images=IMAGES, **labels), SPEC, 5, labelled=False)
+    assert data.labels.tolist() == [0] * 5
+    assert torch.equal(data.pixels([4, 0]), IMAGES[[4, 0]])
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.tensor(5, dtype=torch.uint8), r"holds images \[\]: it must hold 'images', uint8 .*width\], n at least"),
+        (IMAGES[0].clone(), r"holds images \[3, 8, 8\]: "),
+        (IMAGES[:0].clone(), r"holds images \[0, 3, 8, 8\]: "),
+        (IMAGES.float(), "are float32, and pixels must be uint8"),
+        (IMAGES[..., :7].clone(), r"images of \[3, 8, 7\].*network takes \[3, 8, 8\]"),
+    ],
+    ids=["a number", "one image", "no image", "floats", "other size"],
+)
+def test_unusable_images_without_labels_are_named(tmp_path: Path, images: torch.Tensor, message: str):
+    with pytest.raises(InputError, match=message):
+        open_tensors(write(tmp_path, images=images), SPEC, labelled=False)
