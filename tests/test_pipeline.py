@@ -28,6 +28,12 @@ def _load(name: str) -> dict:
     return YAML(typ="safe", pure=True).load((ROOT / name).read_text())
 
 
+def _runs() -> list[str]:
+    """Names of the root pipeline's quantized networks."""
+    presets, schemes = _load("dvc.yaml")["vars"][0]["presets"], _load("params.yaml")["quantize"]["schemes"]
+    return [f"{preset}-{scheme}" for preset in presets for scheme in schemes]
+
+
 def _run(folder: Path, *command: str) -> str:
     environment = {
         **os.environ,
@@ -71,13 +77,13 @@ def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         (outputs / name).parent.mkdir(parents=True, exist_ok=True)
         (outputs / name).write_text(name)
-    for scheme in _load("params.yaml")["quantize"]["schemes"]:
-        (outputs / "quantized" / scheme).mkdir(parents=True)
-        (outputs / "quantized" / scheme / "weights.safetensors").write_text(scheme)
+    for run in _runs():
+        (outputs / "quantized" / run).mkdir(parents=True)
+        (outputs / "quantized" / run / "weights.safetensors").write_text(run)
         (outputs / "metrics").mkdir(exist_ok=True)
-        (outputs / "metrics" / f"{scheme}.json").write_text('{"top1": 1.0}')
+        (outputs / "metrics" / f"{run}.json").write_text('{"top1": 1.0}')
     (outputs / "performance").mkdir()
-    for name in ("synthesize", *(f"quantize-{scheme}" for scheme in _load("params.yaml")["quantize"]["schemes"])):
+    for name in ("synthesize", *(f"quantize-{run}" for run in _runs())):
         (outputs / "performance" / f"{name}.json").write_text('{"seconds": 1.0}')
     _run(folder, "git", "init", "-q")
     _dvc(folder, "commit", "--force", "--quiet")
@@ -110,16 +116,24 @@ def test_every_quantize_key_of_the_params_file_is_tracked() -> None:
 def test_changing_one_scheme_runs_only_that_scheme(project: Path) -> None:
     _edit(
         project,
-        "w3a3:\n      weight_bits: 3\n      activation_bits: 3",
-        "w3a3:\n      weight_bits: 3\n      activation_bits: 4",
+        "w2a4:\n      weight_bits: 2\n      activation_bits: 4",
+        "w2a4:\n      weight_bits: 2\n      activation_bits: 5",
     )
-    assert _pending(project) == {"quantize@w3a3"}
+    assert _pending(project) == {"quantize@minmax-w2a4", "quantize@qdrop-w2a4", "quantize@genie-m-w2a4"}
+
+
+def test_adding_a_preset_runs_only_the_new_one(project: Path) -> None:
+    _edit(project, "genie-m]", "genie-m, brecq]", "dvc.yaml")
+    new = {f"{stage}@brecq-{scheme}" for stage in ("quantize", "evaluate") for scheme in ("w4a4", "w2a4", "w2a2")}
+    assert {stage for stage in _pending(project) if "@" in stage} == new
 
 
 def test_adding_a_scheme_runs_only_the_new_one(project: Path) -> None:
     _edit(project, "  schemes:\n", "  schemes:\n    w8a8:\n      weight_bits: 8\n      activation_bits: 8\n")
     # the report depends on the folder of all metrics, which the new evaluation will change
-    assert {stage for stage in _pending(project) if "@" in stage} == {"quantize@w8a8", "evaluate@w8a8"}
+    presets = ("minmax", "qdrop", "genie-m")
+    new = {f"{stage}@{preset}-w8a8" for stage in ("quantize", "evaluate") for preset in presets}
+    assert {stage for stage in _pending(project) if "@" in stage} == new
 
 
 def test_changing_evaluation_code_runs_only_evaluation(project: Path) -> None:
@@ -134,8 +148,7 @@ def test_changing_the_data_runs_only_evaluation(project: Path) -> None:
 
 def test_changing_the_budget_of_quantization_leaves_the_images(project: Path) -> None:
     _edit(project, "num_steps: 300", "num_steps: 301")
-    schemes = _load("params.yaml")["quantize"]["schemes"]
-    assert _pending(project) == {f"quantize@{scheme}" for scheme in schemes}
+    assert _pending(project) == {f"quantize@{run}" for run in _runs()}
 
 
 def test_the_imagenet_experiment_of_the_readme_is_a_dry_run(project: Path) -> None:
