@@ -10,18 +10,20 @@ taken as sums of independent ones, pooling as keeping mean and variance.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.nn import functional as F
 
 from genie_cli.models.graph.batch_norm import BatchNormSite, batch_norm_sites
 from genie_cli.models.graph.capture import aten
 from genie_cli.models.graph.cuts import data_nodes
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.tensors import get_tensor
-from genie_cli.quantization.equalization import channel_bounds, clip_bounds, follow_channels, output_axis
+from genie_cli.quantization.equalization import channel_bounds, clip_bounds, follow_channels, output_axis, zero_padding
 
 NUM_SIGMAS = 6.0
 """Standard deviations between a batch norm's mean and the ends of its range."""
@@ -46,6 +48,10 @@ class ChannelStatistics:
     def __truediv__(self, scale: Tensor) -> ChannelStatistics:
         """Those of the tensor divided by a positive ``scale [C]``."""
         return ChannelStatistics(self.mean / scale, self.var / scale.square(), self.low / scale, self.high / scale)
+
+    def each(self, function: Callable[[Tensor], Tensor]) -> ChannelStatistics:
+        """Those of the tensor whose channels `function` moves."""
+        return ChannelStatistics(*(function(values) for values in (self.mean, self.var, self.low, self.high)))
 
     @property
     def range(self) -> tuple[float, float]:
@@ -198,14 +204,31 @@ def _behind_operation(
     x = found.get(source) if isinstance(source, fx.Node) else None
     if x is None:
         return None
-    followed = follow_channels(node, x.axis)
-    if followed is not None:
-        axis, repeats = followed
-        c = x.channels
-        values = [value.repeat_interleave(repeats) for value in (c.mean, c.var, c.low, c.high)]
-        return ActivationStatistics(ChannelStatistics(*values), axis)
+    moved = _moved(node, x)
+    if moved is not None:
+        return moved
     channels = _sum(node, x, found) if node.target is aten.add.Tensor else _bent(graph_module, node, x)
     return None if channels is None else ActivationStatistics(channels, x.axis)
+
+
+def _moved(node: fx.Node, x: ActivationStatistics) -> ActivationStatistics | None:
+    """Behind an operation that moves, pools, pads or drops values."""
+    followed, padding = follow_channels(node, x.axis), zero_padding(node)
+    if followed is not None:
+        axis, repeats = followed
+        moved = x.channels.each(lambda values: values.repeat_interleave(repeats))
+        if padding:  # borders count for the range, and not for the mean, as in convolutions that pad
+            moved = replace(moved, low=moved.low.clamp(max=0), high=moved.high.clamp(min=0))
+        return ActivationStatistics(moved, axis)
+    if padding:
+        added = padding.pop(x.axis)
+        padded = ActivationStatistics(x.channels.each(lambda values: F.pad(values, added)), x.axis)
+        return padded if not padding else None
+    if node.target is aten.slice.Tensor:
+        bounds: list[Any] = [*node.args[2:], *(None, None, None)[len(node.args) - 2 :]]
+        if all(bound is None or isinstance(bound, int) for bound in bounds):
+            return ActivationStatistics(x.channels.each(lambda values: values[slice(*bounds)]), x.axis)
+    return None
 
 
 def _bent(graph_module: fx.GraphModule, node: fx.Node, x: ActivationStatistics) -> ChannelStatistics | None:

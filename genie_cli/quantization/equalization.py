@@ -188,6 +188,11 @@ def follow_channels(node: fx.Node, axis: int) -> tuple[int, int] | None:
         return axis, 1
     if node.target in _POOLINGS:
         return (axis, 1) if axis == 1 and before.dim() == _POOLINGS[node.target] else None
+    if node.target is aten.slice.Tensor:
+        return (axis, 1) if len(node.args) > 1 and _dim(node.args[1], before) != axis else None
+    padding = zero_padding(node)
+    if padding is not None:
+        return (axis, 1) if axis not in padding else None
     if node.target is aten.mean.dim:
         return _behind_mean(node, before.dim(), axis)
     if node.target is aten.reshape.default and axis == 1 and value.dim() == 2:
@@ -195,6 +200,22 @@ def follow_channels(node: fx.Node, axis: int) -> tuple[int, int] | None:
         if all(isinstance(size, int) for size in sizes) and value.shape[1] == math.prod(sizes):
             return 1, math.prod(sizes[1:])
     return None
+
+
+def zero_padding(node: fx.Node) -> dict[int, tuple[int, int]] | None:
+    """Dimensions that a padding by zeros makes longer, with the zeros before and behind; None for other operations."""
+    arguments: list[Any] = list(node.args)
+    if node.target is aten.constant_pad_nd.default:
+        sides, value = [*arguments[1:], 0][:2]
+    elif node.target is aten.pad.default and arguments[2:3] in ([], ["constant"]):
+        sides, value = arguments[1], [*arguments[3:], 0][0]
+    else:
+        return None
+    if value not in (0, None) or node.kwargs or not all(isinstance(side, int) for side in sides):
+        return None
+    last = node.meta["val"].dim() - 1
+    pairs = ((last - i // 2, (int(sides[i]), int(sides[i + 1]))) for i in range(0, len(sides), 2))
+    return {dim: amounts for dim, amounts in pairs if any(amounts)}
 
 
 def clip_bounds(node: fx.Node) -> tuple[float | None, float | None] | None:
@@ -227,6 +248,10 @@ def channel_bounds(graph_module: fx.GraphModule, node: fx.Node) -> tuple[Tensor,
             return None
     low, high = bounds
     return low, high
+
+
+def _dim(dim: Any, value: Tensor) -> int:
+    return int(dim) % value.dim()
 
 
 def _behind_mean(node: fx.Node, num_dims: int, axis: int) -> tuple[int, int] | None:

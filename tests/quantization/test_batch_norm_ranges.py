@@ -208,6 +208,9 @@ KNOWN: dict[str, tuple[Callable[..., Tensor], int]] = {
     "add": (lambda a, b: F.relu(a + b), 4),
     "cat": (lambda a, b: torch.cat([F.relu(a), b], 1), 8),
     "cat with the images": (lambda a, x: torch.cat([a, x], 1), 7),
+    "padded channels": (lambda a: F.pad(F.relu(a)[:, :, ::2, ::2], (0, 0, 0, 0, 1, 2)), 7),
+    "some channels": (lambda a: a[:, 1:4:2], 2),
+    "borders": (lambda a: F.pad(a.clamp(min=-1), (0, 1, 0, 0))[:, :, :, :8], 4),
     "average": (lambda a: F.avg_pool2d(F.relu(a), 2), 4),
     "flatten": (lambda a: F.adaptive_avg_pool2d(F.relu(a), 2).flatten(1), 16),
     "flatten pixels": (lambda a: F.relu(a).flatten(1), 256),
@@ -243,6 +246,8 @@ UNKNOWN: dict[str, tuple[Callable[..., Tensor], int]] = {
     "scaled sum": (lambda a, b: torch.add(a, b, alpha=2), 4),
     "offset": (lambda a: a + 1, 4),
     "channels pooled": (lambda a: a.mean(1, keepdim=True).expand(-1, 4, -1, -1), 4),
+    "padded with ones": (lambda a: F.pad(a, (0, 1, 0, 1), value=1.0), 4),
+    "padded on two sides": (lambda a: F.pad(a, (0, 1, 0, 0, 0, 1)), 5),
     "negative slope": (lambda a: F.leaky_relu(a, -0.5), 4),
     "bounds of its own": (lambda a: torch.clamp(a, max=torch.arange(8.0).abs()), 4),
 }
@@ -265,6 +270,13 @@ def test_range_is_six_gamma_over_the_channels():
     network.middle = lambda a: F.relu(a)
     found = at_input_of(network, "fc")
     assert found is not None and found.range == pytest.approx((0, wanted[1]), rel=1e-5)
+
+
+def test_padding_by_zeros_widens_the_range_and_keeps_the_mean():
+    network = build(lambda a: F.pad(a.clamp(0.25, 0.75), (0, 1, 0, 1)))
+    found, inner = at_input_of(network, "fc"), at_input_of(build(lambda a: a.clamp(0.25, 0.75)), "fc")
+    assert found is not None and inner is not None
+    assert inner.range == (0.25, 0.75) and found.range == (0, 0.75) and torch.equal(found.mean, inner.mean)
 
 
 def test_channel_without_variance_is_constant():

@@ -134,6 +134,20 @@ class Chain(nn.Module):
         return x
 
 
+class EveryOther(nn.Module):
+    """Every second pixel, as the shortcuts of CIFAR's residual networks take."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :, ::2, ::2]
+
+
+class Head(nn.Module):
+    """Mean over the pixels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+
 # the network stays
 
 
@@ -168,13 +182,32 @@ def test_clips_are_hit_and_are_not():
     [
         (nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(1), nn.Linear(6 * 9, 4)),
         (nn.ReLU6(), nn.AvgPool2d(3, 2, 1), nn.Flatten(1), nn.Linear(6 * 9, 4)),
+        (
+            nn.ReLU6(),
+            nn.ZeroPad2d((0, 1, 0, 1)),
+            nn.Conv2d(6, 6, 3, 2, groups=6),
+            nn.ReLU6(),
+            nn.Conv2d(6, 4, 3),
+            Head(),
+        ),
+        (nn.ReLU6(), EveryOther(), nn.Conv2d(6, 4, 3), Head()),
         (nn.PReLU(6), nn.AdaptiveAvgPool2d(2), nn.Flatten(1), nn.Linear(6 * 4, 4)),
         (nn.AdaptiveAvgPool2d(2), nn.Flatten(1), nn.ReLU6(), nn.Linear(6 * 4, 4)),
         (nn.ReLU(), nn.Conv2d(6, 4, 3, padding="same", groups=2), nn.ReLU6(), nn.Flatten(1), nn.Linear(4 * 36, 4)),
         (nn.Identity(), nn.Conv2d(6, 6, 3, groups=6), nn.Dropout(), nn.Conv2d(6, 9, 1, groups=3), nn.Flatten(1)),
         (nn.LeakyReLU(), nn.Conv2d(6, 12, 3, groups=6), nn.ReLU(), nn.Conv2d(12, 4, 1, bias=False), nn.Flatten(1)),
     ],
-    ids=["max", "avg-clip", "prelu", "clip-behind-flatten", "grouped", "identity", "depth-multiplier"],
+    ids=[
+        "max",
+        "avg-clip",
+        "zero-pad",
+        "slice",
+        "prelu",
+        "clip-behind-flatten",
+        "grouped",
+        "identity",
+        "depth-multiplier",
+    ],
 )
 @pytest.mark.parametrize("seed", range(3))
 def test_operations_between_layers(between: tuple[nn.Module, ...], seed: int):
@@ -365,6 +398,10 @@ class Branching(nn.Module):
             return self.fc(y.flatten(2, 3)[..., :32]).mean(2)
         elif self.kind == "cat":
             y = torch.cat([y[:, :2], self.other(x)[:, :2]], 1)
+        elif self.kind == "padded channels":
+            y = F.pad(y[:, :3], (0, 0, 0, 0, 1, 0))
+        elif self.kind == "ones around":
+            y = F.pad(y, (1, 1, 1, 1), value=1.0)
         elif self.kind == "shuffle":
             y = y.flip(1)
         elif self.kind == "output":
@@ -385,6 +422,8 @@ class Branching(nn.Module):
         "mean of channels",
         "columns",
         "cat",
+        "padded channels",
+        "ones around",
         "shuffle",
         "output",
     ],
