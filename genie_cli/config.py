@@ -88,7 +88,16 @@ class Stage(Frozen):
     """CUDA: kernels that give the same bytes in every run. CPU kernels always do."""
 
 
-class SynthesizeConfig(Stage):
+class LongStage(Stage):
+    """What a stage of hours takes besides, so that it can go on after it was killed."""
+
+    checkpoint_interval: float = Field(180.0, ge=0)
+    """Seconds between two checkpoints inside a batch or unit."""
+    fresh: bool = False
+    """Start anew: throw away what an earlier run of the same command left."""
+
+
+class SynthesizeConfig(LongStage):
     """``genie synthesize`` (GENIE-D, paper section 3.1)."""
 
     preset: str = "genie"
@@ -178,7 +187,7 @@ class SynthesizeConfig(Stage):
         return self.generator and self.latents != "sampled"
 
 
-class QuantizeConfig(Stage):
+class QuantizeConfig(LongStage):
     """``genie quantize`` (GENIE-M, paper section 3.2)."""
 
     preset: str = "genie-m"

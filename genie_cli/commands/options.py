@@ -198,6 +198,12 @@ Deterministic = Annotated[
     bool | None,
     _option(_RUN, "--deterministic/--no-deterministic", "CUDA: kernels that give the same bytes in every run.", "on"),
 ]
+CheckpointInterval = Annotated[
+    float | None, _option(_RUN, "--checkpoint-interval", "Seconds between checkpoints inside a batch or unit.", "180.0")
+]
+Fresh = Annotated[
+    bool | None, _option(_RUN, "--fresh/--no-fresh", "Start anew instead of going on where a killed run was.", "off")
+]
 ParamsFile = Annotated[
     Path | None,
     _option(_RUN, "--params", "YAML file with sections named model, common and as the commands; flags win."),

@@ -44,6 +44,8 @@ def quantize(
     precision: opt.Precision = None,
     deterministic: opt.Deterministic = None,
     memory_limit: opt.MemoryLimit = None,
+    checkpoint_interval: opt.CheckpointInterval = None,
+    fresh: opt.Fresh = None,
     params: opt.ParamsFile = None,
     out: opt.QuantizedOut = None,
     performance: opt.Performance = None,
@@ -58,6 +60,7 @@ def quantize(
     flags = opt.given(
         {
             "unit": unit, "rounding": rounding, "drop_prob": drop_prob, "round_weight": round_weight,
+            "checkpoint_interval": checkpoint_interval, "fresh": fresh,
             "images": images, "num_images": num_images, "weight_bits": weight_bits, "activation_bits": activation_bits,
             "protocol": protocol, "preset": preset, "num_steps": num_steps, "batch_size": batch_size,
             "seed": seed, "device": device, "precision": precision, "memory_limit": memory_limit, "out": out,
@@ -88,20 +91,21 @@ def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
             find_protocol(config.protocol)
             teacher = load_teacher(model_config)
             layer_bits([layer.name for layer in weight_layers(teacher.graph)], config.bits_override or {})
-        image_set, network = (_without_images if config.data_free else _on_images)(run, config, teacher)
-        if run.workers.is_first:
-            _finish(run, config, teacher, image_set, network)
+        (_without_images if config.data_free else _on_images)(run, config, teacher)
 
 
-def _without_images(run: Run, config: QuantizeConfig, teacher: Teacher) -> tuple[None, QuantizedNetwork]:
+def _without_images(run: Run, config: QuantizeConfig, teacher: Teacher) -> None:
     from genie_cli.quantization.data_free import quantize_without_images
 
     with run.work() as report:
-        return None, quantize_without_images(teacher, config, report)
+        network = quantize_without_images(teacher, config, report)
+    if run.workers.is_first:
+        _finish(run, config, teacher, None, network)
 
 
-def _on_images(run: Run, config: QuantizeConfig, teacher: Teacher) -> tuple[ImageSet, QuantizedNetwork]:
+def _on_images(run: Run, config: QuantizeConfig, teacher: Teacher) -> None:
     from genie_cli.quantization.calibration_images import calibration_images, open_image_set
+    from genie_cli.quantization.export import NOT_DETERMINING
     from genie_cli.quantization.quantize import quantize_network
 
     workers = run.workers
@@ -119,8 +123,19 @@ def _on_images(run: Run, config: QuantizeConfig, teacher: Teacher) -> tuple[Imag
         run.note(f"the images were made for another teacher, '{image_set.metadata.teacher}'.", warning=True)
     if config.reconstruct and config.batch_size > num_images:
         run.note(f"the batch of {config.batch_size} becomes {num_images}, the number of images.")
-    with run.work() as report:
-        return image_set, quantize_network(teacher, inputs, config, run.device, run.dtype, report, workers)
+    determinants = {
+        "command": "quantize",
+        "config": config.model_dump(mode="json", exclude=NOT_DETERMINING),
+        "teacher": teacher.sha256,
+        "input": teacher.input.model_dump(mode="json"),
+        "images": image_set.sha256,
+        "processes": workers.size,
+    }
+    with run.resumable(config, config.out, determinants) as work:
+        with run.work() as report:
+            network = quantize_network(teacher, inputs, config, run.device, run.dtype, report, workers, work)
+        if workers.is_first:
+            _finish(run, config, teacher, image_set, network)
 
 
 def _finish(

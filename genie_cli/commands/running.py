@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,8 @@ from genie_cli.errors import GenieError
 if TYPE_CHECKING:
     import torch
 
-    from genie_cli.config import Stage
+    from genie_cli.artifacts.work_folder import Work
+    from genie_cli.config import LongStage, Stage
     from genie_cli.runtime.distribution import Workers
     from genie_cli.runtime.progress import Reporter
 
@@ -55,6 +56,34 @@ class Run:
                 if error.is_shared is None:
                     error.is_shared = False  # each process works on something else
                 raise
+
+    @contextmanager
+    def resumable(self, config: LongStage, out: Path, determinants: dict[str, Any]) -> Iterator[Work]:
+        """Around the work and the writing of its output: what is done is kept until the output stands.
+
+        Args:
+            config: says how often checkpoints are due, and whether to start anew.
+            out: the output, which no other run may write meanwhile.
+            determinants: all that determines the result.
+        """
+        from genie_cli import __version__
+        from genie_cli.artifacts.lock import locked
+        from genie_cli.artifacts.work_folder import open_work_folder
+
+        versions = {"dtype": str(self.dtype), "tool": __version__, "torch": _torch_version()}
+        known = {**determinants, **versions}
+        with ExitStack() as held:
+            with self.checks():
+                if self.workers.is_first:
+                    held.enter_context(locked(out))
+                    open_work_folder(out, known, config.checkpoint_interval, config.fresh)
+            work = open_work_folder(out, known, config.checkpoint_interval)
+            done = work.num_parts()
+            if done or work.has_checkpoint():
+                self.note(f"going on where an earlier run was: {done} part(s) done (--fresh starts anew).")
+            yield work
+            if self.workers.is_first:
+                work.remove()
 
     def note(self, message: str, warning: bool = False) -> None:
         """One line on stderr, from the first process."""
@@ -115,3 +144,9 @@ def running(config: Stage) -> Iterator[Run]:
     configure_process(device, config.deterministic)
     with joined_workers(device) as workers:
         yield Run(device, resolve_dtype(config.precision, device), workers)
+
+
+def _torch_version() -> str:
+    import torch
+
+    return str(torch.__version__)

@@ -34,6 +34,8 @@ def synthesize(
     seed: opt.Seed = None,
     device: opt.Device = None,
     precision: opt.Precision = None,
+    checkpoint_interval: opt.CheckpointInterval = None,
+    fresh: opt.Fresh = None,
     params: opt.ParamsFile = None,
     deterministic: opt.Deterministic = None,
     out: opt.ImagesOut = None,
@@ -59,6 +61,7 @@ def synthesize(
     flags = opt.given(
         {
             "generator": generator, "latents": latents, "swing": swing, "student": student, "other_teachers": others,
+            "checkpoint_interval": checkpoint_interval, "fresh": fresh,
             "num_images": num_images, "num_steps": num_steps, "batch_size": batch_size, "preset": preset,
             "seed": seed, "device": device, "precision": precision,
             "deterministic": deterministic, "out": out, "log": log, "performance": performance,
@@ -73,6 +76,7 @@ def _run(model_config: ModelConfig, config: SynthesizeConfig) -> None:
     from genie_cli.commands.running import running
     from genie_cli.models.zoo import load_teacher
     from genie_cli.synthesis.distill import batch_sizes, synthesize_images
+    from genie_cli.synthesis.export import NOT_DETERMINING
     from genie_cli.synthesis.teacher_network import check_same_input
 
     with running(config) as run:
@@ -93,10 +97,20 @@ def _run(model_config: ModelConfig, config: SynthesizeConfig) -> None:
                 "a smaller --batch-size makes more batches.",
                 warning=True,
             )
-        with run.work() as report:
-            result = synthesize_images(teacher, config, run.device, run.dtype, report, run.workers, others, student)
-        if run.workers.is_first:
-            _finish(run, config, [teacher, *others], student_sha256, result)
+        determinants = {
+            "command": "synthesize",
+            "config": config.model_dump(mode="json", exclude=NOT_DETERMINING),
+            "teachers": [one.sha256 for one in (teacher, *others)],
+            "inputs": [one.input.model_dump(mode="json") for one in (teacher, *others)],
+            "student": student_sha256,
+        }
+        with run.resumable(config, config.out, determinants) as work:
+            with run.work() as report:
+                result = synthesize_images(
+                    teacher, config, run.device, run.dtype, report, run.workers, others, student, work
+                )
+            if run.workers.is_first:
+                _finish(run, config, [teacher, *others], student_sha256, result)
 
 
 def _load_student(config: SynthesizeConfig, teacher: Teacher, run: Run) -> tuple[Student | None, str | None]:

@@ -23,7 +23,7 @@ from genie_cli.models.graph.tensors import named_tensors
 from genie_cli.models.teacher import Teacher
 from genie_cli.quantization.quantize import QuantizedNetwork
 
-_NOT_DETERMINING = {"out", "images", "device", "memory_limit", "performance"}
+NOT_DETERMINING = {"out", "images", "device", "memory_limit", "performance", "checkpoint_interval", "fresh"}
 
 
 def to_artifact(
@@ -40,7 +40,7 @@ def to_artifact(
     metadata = QuantizedMetadata(
         teacher=teacher.name,
         teacher_sha256=teacher.sha256,
-        config=config.model_dump(mode="json", exclude=_NOT_DETERMINING),
+        config=config.model_dump(mode="json", exclude=NOT_DETERMINING),
         protocol=config.protocol,
         preset=config.preset,
         seed=config.seed,

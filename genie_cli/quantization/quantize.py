@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from genie_cli.artifacts.work_folder import NO_WORK, Work
 from genie_cli.config import QuantizeConfig
 from genie_cli.models.graph.folding import FoldedGraph, fold_batch_norms
 from genie_cli.models.graph.placement import move
@@ -94,6 +95,7 @@ def quantize_network(
     dtype: torch.dtype,
     report: Reporter = silent,
     workers: Workers = SOLO,
+    work: Work = NO_WORK,
 ) -> QuantizedNetwork:
     """Quantize `teacher` on calibration images.
 
@@ -106,6 +108,7 @@ def quantize_network(
         dtype: arithmetic of the convolutions while a unit learns.
         report: receives progress.
         workers: processes that learn together; all end with the same network.
+        work: where finished units and the state of the one at work are kept, and found again.
 
     Raises:
         UsageError: unknown protocol, an override that matches no layer, or a memory limit below what one batch needs.
@@ -144,7 +147,9 @@ def quantize_network(
                     report(Advanced(STAGE, before + step, where, {"loss": loss}))
 
                 data = UnitData(full, quantized, targets, held_out, pool)
-                learned = learn(piece, folded, initial, data, config, device, dtype, on_step, workers)
+                learned = learn(
+                    piece, folded, initial, data, config, device, dtype, on_step, workers, work, f"unit{position}"
+                )
             else:
                 learned = LearnedUnit(round_to_nearest(piece, config), initial, 0)
             done += steps * num_stages(len(unit.layers), config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from genie_cli.artifacts.work_folder import NO_WORK, Saved, Work
 from genie_cli.config import QuantizeConfig
 from genie_cli.quantization.activation_store import ActivationStore
 from genie_cli.quantization.lsq import LearnedActivationQuantizer
@@ -24,6 +25,7 @@ from genie_cli.quantization.rounding import (
 from genie_cli.runtime.determinism import RandomMasks, make_generator
 from genie_cli.runtime.distribution import SOLO, Workers
 from genie_cli.runtime.replay import ReplayedStep
+from genie_cli.runtime.state import optimizer_state, prefixed, restore_optimizer, without_prefix
 from genie_cli.student.modules import IntegerWeight
 
 LOG_EVERY = 50
@@ -103,6 +105,8 @@ def learn_unit(
     dtype: torch.dtype,
     on_step: Callable[[int, float], None],
     workers: Workers = SOLO,
+    work: Work = NO_WORK,
+    place: str = "",
 ) -> int:
     """Minimise the reconstruction error of one unit in place (Eq. 10-11 with LSQ and QDrop).
 
@@ -120,6 +124,8 @@ def learn_unit(
         dtype: arithmetic of the convolutions.
         on_step: called with (steps done, reconstruction loss) every so many steps.
         workers: processes that share the batch; the gradients are summed over them.
+        work: where the state is kept from time to time, and found again; not with several processes.
+        place: what it is called there.
 
     Returns:
         The steps taken.
@@ -127,8 +133,13 @@ def learn_unit(
     learner = _Learner(task, config, device, dtype, workers)
     watched = int(workers.sum_(torch.tensor(len(task.held_out)))) if config.patience is not None else 0
     stopping = _EarlyStopping(config) if watched else None
-    taken = config.num_steps
-    for step in range(1, config.num_steps + 1):
+    taken, start = config.num_steps, 0
+    if workers.size == 1 and (left := work.checkpoint(place)) is not None:
+        start = left.facts["step"]
+        learner.resume(left.tensors, start)
+        if stopping is not None:
+            stopping.resume(left)
+    for step in range(start + 1, config.num_steps + 1):
         learner.step()
         if step % LOG_EVERY == 0 or step == config.num_steps:
             on_step(step, float(learner.loss))
@@ -137,6 +148,10 @@ def learn_unit(
             if stopping.is_over(step, loss, learner.snapshot):
                 taken = step
                 break
+        if step % LOG_EVERY == 0 and workers.size == 1 and work.is_due():
+            watch = stopping.facts() if stopping is not None else {}
+            best = stopping.tensors() if stopping is not None else {}
+            work.save_checkpoint(place, {**learner.state(), **best}, {"step": step, **watch})
     if stopping is not None and stopping.best is not None:
         learner.restore(stopping.best)
     learner.finish()
@@ -169,7 +184,7 @@ class _Learner:
         self._share = own / total
         trained = _complement(task.held_out, len(task.targets))
         draws = make_generator(torch.device("cpu"), config.seed, "batches", task.name, *_own_place(workers))
-        self._batches = _batches(trained, max(own, 1), draws)
+        self._batches = _Batches(trained, max(own, 1), draws)
         self._inputs: tuple[Tensor, Tensor, Tensor] | None = None
         self._static = on_cuda
         self._beta = torch.zeros((), device=device)
@@ -186,7 +201,7 @@ class _Learner:
     def step(self) -> None:
         """One optimizer step on the next batch."""
         config = self._config
-        self._load(next(self._batches))
+        self._load(self._batches.draw())
         beta = rounding_beta(self._done, config.num_steps, config.warmup, config.beta_start, config.beta_end)
         regularized = beta is not None and self._has_softbits
         if beta is not None:
@@ -269,6 +284,36 @@ class _Learner:
         total, count = self._workers.sum_(sums)
         return float(total / count)
 
+    def state(self) -> dict[str, Tensor]:
+        """All that changes from step to step, as copies on the CPU."""
+        masks = [self._mixing, *(a.masks for a in self._activations if a.masks is not None)]
+        state = {
+            **{f"parameter{i}": parameter.detach() for i, parameter in enumerate(self._parameters)},
+            "loss": self.loss,
+            "generator": self._generator.get_state(),
+            **prefixed("batches", self._batches.state()),
+        }
+        for i, mask in enumerate(masks):
+            state.update(prefixed(f"masks{i}", mask.state()))
+        if self._optimizer is not None:
+            state.update(prefixed("optimizer", optimizer_state(self._optimizer)))
+        return {name: value.detach().cpu().clone() for name, value in state.items()}
+
+    @torch.no_grad()
+    def resume(self, state: Mapping[str, Tensor], steps_done: int) -> None:
+        """Go on from a state, after so many steps."""
+        for i, parameter in enumerate(self._parameters):
+            parameter.copy_(state[f"parameter{i}"])
+        self.loss.copy_(state["loss"])
+        self._generator.set_state(state["generator"])
+        self._batches.restore(without_prefix("batches", state))
+        masks = [self._mixing, *(a.masks for a in self._activations if a.masks is not None)]
+        for i, mask in enumerate(masks):
+            mask.restore(without_prefix(f"masks{i}", state))
+        if self._optimizer is not None:
+            restore_optimizer(self._optimizer, without_prefix("optimizer", state))
+        self._done = steps_done
+
     def snapshot(self) -> list[Tensor]:
         """A copy of all that learns."""
         return [parameter.detach().clone() for parameter in self._parameters]
@@ -324,6 +369,20 @@ class _EarlyStopping:
         self._best_loss, self._best_step = math.inf, 0
         self.best: list[Tensor] | None = None
 
+    def facts(self) -> dict[str, Any]:
+        """Best loss and its step."""
+        return {"best_loss": self._best_loss, "best_step": self._best_step}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The best state."""
+        return {f"best{i}": value for i, value in enumerate(self.best or ())}
+
+    def resume(self, saved: Saved) -> None:
+        """Go on from a checkpoint."""
+        self._best_loss, self._best_step = saved.facts["best_loss"], saved.facts["best_step"]
+        count = sum(name.startswith("best") for name in saved.tensors)
+        self.best = [saved.tensors[f"best{i}"] for i in range(count)] or None
+
     def is_due(self, step: int) -> bool:
         """Whether to look at the held-out loss now: not before the softbits are pushed to 0 and 1."""
         return step > self._first and step % self._every == 0
@@ -376,11 +435,26 @@ def _complement(rows: Tensor, num_rows: int) -> Tensor:
     return kept.nonzero().flatten()
 
 
-def _batches(rows: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Full batches of `rows` without end: shuffled passes over all of them, joined at their ends."""
-    rest = torch.empty(0, dtype=torch.int64)
-    while True:
-        while len(rest) < batch_size:
-            rest = torch.cat([rest, rows[torch.randperm(len(rows), generator=generator)]])
-        yield rest[:batch_size]
-        rest = rest[batch_size:]
+class _Batches:
+    """Full batches of rows without end: shuffled passes over all of them, joined at their ends."""
+
+    def __init__(self, rows: Tensor, batch_size: int, generator: torch.Generator) -> None:
+        self._rows, self._batch_size, self._generator = rows, batch_size, generator
+        self._rest = torch.empty(0, dtype=torch.int64)
+
+    def draw(self) -> Tensor:
+        """The next batch."""
+        while len(self._rest) < self._batch_size:
+            shuffled = self._rows[torch.randperm(len(self._rows), generator=self._generator)]
+            self._rest = torch.cat([self._rest, shuffled])
+        batch, self._rest = self._rest[: self._batch_size], self._rest[self._batch_size :]
+        return batch
+
+    def state(self) -> dict[str, Tensor]:
+        """What is left of the pass, and where the draws are."""
+        return {"rest": self._rest, "generator": self._generator.get_state()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a state."""
+        self._rest = state["rest"].clone()
+        self._generator.set_state(state["generator"])

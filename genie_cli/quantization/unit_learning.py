@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
+from genie_cli.artifacts.work_folder import NO_WORK, Work
 from genie_cli.config import QuantizeConfig
 from genie_cli.models.graph.folding import FoldedGraph
 from genie_cli.models.graph.layers import weight_layers
@@ -19,6 +20,7 @@ from genie_cli.quantization.pieces import Piece, layer_by_layer
 from genie_cli.quantization.reconstruction import LearnedWeight, SoftWeightSlot, UnitTask, learn_unit
 from genie_cli.quantization.rounding import SoftRoundedWeight, largest_rate
 from genie_cli.quantization.straight_through_weight import StraightThroughWeight
+from genie_cli.quantization.unit_state import pack_unit, unpack_unit
 from genie_cli.runtime.distribution import SOLO, Workers
 from genie_cli.student.build import insert_quantizers
 from genie_cli.student.grid import minmax_weight_grid, quantize_weight, search_weight_grid
@@ -68,6 +70,8 @@ def learn(
     dtype: torch.dtype,
     on_step: Callable[[int, float], None],
     workers: Workers = SOLO,
+    work: Work = NO_WORK,
+    place: str = "unit",
 ) -> LearnedUnit:
     """Learn the weights and step sizes of a unit, in the granularity of `config.unit`.
 
@@ -81,30 +85,49 @@ def learn(
         dtype: arithmetic of the convolutions.
         on_step: called with (steps done in this unit, loss) every so many steps.
         workers: processes that learn together.
+        work: where what is finished is kept, and found again.
+        place: what this unit is called there.
     """
-    if config.unit != "layer":
-        task = _make_task(piece, folded, initial, data, config, device, {}, {})
-        taken = learn_unit(task, config, device, dtype, on_step, workers)
-        return LearnedUnit(*_hardened(task), taken)
+
+    def learned(part: Piece, own: UnitData, place: str, on_step: Callable[[int, float], None]) -> LearnedUnit:
+        found = finished_part(work, place, device, workers)
+        if found is not None:
+            return found
+        task = _make_task(part, folded, initial, own, config, device, weights, activations)
+        taken = learn_unit(task, config, device, dtype, on_step, workers, work, place)
+        result = LearnedUnit(*_hardened(task), taken)
+        if workers.is_first:
+            saved = pack_unit(result.weights, result.activations, taken)
+            work.finish(place, saved.tensors, saved.facts)
+        return result
+
     weights: dict[str, IntegerWeight] = {}
     activations: dict[str, ActivationQuantizer] = {}
+    if config.unit != "layer":
+        return learned(piece, data, place, on_step)
     taken = 0
     for stage, part in enumerate(layer_by_layer(folded.graph, piece)):
         is_end = part.output is piece.output
         targets = data.targets if is_end else forward(part.teacher, data.full_inputs, data.pool, part.rows)
         own = UnitData(data.full_inputs, data.quantized_inputs, targets, data.held_out, data.pool)
-        task = _make_task(part, folded, initial, own, config, device, weights, activations)
 
         def on_stage_step(step: int, loss: float, before: int = stage * config.num_steps) -> None:
             on_step(before + step, loss)
 
-        taken += learn_unit(task, config, device, dtype, on_stage_step, workers)
-        new_weights, new_activations = _hardened(task)
-        weights.update(new_weights)
-        activations.update(new_activations)
+        result = learned(part, own, f"{place}.{stage}", on_stage_step)
+        weights.update(result.weights)
+        activations.update(result.activations)
+        taken += result.num_steps
         if not is_end:
             targets.release()
     return LearnedUnit(weights, {**initial, **activations}, taken)
+
+
+def finished_part(work: Work, place: str, device: torch.device, workers: Workers) -> LearnedUnit | None:
+    """A unit that an earlier run has finished, if every process finds it."""
+    saved = work.part(place)
+    found = int(workers.sum_(torch.tensor(float(saved is not None))))
+    return LearnedUnit(*unpack_unit(saved, device)) if saved is not None and found == workers.size else None
 
 
 def round_to_nearest(piece: Piece, config: QuantizeConfig) -> dict[str, IntegerWeight]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -37,6 +38,16 @@ class RandomMasks:
         self._prob, self._generator = prob, generator
         self._pool: Tensor | None = None
         self._cuts = 0
+
+    def state(self) -> dict[str, Tensor]:
+        """The pool and the masks cut out of it, to go on from; the generator's state is its owner's."""
+        pool = torch.empty(0, dtype=torch.bool) if self._pool is None else self._pool.bool()
+        return {"pool": pool, "cuts": torch.tensor(self._cuts)}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a state."""
+        self._pool = state["pool"].float() if len(state["pool"]) else None
+        self._cuts = int(state["cuts"])
 
     def draw(self, like: Tensor) -> Tensor:
         """A mask in the shape and memory layout of `like`; it is not to be written to."""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor
 
+from genie_cli.artifacts.work_folder import NO_WORK, Saved, Work
 from genie_cli.config import SynthesizeConfig
 from genie_cli.models.teacher import Teacher
 from genie_cli.runtime.determinism import make_generator
 from genie_cli.runtime.distribution import SOLO, Workers
 from genie_cli.runtime.progress import Advanced, Reporter, StageFinished, StageStarted, silent
 from genie_cli.runtime.replay import ReplayedStep
+from genie_cli.runtime.state import optimizer_state, prefixed, restore_optimizer, without_prefix
 from genie_cli.synthesis.discrepancy import Student
 from genie_cli.synthesis.image_source import make_source
 from genie_cli.synthesis.schedule import PlateauSchedule
@@ -63,6 +65,7 @@ def synthesize_images(
     workers: Workers = SOLO,
     others: Sequence[Teacher] = (),
     student: Student | None = None,
+    work: Work = NO_WORK,
 ) -> Synthesis:
     """Synthesize `config.num_images` images from the batch-norm statistics of `teacher`.
 
@@ -79,6 +82,7 @@ def synthesize_images(
         others: more teachers of the same input size, whose statistics the images fit too (MixMix); the
             loss is the mean over the teachers, and the images are in the normalised space of `teacher`.
         student: a quantized network that the images are to tell from `teacher` (ZAQ).
+        work: where finished batches and the state of the one at work are kept, and found again.
 
     Raises:
         InputError: a network without batch norms.
@@ -94,15 +98,18 @@ def synthesize_images(
     report(StageStarted(STAGE, total))
     images, log = [], []
     for position, index in enumerate(own):
-        size = sizes[index]
 
-        def on_step(step: int, loss: float, latent_lr: float, index: int = index, position: int = position) -> None:
-            log.append(LogRow(index + 1, step, loss, latent_lr))
-            done = min((position * config.num_steps + step) * workers.size, total)  # the others are about as far
-            report(Advanced(STAGE, done, f"batch {index + 1}/{len(sizes)}", {"loss": loss}))
+        def on_row(row: LogRow, position: int = position) -> None:
+            done = min((position * config.num_steps + row.step) * workers.size, total)  # the others are about as far
+            report(Advanced(STAGE, done, f"batch {row.batch}/{len(sizes)}", {"loss": row.loss}))
 
-        batch = _Batch(networks, teacher, student, index, size, config, device, dtype)
-        images.append(_distill_batch(batch, config.num_steps, on_step))
+        found = work.part(f"batch{index}")
+        if found is None:
+            batch = _Batch(networks, teacher, student, index, sizes[index], config, device, dtype)
+            found = _distill_batch(batch, index, config.num_steps, on_row, work)
+        images.append(found.tensors["images"])
+        log += _rows(found)
+        on_row(log[-1])
     none = torch.empty(0, spec.num_channels, spec.size, spec.size)
     all_images = workers.all_gather_rows(torch.cat([none, *images]))
     rows = torch.tensor([[row.batch, row.step, row.loss, row.latent_lr] for row in log], dtype=torch.float64)
@@ -157,6 +164,27 @@ class _Batch:
         """The rate of what learns image by image; 0 where nothing does."""
         return 0.0 if self._source.codes is None else float(self._schedule.lr)
 
+    def state(self) -> dict[str, Tensor]:
+        """All that changes from step to step, as copies on the CPU."""
+        state = {
+            "step_index": self._step_index,
+            "generator_lr": self._generator_lr,
+            **prefixed("source", self._source.state()),
+            **prefixed("schedule", self._schedule.state()),
+        }
+        for i, optimizer in enumerate(self._optimizers):
+            state.update(prefixed(f"optimizer{i}", optimizer_state(optimizer)))
+        return {name: value.detach().cpu().clone() for name, value in state.items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a state."""
+        self._step_index.copy_(state["step_index"])
+        self._generator_lr.copy_(state["generator_lr"])
+        self._source.restore(without_prefix("source", state))
+        self._schedule.restore(without_prefix("schedule", state))
+        for i, optimizer in enumerate(self._optimizers):
+            restore_optimizer(optimizer, without_prefix(f"optimizer{i}", state))
+
     def step(self) -> None:
         """One optimizer step."""
         self._source.prepare()
@@ -207,16 +235,35 @@ class _Batch:
         self.loss.copy_(loss.detach())
 
 
-def _distill_batch(batch: _Batch, num_steps: int, on_step: Callable[[int, float, float], None]) -> Tensor:
-    for step in range(1, num_steps):
+def _distill_batch(batch: _Batch, index: int, num_steps: int, on_row: Callable[[LogRow], None], work: Work) -> Saved:
+    """Take a batch's steps, from the newest checkpoint on, and keep what came out."""
+    name, rows, taken = f"batch{index}", [], 0
+    if (left := work.checkpoint(name)) is not None:
+        batch.restore(left.tensors)
+        rows, taken = _rows(left), left.facts["step"]
+
+    def log(step: int, loss: float, rate: float) -> None:
+        rows.append(LogRow(index + 1, step, loss, rate))
+        on_row(rows[-1])
+
+    for step in range(taken + 1, num_steps):
         rate = batch.code_lr if _is_logged(step) else 0.0  # the step that follows changes it
         batch.step()
         batch.set_generator_lr(step)
         if _is_logged(step):
-            on_step(step, float(batch.loss), rate)
+            log(step, float(batch.loss), rate)
+            if work.is_due():
+                work.save_checkpoint(name, batch.state(), {"step": step, "log": [astuple(row) for row in rows]})
     images, loss = batch.finish()
-    on_step(num_steps, float(loss), batch.code_lr)
-    return images.cpu().clone()  # those of the last forward pass, as the authors keep them
+    log(num_steps, float(loss), batch.code_lr)
+    # the images are those of the last forward pass, as the authors keep them
+    finished = Saved({"images": images.cpu().clone().contiguous()}, {"log": [astuple(row) for row in rows]})
+    work.finish(name, finished.tensors, finished.facts)
+    return finished
+
+
+def _rows(saved: Saved) -> list[LogRow]:
+    return [LogRow(*row) for row in saved.facts["log"]]
 
 
 def _is_logged(step: int) -> bool:

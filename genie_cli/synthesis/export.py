@@ -12,7 +12,7 @@ from genie_cli.artifacts.images import ImagesMetadata, encode_images
 from genie_cli.config import SynthesizeConfig
 from genie_cli.models.teacher import Teacher
 
-_NOT_DETERMINING = {"out", "log", "device", "performance", "other_teachers", "student"}
+NOT_DETERMINING = {"out", "log", "device", "performance", "checkpoint_interval", "fresh", "other_teachers", "student"}
 """Paths, and what the metadata say by hash."""
 
 
@@ -38,7 +38,7 @@ def to_artifact(
         teacher_sha256=teacher.sha256,
         other_teachers={other.sha256: other.name for other in others},
         student_sha256=student_sha256,
-        config=config.model_dump(mode="json", exclude=_NOT_DETERMINING),
+        config=config.model_dump(mode="json", exclude=NOT_DETERMINING),
         seed=config.seed,
         input=teacher.input,
         tool_version=__version__,

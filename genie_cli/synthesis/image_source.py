@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from genie_cli.config import InputSpec, SynthesizeConfig
 from genie_cli.runtime.determinism import derive_seed, make_generator
+from genie_cli.runtime.state import prefixed, without_prefix
 from genie_cli.synthesis.conditioning import LabelConditioning, SuperposedConditioning, draw_superpositions
 from genie_cli.synthesis.generator import Generator
 
@@ -28,6 +29,14 @@ class ImageSource(Protocol):
 
     def weights(self) -> Iterator[nn.Parameter]:
         """The generator's parameters, which learn at its rate."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """All that changes from step to step."""
+        ...
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a state, in place."""
         ...
 
     def images(self, step_index: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -90,6 +99,25 @@ class GeneratedImages:
         if self._conditioning is not None:
             yield from self._conditioning.parameters()
 
+    def state(self) -> dict[str, Tensor]:
+        """Generator, conditioning, latents, and where the draws are."""
+        conditioning = {} if self._conditioning is None else self._conditioning.state_dict()
+        return {
+            "noise": self._noise.detach(),
+            "draws": self._draws.get_state(),
+            **prefixed("generator", self._generator.state_dict()),
+            **prefixed("conditioning", conditioning),
+        }
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a state."""
+        self._noise.copy_(state["noise"])
+        self._draws.set_state(state["draws"])
+        self._generator.load_state_dict(without_prefix("generator", state))
+        if self._conditioning is not None:
+            self._conditioning.load_state_dict(without_prefix("conditioning", state))
+
     def images(self, step_index: Tensor) -> tuple[Tensor, Tensor | None]:
         """What the generator makes of the latents."""
         latents, targets = self._noise, None
@@ -117,6 +145,15 @@ class LearnedPixels:
     def weights(self) -> Iterator[nn.Parameter]:
         """No generator."""
         return iter(())
+
+    def state(self) -> dict[str, Tensor]:
+        """The pixels."""
+        return {"pixels": self.codes.detach()}
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a state."""
+        self.codes.copy_(state["pixels"])
 
     def images(self, step_index: Tensor) -> tuple[Tensor, Tensor | None]:
         """The pixels."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,15 @@ class PlateauSchedule:
         self._factor, self._patience, self._min_lr = factor, patience, min_lr
         self._best = torch.tensor(torch.inf, device=device)
         self._bad = torch.zeros((), device=device)
+
+    def state(self) -> dict[str, Tensor]:
+        """Rate, best loss and steps without a better one."""
+        return {"lr": self.lr, "best": self._best, "bad": self._bad}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a state, in place."""
+        for name, value in self.state().items():
+            value.copy_(state[name])
 
     @torch.no_grad()
     def step(self, loss: Tensor) -> None:

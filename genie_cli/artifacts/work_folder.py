@@ -1,0 +1,195 @@
+"""What a run has done so far, kept beside its output, so that the same command goes on where it was killed.
+
+A work folder is named by the hash of all that determines the result, and holds
+
+- parts: finished batches or units, for good;
+- checkpoints: the state inside the part at work, in two slots by turns, so that one always stands.
+
+Each file says its own content's hash: one that was damaged or cut off counts as not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from genie_cli.artifacts.atomic import atomic_write_bytes
+from genie_cli.artifacts.metadata import write_bytes
+from genie_cli.errors import InputError
+
+ROOT = ".genie-work"
+"""Folder beside an output that holds the work folders of its neighbours."""
+WORK_VERSION = 1
+"""Raised whenever a part or a checkpoint of an older genie cannot be continued."""
+DEFAULT_INTERVAL = 180.0
+"""Seconds between two checkpoints."""
+_KEY = "genie_work"
+_ABOUT = "about.json"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A part or a checkpoint: its tensors, and plain facts beside them."""
+
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+class Work:
+    """Nothing is kept: what the library does where no command asks for more."""
+
+    def part(self, name: str) -> Saved | None:
+        """The finished part called `name`, if there is one."""
+        return None
+
+    def finish(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Keep a finished part; its checkpoints are no longer needed."""
+
+    def checkpoint(self, name: str) -> Saved | None:
+        """The newest whole checkpoint inside the part called `name`, if there is one."""
+        return None
+
+    def is_due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        return False
+
+    def save_checkpoint(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Keep the state inside a part."""
+
+
+NO_WORK = Work()
+
+
+class WorkFolder(Work):
+    """A work folder on the disk."""
+
+    def __init__(self, path: Path, interval: float = DEFAULT_INTERVAL) -> None:
+        """Use the folder `path`, made by `open_work_folder`; a checkpoint is due every `interval` seconds."""
+        self.path = path
+        self._interval = interval
+        self._last = time.monotonic()
+        self._turn = 0
+
+    def part(self, name: str) -> Saved | None:
+        """See `Work.part`."""
+        return _read(self.path / f"{name}.part")
+
+    def finish(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """See `Work.finish`."""
+        _write(self.path / f"{name}.part", tensors, facts)
+        for slot in self._slots(name):
+            slot.unlink(missing_ok=True)
+        self._last = time.monotonic()
+
+    def checkpoint(self, name: str) -> Saved | None:
+        """See `Work.checkpoint`."""
+        found = [saved for slot in self._slots(name) if (saved := _read(slot)) is not None]
+        newest = max(found, key=lambda saved: saved.facts["turn"], default=None)
+        self._turn = newest.facts["turn"] + 1 if newest is not None else 0
+        return newest
+
+    def is_due(self) -> bool:
+        """See `Work.is_due`."""
+        return time.monotonic() - self._last >= self._interval
+
+    def save_checkpoint(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """See `Work.save_checkpoint`."""
+        _write(self._slots(name)[self._turn % 2], tensors, {**facts, "turn": self._turn})
+        self._turn += 1
+        self._last = time.monotonic()
+
+    def num_parts(self) -> int:
+        """How many parts are finished."""
+        return sum(1 for _ in self.path.glob("*.part"))
+
+    def has_checkpoint(self) -> bool:
+        """Whether a part was left half done."""
+        return any(self.path.glob("*.checkpoint*"))
+
+    def remove(self) -> None:
+        """Delete the folder, and the root where nothing else is in it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        try:
+            self.path.parent.rmdir()
+        except OSError:
+            return
+
+    def _slots(self, name: str) -> tuple[Path, Path]:
+        return self.path / f"{name}.checkpoint0", self.path / f"{name}.checkpoint1"
+
+
+def open_work_folder(
+    out: Path, determinants: Mapping[str, Any], interval: float = DEFAULT_INTERVAL, fresh: bool = False
+) -> WorkFolder:
+    """The work folder of a run that writes `out`, made where it is missing.
+
+    Args:
+        out: the output, beside which the folder lies.
+        determinants: all that determines the result, JSON values: command, configuration, hashes.
+        interval: seconds between checkpoints.
+        fresh: throw away what an earlier run left.
+
+    Raises:
+        InputError: the folder cannot be made.
+    """
+    about = {"version": WORK_VERSION, "out": out.name, **determinants}
+    text = json.dumps(about, sort_keys=True, allow_nan=False, indent=1)
+    path = out.absolute().parent / ROOT / hashlib.sha256(text.encode()).hexdigest()[:32]
+    if fresh:
+        shutil.rmtree(path, ignore_errors=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"Work folder {path} cannot be made: {error.strerror}.") from error
+    if not (path / _ABOUT).is_file():
+        atomic_write_bytes(path / _ABOUT, text.encode())
+    return WorkFolder(path, interval)
+
+
+def find_work_folders(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Work folders anywhere in `folder`, each with what it is for; links are not followed."""
+    found = []
+    for about in sorted(folder.rglob(f"{ROOT}/*/{_ABOUT}")):
+        if about.is_symlink() or about.parent.is_symlink():
+            continue
+        try:
+            fields = json.loads(about.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            fields = {}
+        found.append((about.parent, fields if isinstance(fields, dict) else {}))
+    return found
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    said = json.dumps({"facts": dict(facts), "sha256": _sha256(tensors, facts)}, sort_keys=True)
+    atomic_write_bytes(path, write_bytes(tensors, {_KEY: said}))
+
+
+def _read(path: Path) -> Saved | None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            said = json.loads((file.metadata() or {})[_KEY])
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        if said["sha256"] == _sha256(tensors, said["facts"]):
+            return Saved(tensors, said["facts"])
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return None
+
+
+def _sha256(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(dict(facts), sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {list(tensors[name].shape)}\n".encode())
+        digest.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
