@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from genie_cli import __version__
-from genie_cli.commands import evaluate, inspect, models, quantize, report, synthesize
+from genie_cli.commands import clean, evaluate, inspect, models, quantize, report, synthesize, verify
 from genie_cli.errors import GenieError, InputError, UsageError
 
 EXIT_INTERRUPTED = 130
@@ -79,6 +79,8 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("inspect")(inspect.inspect)
 app.command("models")(models.models)
 app.command("report")(report.report)
+app.command("verify")(verify.verify)
+app.command("clean")(clean.clean)
 
 
 def _show_version(wanted: bool) -> None:

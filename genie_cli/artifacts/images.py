@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from genie_cli.artifacts.atomic import atomic_write_bytes
-from genie_cli.artifacts.metadata import ArtifactMetadata, all_finite, encode, file_sha256, read, validate, write_bytes
+from genie_cli.artifacts.metadata import ArtifactMetadata, all_finite, file_sha256, read, serialize, validate
 from genie_cli.config import InputSpec
 from genie_cli.errors import InputError
 
@@ -125,7 +125,7 @@ def save_images(path: Path, images: Tensor, metadata: ImagesMetadata) -> None:
         InputError: images that `load_images` would refuse, or a file that cannot be written.
     """
     _check(images, metadata, path)
-    atomic_write_bytes(path, write_bytes({"images": images}, encode(metadata)))
+    atomic_write_bytes(path, serialize({"images": images}, metadata))
 
 
 def load_images(path: Path) -> ImageSet:

@@ -54,6 +54,18 @@ def locked(out: Path) -> Iterator[None]:
             path.parent.rmdir()
 
 
+def is_locked(out: Path) -> bool:
+    """Whether a living process writes this output."""
+    path = out.absolute().parent / ROOT / f"{out.name}.lock"
+    if not path.exists():
+        return False
+    try:
+        with locked(out):
+            return False
+    except InputError:
+        return True
+
+
 def _by(path: Path) -> str:
     with suppress(OSError, ValueError):
         return f" (process {int(path.read_text())})"

@@ -52,6 +52,8 @@ class ArtifactMetadata(Frozen):
     torch_version: str
     device_kind: str
     """cpu, or the name of the accelerator."""
+    content_sha256: str | None = None
+    """Hash of the file's tensors, filled in when it is written and compared when it is read."""
 
 
 def encode(model: BaseModel | Mapping[str, Any]) -> dict[str, str]:
@@ -62,6 +64,21 @@ def encode(model: BaseModel | Mapping[str, Any]) -> dict[str, str]:
     """
     fields = model.model_dump(mode="json") if isinstance(model, BaseModel) else dict(model)
     return {KEY: json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)}
+
+
+def serialize(tensors: Mapping[str, Tensor], metadata: ArtifactMetadata) -> bytes:
+    """An artifact file: tensors, and the metadata with the hash of them."""
+    return write_bytes(tensors, encode(metadata.model_copy(update={"content_sha256": tensors_sha256(tensors)})))
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the sorted names, types, shapes and bytes of tensors."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def write_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> bytes:
@@ -104,6 +121,11 @@ def read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 tensors[name] = file.get_tensor(name).clone()
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise InputError(f"{path} is damaged: {_one_line(error)}. Write it again with '{_WRITERS[kind]}'.") from error
+    if fields.get("content_sha256") not in (None, tensors_sha256(tensors)):
+        raise InputError(
+            f"{path} is damaged: its tensors are not those that were written (their hash differs). "
+            f"Write it again with '{_WRITERS[kind]}'."
+        )
     return tensors, fields
 
 

@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from genie_cli.artifacts.atomic import FOLDER_FILES, atomic_write_folder
-from genie_cli.artifacts.metadata import ArtifactMetadata, all_finite, encode, read, validate, write_bytes
+from genie_cli.artifacts.metadata import ArtifactMetadata, all_finite, read, serialize, validate
 from genie_cli.artifacts.metrics import encode_metrics, read_metrics
 from genie_cli.artifacts.packing import pack, unpack
 from genie_cli.config import MAX_BITS, MIN_BITS, Frozen
@@ -63,7 +63,7 @@ class QuantizedMetadata(ArtifactMetadata):
     weights: dict[str, WeightEntry]
     """Layer name -> its weight."""
     activations: dict[str, ActivationEntry]
-    """Activation site -> its quantizer; a site is named after its first reader."""
+    """Activation site -> its quantizer; a site is named after its first reader, the output after its producer."""
     images_sha256: str | None
     """Hash of the file of calibration images, or of the pixels of real ones; None: there were none."""
     images_teacher_sha256: str | None
@@ -178,8 +178,8 @@ def save_quantized(folder: Path, artifact: QuantizedArtifact) -> None:
         for site, step in artifact.activations.items()
     }
     files = {
-        WEIGHTS_FILE: write_bytes(tensors, encode(metadata)),
-        STEP_SIZES_FILE: write_bytes(step_sizes, encode(metadata.model_copy(update={"kind": "step_sizes"}))),
+        WEIGHTS_FILE: serialize(tensors, metadata),
+        STEP_SIZES_FILE: serialize(step_sizes, metadata.model_copy(update={"kind": "step_sizes"})),
         METRICS_FILE: encode_metrics(artifact.metrics),
     }
     atomic_write_folder(folder, files)
@@ -230,7 +230,7 @@ def _refuse_incomplete(folder: Path) -> None:
 
 def _refuse_two_runs(weights: QuantizedMetadata, step_sizes: QuantizedMetadata, folder: Path) -> None:
     for field in QuantizedMetadata.model_fields:
-        if field != "kind" and getattr(weights, field) != getattr(step_sizes, field):
+        if field not in ("kind", "content_sha256") and getattr(weights, field) != getattr(step_sizes, field):
             raise InputError(
                 f"Folder {folder} mixes two runs: {WEIGHTS_FILE} and {STEP_SIZES_FILE} differ in '{field}'. "
                 "Write it again with 'genie quantize'."

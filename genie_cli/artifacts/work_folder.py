@@ -19,12 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from genie_cli.artifacts.atomic import atomic_write_bytes
-from genie_cli.artifacts.metadata import write_bytes
+from genie_cli.artifacts.metadata import tensors_sha256, write_bytes
 from genie_cli.errors import InputError
 
 ROOT = ".genie-work"
@@ -188,8 +187,5 @@ def _read(path: Path) -> Saved | None:
 
 
 def _sha256(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(dict(facts), sort_keys=True).encode())
-    for name in sorted(tensors):
-        digest.update(f"{name} {tensors[name].dtype} {list(tensors[name].shape)}\n".encode())
-        digest.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    said = f"{json.dumps(dict(facts), sort_keys=True)}{tensors_sha256(tensors)}"
+    return hashlib.sha256(said.encode()).hexdigest()

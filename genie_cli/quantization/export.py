@@ -22,6 +22,8 @@ from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.tensors import named_tensors
 from genie_cli.models.teacher import Teacher
 from genie_cli.quantization.quantize import QuantizedNetwork
+from genie_cli.student.build import insert_quantizers
+from genie_cli.student.probe import METRIC, probe_logits
 
 NOT_DETERMINING = {"out", "images", "device", "memory_limit", "performance", "checkpoint_interval", "fresh"}
 
@@ -53,7 +55,9 @@ def to_artifact(
         torch_version=str(torch.__version__),
         device_kind=device.type,
     )
-    return QuantizedArtifact(weights, activations, _other_tensors(network), metadata, _metrics(network, config))
+    return QuantizedArtifact(
+        weights, activations, _other_tensors(network), metadata, _metrics(network, teacher, config)
+    )
 
 
 def _other_tensors(network: QuantizedNetwork) -> dict[str, Tensor]:
@@ -66,8 +70,10 @@ def _other_tensors(network: QuantizedNetwork) -> dict[str, Tensor]:
     }
 
 
-def _metrics(network: QuantizedNetwork, config: QuantizeConfig) -> dict[str, Any]:
+def _metrics(network: QuantizedNetwork, teacher: Teacher, config: QuantizeConfig) -> dict[str, Any]:
+    student = insert_quantizers(network.folded.graph, network.plan, network.weights, network.activations)
     return {
+        METRIC: probe_logits(student, teacher.input),
         "preset": config.preset,
         "protocol": config.protocol,
         "weight_bits": config.weight_bits,

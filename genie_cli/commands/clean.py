@@ -1,0 +1,38 @@
+"""``genie clean``: what killed runs have left to go on from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def clean(
+    folder: Annotated[
+        Path, typer.Argument(metavar="[FOLDER]", help="Where to look, folders inside included.")
+    ] = Path(),
+    remove: Annotated[bool, typer.Option("--remove", help="Delete what is listed and not in use.")] = False,
+) -> None:
+    """List what killed runs left beside their outputs, and delete it with --remove."""
+    from genie_cli.artifacts.lock import is_locked
+    from genie_cli.artifacts.work_folder import WorkFolder, find_work_folders
+    from genie_cli.commands.display import file_size, rows_table
+    from genie_cli.errors import InputError
+
+    if not folder.is_dir():
+        raise InputError(f"Folder {folder} does not exist.")
+    rows = []
+    for path, about in find_work_folders(folder):
+        out = path.parent.parent / Path(str(about.get("out", ""))).name  # a name, never a path
+        in_use = is_locked(out)
+        size = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+        work = WorkFolder(path)
+        state = "in use" if in_use else "removed" if remove else "left"
+        rows.append([str(out), str(about.get("command", "?")), work.num_parts(), file_size(size), state])
+        if remove and not in_use:
+            work.remove()
+    if rows:
+        rows_table("Unfinished runs", ["output", "command", "parts done", "size", "state"], rows, {"parts done"})
+    else:
+        typer.echo(f"No unfinished runs in {folder}.")

@@ -1,0 +1,56 @@
+"""``genie verify``: whether an artifact is whole, and is what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from genie_cli.commands import options as opt
+
+
+def verify(
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An image set, or a quantized folder.")],
+    model: opt.ModelName = None,
+    weights: opt.Weights = None,
+    input_size: opt.InputSize = None,
+    num_channels: opt.NumChannels = None,
+    mean: opt.Mean = None,
+    std: opt.Std = None,
+) -> None:
+    """Check an artifact: schema, hashes, ranges and codes; with --model also that the network computes what it did."""
+    from genie_cli.artifacts.images import load_images
+    from genie_cli.artifacts.metadata import sniff
+    from genie_cli.artifacts.quantized import load_quantized
+    from genie_cli.commands.display import summary
+
+    found = {"artifact": str(artifact)}
+    if sniff(artifact)["kind"] == "images":
+        images = load_images(artifact)
+        found["images"] = f"{len(images)}, finite, of the recorded shape"
+        found["hash"] = _hash(images.metadata.content_sha256)
+        teacher_sha256 = {images.metadata.teacher_sha256, *images.metadata.other_teachers}
+    else:
+        quantized = load_quantized(artifact if artifact.is_dir() else artifact.parent)
+        found["weights"] = f"{len(quantized.weights)} layers, codes within their bits, scales positive"
+        found["activations"] = f"{len(quantized.activations)} step sizes, positive"
+        found["hash"] = _hash(quantized.metadata.content_sha256)
+        teacher_sha256 = {quantized.metadata.teacher_sha256}
+    if model is not None:
+        from genie_cli.config import Params
+        from genie_cli.models.zoo import load_teacher
+        from genie_cli.student.probe import compare_with_record
+
+        config = opt.model_config(Params({}), model, weights, input_size, num_channels, mean, std)
+        teacher = load_teacher(config)
+        if "images" in found:
+            matches = teacher.sha256 in teacher_sha256
+            found["teacher"] = f"{teacher.name}: " + ("the images were made for it" if matches else "another one")
+        else:
+            found["logits"] = compare_with_record(teacher, quantized)
+    summary("Whole", found)
+
+
+def _hash(content_sha256: str | None) -> str:
+    return "tensors are those that were written" if content_sha256 else "none recorded (an older genie wrote this)"

@@ -1,0 +1,49 @@
+"""What a quantized network answers to a fixed input: recorded when it is made, compared by ``genie verify``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+
+from genie_cli.artifacts.quantized import QuantizedArtifact
+from genie_cli.config import InputSpec
+from genie_cli.errors import InputError
+from genie_cli.models.teacher import Teacher
+from genie_cli.student.load import load_student
+
+METRIC = "probe_logits"
+"""Key of metrics.json."""
+_KEPT = 16
+"""Logits that are recorded."""
+_TOLERANCE = 0.02
+"""Share of the logits' size that another machine's arithmetic may move them by: a rounding at the edge of two
+codes falls the other way now and then."""
+
+
+@torch.no_grad()
+def probe_logits(student: fx.GraphModule, spec: InputSpec) -> list[float]:
+    """The first logits of a quantized network for one fixed noise image."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, spec.num_channels, spec.size, spec.size, generator=generator)
+    logits: Tensor = student(image)
+    return [float(value) for value in logits.flatten()[:_KEPT]]
+
+
+def compare_with_record(teacher: Teacher, artifact: QuantizedArtifact) -> str:
+    """What came of comparing the network's answer with the recorded one.
+
+    Raises:
+        InputError: another teacher, or a network that answers otherwise than when it was made.
+    """
+    student = load_student(teacher, artifact)
+    recorded = artifact.metrics.get(METRIC)
+    if not isinstance(recorded, list) or not recorded:
+        return "none recorded (an older genie wrote this)"
+    wanted, found = torch.tensor(recorded, dtype=torch.float64), probe_logits(student, teacher.input)
+    distance = float((torch.tensor(found, dtype=torch.float64) - wanted).norm() / wanted.norm().clamp(min=1e-12))
+    if not distance <= _TOLERANCE:
+        raise InputError(
+            f"The stored network answers a fixed input otherwise than when it was made (relative distance "
+            f"{distance:.2g}): its metrics or its tensors were changed. Write it again with 'genie quantize'."
+        )
+    return f"those that were recorded (relative distance {distance:.1g})"
