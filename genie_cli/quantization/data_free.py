@@ -20,7 +20,7 @@ from genie_cli.models.graph.layers import WeightLayer, weight_layers
 from genie_cli.models.graph.tensors import get_tensor, set_tensor
 from genie_cli.models.teacher import Teacher
 from genie_cli.quantization.batch_norm_ranges import ActivationStatistics, activation_statistics, batch_norm_outputs
-from genie_cli.quantization.equalization import equalize, input_axis
+from genie_cli.quantization.equalization import EqualizedGraph, equalize, input_axis
 from genie_cli.quantization.quantize import STAGE, QuantizedNetwork
 from genie_cli.runtime.progress import Advanced, Reporter, StageFinished, StageStarted, silent
 from genie_cli.student.grid import minmax_step_size, minmax_weight_grid, quantize_weight, search_weight_grid
@@ -29,7 +29,9 @@ from genie_cli.student.protocol import BitPlan, assign_bits, find_protocol
 
 
 @torch.no_grad()
-def quantize_without_images(teacher: Teacher, config: QuantizeConfig, report: Reporter = silent) -> QuantizedNetwork:
+def quantize_without_images(
+    teacher: Teacher, config: QuantizeConfig, report: Reporter = silent, *, equalization: bool = True
+) -> QuantizedNetwork:
     """Quantize `teacher` by its weights and batch norms alone, on the CPU.
 
     Args:
@@ -37,6 +39,8 @@ def quantize_without_images(teacher: Teacher, config: QuantizeConfig, report: Re
         config: bits, protocol and `weight_range`. Activation ranges are those of the batch norms,
             whatever `activation_range` says.
         report: receives progress.
+        equalization: rescale channels first. Grids a row take much of its use, and activations, which
+            have one grid a tensor, get wider where it divides by a small s: MobileNet v1 does better without.
 
     Returns:
         A network without units and memory, as nothing ran. Its folded graph is equalized and has
@@ -47,7 +51,8 @@ def quantize_without_images(teacher: Teacher, config: QuantizeConfig, report: Re
         UsageError: unknown protocol.
     """
     protocol = find_protocol(config.protocol)
-    equalized = equalize(fold_batch_norms(teacher.graph))
+    folded = fold_batch_norms(teacher.graph)
+    equalized = equalize(folded) if equalization else EqualizedGraph(folded, {})
     graph = equalized.folded.graph
     outputs = {
         name: channels / equalized.scales[name] if name in equalized.scales else channels

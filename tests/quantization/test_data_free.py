@@ -23,7 +23,7 @@ from genie_cli.models.teacher import Teacher, make_teacher
 from genie_cli.models.zoo import load_teacher
 from genie_cli.quantization import data_free
 from genie_cli.quantization.data_free import expected_shift, quantize_without_images
-from genie_cli.quantization.equalization import EqualizedGraph, add_channel_clips, equalize, has_channel_clips
+from genie_cli.quantization.equalization import add_channel_clips, equalize, has_channel_clips
 from genie_cli.quantization.quantize import QuantizedNetwork, quantize_network
 from genie_cli.runtime.progress import Advanced, Event, StageFinished, StageStarted
 from genie_cli.student.build import insert_quantizers
@@ -83,10 +83,6 @@ def error(teacher: Teacher, network: QuantizedNetwork) -> float:
     return float((found - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum())
 
 
-def without_equalization(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data_free, "equalize", lambda folded: EqualizedGraph(folded, {}))
-
-
 # how well it does
 
 
@@ -103,15 +99,14 @@ def test_embedded_network_keeps_its_accuracy(
 
 
 @pytest.mark.parametrize("activation", [nn.ReLU6, nn.ReLU])
-def test_equalization_pays_on_uneven_channels(monkeypatch: pytest.MonkeyPatch, activation: type[nn.Module]):
+def test_equalization_pays_on_uneven_channels(activation: type[nn.Module]):
     """Four bits cannot hold columns that differ by a factor of 30; real images do not help minmax there."""
     teacher = separable(activation=activation)
     config = QuantizeConfig(weight_bits=4, activation_bits=8, protocol="ait", weight_range="minmax")
     found = error(teacher, quantize_without_images(teacher, config))
     options = {**config.model_dump(), "reconstruct": False, "activation_range": "minmax"}
     minmax = error(teacher, quantize_network(teacher, images(), QuantizeConfig(**options), CPU, torch.float32))
-    without_equalization(monkeypatch)
-    plain = error(teacher, quantize_without_images(teacher, config))
+    plain = error(teacher, quantize_without_images(teacher, config, equalization=False))
     assert found < 0.5 * minmax and found < 0.5 * plain
 
 
@@ -241,10 +236,9 @@ def test_search_and_minmax_differ():
     assert not torch.equal(networks[0].weights["pointwise"].scale, networks[1].weights["pointwise"].scale)
 
 
-def test_step_sizes_span_six_gamma(monkeypatch: pytest.MonkeyPatch):
-    without_equalization(monkeypatch)
+def test_step_sizes_span_six_gamma():
     teacher = separable(activation=nn.ReLU)
-    network = quantize_without_images(teacher, QuantizeConfig(activation_bits=4, protocol="ait"))
+    network = quantize_without_images(teacher, QuantizeConfig(activation_bits=4, protocol="ait"), equalization=False)
     assert set(network.activations) == {"depthwise.input", "pointwise.input", "fc.input"}
     for name, norm in (("depthwise", "stem"), ("pointwise", "depthwise"), ("fc", "pointwise")):
         gamma = get_tensor(teacher.graph, f"{norm}_norm.weight").abs()
@@ -291,6 +285,12 @@ def test_graph_and_tensors_can_be_loaded_again():
         set_tensor(graph, key, value)
     student = insert_quantizers(graph, network.plan, network.weights, network.activations).eval()
     assert torch.equal(student(images()), wanted)
+
+
+def test_without_equalization_the_graph_has_no_clips():
+    network = quantize_without_images(separable(), QuantizeConfig(), equalization=False)
+    assert not has_channel_clips(named_tensors(network.folded.graph))
+    assert network.folded.graph.code == fold_batch_norms(separable().graph).graph.code
 
 
 # edges
