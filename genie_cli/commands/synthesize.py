@@ -51,10 +51,8 @@ def synthesize(
     name, own_weights, others = next(iter(names), None), next(iter(files), None), None
     if len(names) > 1:
         (name, own_weights), *rest = opt.one_each(names, files)
-        others = [
-            {"name": other, "weights": file, "input_size": input_size, "num_channels": num_channels}
-            for other, file in rest
-        ]
+        shared = {"input_size": input_size, "num_channels": num_channels, "mean": mean, "std": std}
+        others = [{"name": other, "weights": own, **shared} for other, own in rest]
     elif len(files) > 1:
         raise UsageError(f"{len(files)} --weights for one network: give one.")
     model_config = opt.model_config(file, name, own_weights, input_size, num_channels, mean, std)
@@ -82,7 +80,8 @@ def _run(model_config: ModelConfig, config: SynthesizeConfig) -> None:
     with running(config) as run:
         with run.checks():
             if run.workers.is_first:
-                opt.check_files(config.out, [config.log, config.performance], model_config.weights)
+                for one in (model_config, *config.other_teachers):
+                    opt.check_files(config.out, [config.log, config.performance], one.weights)
             teacher = load_teacher(model_config)
             others = [load_teacher(other) for other in config.other_teachers]
             for other in others:
