@@ -17,6 +17,9 @@ from genie_cli.errors import InputError, UsageError, nearest
 from genie_cli.sizes import parse_size
 
 MIN_BITS, MAX_BITS = 2, 8
+_ROUNDING_LR, _ROUNDING_STEPS = 1e-3, 20000
+"""The paper's rate of the softbits and the steps that it is for."""
+_LARGEST_ROUNDING_LR = 0.1
 
 MemorySize = Annotated[int, BeforeValidator(parse_size), Field(ge=1)]
 """Bytes, also written as ``2GiB`` or ``500 MB``."""
@@ -210,6 +213,8 @@ class QuantizeConfig(LongStage):
     """Learn rounding and step sizes unit by unit; False: ranges only, nearest rounding."""
     data_free: bool = False
     """Without images: equalised weights, ranges and bias correction from the batch-norm statistics (DFQ)."""
+    equalize: bool = True
+    """DFQ: cross-layer equalization. It helps networks of uneven channels; on others the grids a channel do better."""
     unit: Literal["layer", "block", "network"] = "block"
     """What is learned together: a weight layer, a residual block (single layers outside), or everything."""
     rounding: Literal["nearest", "adaround", "genie", "adaquant"] = "genie"
@@ -225,8 +230,9 @@ class QuantizeConfig(LongStage):
     weight_step_space: Literal["checkpoint", "relative"] = "checkpoint"
     """What the rate moves: the step of the unfolded weight, as the paper does, or step / start."""
     activation_step_lr: float = Field(4e-5, ge=0)
-    rounding_lr: float = Field(1e-3, ge=0)
-    """Rate of the softbits' logits; of the weights, in step sizes, where `rounding` is adaquant."""
+    rounding_lr: float | None = Field(None, ge=0)
+    """Rate of the softbits' logits; of the weights, in step sizes, where `rounding` is adaquant. Default: the
+    paper's 0.001 for its 20000 steps, and in proportion more for fewer, up to 0.1: the way is as long."""
     round_weight: float = Field(1.0, ge=0)
     """Weight of the rounding regularizer."""
     warmup: float = Field(0.2, ge=0, lt=1)
@@ -244,6 +250,13 @@ class QuantizeConfig(LongStage):
     out: Path = Path("quantized")
     performance: Path | None = None
     """JSON file for seconds and peak memory."""
+
+    @property
+    def own_rounding_lr(self) -> float:
+        """`rounding_lr`, or its default for these steps."""
+        if self.rounding_lr is not None:
+            return self.rounding_lr
+        return min(_ROUNDING_LR * max(1.0, _ROUNDING_STEPS / self.num_steps), _LARGEST_ROUNDING_LR)
 
     @model_validator(mode="after")
     def _fits_together(self) -> QuantizeConfig:

@@ -21,9 +21,9 @@ from torch.nn import functional as F
 from genie_cli.models.graph.batch_norm import BatchNormSite, batch_norm_sites
 from genie_cli.models.graph.capture import aten
 from genie_cli.models.graph.cuts import data_nodes
+from genie_cli.models.graph.equalization import channel_bounds, clip_bounds, follow_channels, output_axis, zero_padding
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.tensors import get_tensor
-from genie_cli.quantization.equalization import channel_bounds, clip_bounds, follow_channels, output_axis, zero_padding
 
 NUM_SIGMAS = 6.0
 """Standard deviations between a batch norm's mean and the ends of its range."""

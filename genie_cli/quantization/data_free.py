@@ -15,12 +15,12 @@ from torch import Tensor, fx
 
 from genie_cli.config import QuantizeConfig
 from genie_cli.errors import InputError
+from genie_cli.models.graph.equalization import EqualizedGraph, equalize, input_axis
 from genie_cli.models.graph.folding import fold_batch_norms
-from genie_cli.models.graph.layers import WeightLayer, weight_layers
+from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.tensors import get_tensor, set_tensor
 from genie_cli.models.teacher import Teacher
 from genie_cli.quantization.batch_norm_ranges import ActivationStatistics, activation_statistics, batch_norm_outputs
-from genie_cli.quantization.equalization import EqualizedGraph, equalize, input_axis
 from genie_cli.quantization.quantize import STAGE, QuantizedNetwork
 from genie_cli.runtime.progress import Advanced, Reporter, StageFinished, StageStarted, silent
 from genie_cli.student.grid import minmax_step_size, minmax_weight_grid, quantize_weight, search_weight_grid
@@ -29,18 +29,15 @@ from genie_cli.student.protocol import BitPlan, assign_bits, find_protocol
 
 
 @torch.no_grad()
-def quantize_without_images(
-    teacher: Teacher, config: QuantizeConfig, report: Reporter = silent, *, equalization: bool = True
-) -> QuantizedNetwork:
+def quantize_without_images(teacher: Teacher, config: QuantizeConfig, report: Reporter = silent) -> QuantizedNetwork:
     """Quantize `teacher` by its weights and batch norms alone, on the CPU.
 
     Args:
         teacher: the pre-trained network.
-        config: bits, protocol and `weight_range`. Activation ranges are those of the batch norms,
-            whatever `activation_range` says.
+        config: bits, protocol, `weight_range`, and `equalize`: grids a row take much of equalization's
+            use, and it widens activations. Their ranges are those of the batch norms, whatever
+            `activation_range` says.
         report: receives progress.
-        equalization: rescale channels first. Grids a row take much of its use, and activations, which
-            have one grid a tensor, get wider where it divides by a small s: MobileNet v1 does better without.
 
     Returns:
         A network without units and memory, as nothing ran. Its folded graph is equalized and has
@@ -52,14 +49,14 @@ def quantize_without_images(
     """
     protocol = find_protocol(config.protocol)
     folded = fold_batch_norms(teacher.graph)
-    equalized = equalize(folded) if equalization else EqualizedGraph(folded, {})
+    equalized = equalize(folded) if config.equalize else EqualizedGraph(folded, {})
     graph = equalized.folded.graph
     outputs = {
         name: channels / equalized.scales[name] if name in equalized.scales else channels
         for name, channels in batch_norm_outputs(teacher.graph).items()
     }
     statistics = activation_statistics(graph, outputs)
-    plan = assign_bits(graph, protocol, config.weight_bits, config.activation_bits)
+    plan = assign_bits(graph, protocol, config.weight_bits, config.activation_bits, config.bits_override or {})
     activations = _quantize_activations(graph, plan, statistics)
     layers = weight_layers(graph)
     report(StageStarted(STAGE, len(layers), "layers"))
@@ -105,15 +102,12 @@ def _quantize_activations(
     graph: fx.GraphModule, plan: BitPlan, statistics: Mapping[str, ActivationStatistics]
 ) -> dict[str, ActivationQuantizer]:
     """A step size that spans each site's range; codes with a sign where the range goes below 0."""
-    readers: dict[str, WeightLayer] = {}
-    for layer in weight_layers(graph):
-        readers.setdefault(str(layer.node.args[0]), layer)
     quantizers = {}
     for site in plan.activations:
         if site.node not in statistics:
             raise InputError(
-                f"The range of the input of layer '{readers[site.node].name}' is not known without images: preset "
-                "dfq needs a network with batch norms before its layers; use --preset minmax with images instead."
+                f"The range of '{site.name}' is not known without images: preset dfq needs a network with batch norms "
+                "before its layers; use --preset minmax with images instead."
             )
         low, high = statistics[site.node].channels.range
         signed = low < 0

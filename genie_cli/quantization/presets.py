@@ -6,7 +6,7 @@ from typing import Any
 
 from genie_cli.errors import UsageError, nearest
 
-_NETWISE = {"unit": "network", "rounding": "adaquant", "drop_prob": 0.0}
+_NETWISE = {"unit": "network", "rounding": "adaquant", "drop_prob": 0.0, "rounding_lr": 1e-3}
 
 PRESETS: dict[str, dict[str, Any]] = {
     # joint step size and rounding, LSQ, QDrop (paper section 3.2)
@@ -23,7 +23,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "rounding_lr": 1e-2, "round_weight": 0.01, "num_steps": 10000,
     },
     # Hubara et al., "Accurate Post Training Quantization with Small Calibration Sets", ICML 2021
-    "adaquant": {"unit": "layer", "rounding": "adaquant", "drop_prob": 0.0},
+    "adaquant": {"unit": "layer", "rounding": "adaquant", "drop_prob": 0.0, "rounding_lr": 1e-3},
     # Li et al., "BRECQ", ICLR 2021: blocks, AdaRound, LSQ activations
     "brecq": {"rounding": "adaround", "drop_prob": 0.0},
     # Wei et al., "QDrop", ICLR 2022: the same with dropped quantization

@@ -11,6 +11,7 @@ from genie_cli.artifacts.quantized import QuantizedArtifact, load_quantized
 from genie_cli.config import ModelConfig
 from genie_cli.errors import InputError
 from genie_cli.models.graph.capture import capture
+from genie_cli.models.graph.equalization import add_channel_clips, has_channel_clips
 from genie_cli.models.graph.folding import fold_batch_norms
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.tensors import named_tensors, set_tensor
@@ -61,6 +62,8 @@ def restore(folded: fx.GraphModule, artifact: QuantizedArtifact) -> fx.GraphModu
     Raises:
         InputError: layers, sites, tensors or shapes that the graph does not have, or the reverse.
     """
+    if has_channel_clips(artifact.parameters):
+        add_channel_clips(folded)
     layers = {layer.name: layer for layer in weight_layers(folded)}
     tensors = named_tensors(folded)
     nodes = tensor_names(folded)

@@ -23,7 +23,7 @@ from genie_cli.models.teacher import Teacher, make_teacher
 from genie_cli.models.zoo import load_teacher
 from genie_cli.quantization import data_free
 from genie_cli.quantization.data_free import expected_shift, quantize_without_images
-from genie_cli.quantization.equalization import add_channel_clips, equalize, has_channel_clips
+from genie_cli.models.graph.equalization import add_channel_clips, equalize, has_channel_clips
 from genie_cli.quantization.quantize import QuantizedNetwork, quantize_network
 from genie_cli.runtime.progress import Advanced, Event, StageFinished, StageStarted
 from genie_cli.student.build import insert_quantizers
@@ -106,7 +106,7 @@ def test_equalization_pays_on_uneven_channels(activation: type[nn.Module]):
     found = error(teacher, quantize_without_images(teacher, config))
     options = {**config.model_dump(), "reconstruct": False, "activation_range": "minmax"}
     minmax = error(teacher, quantize_network(teacher, images(), QuantizeConfig(**options), CPU, torch.float32))
-    plain = error(teacher, quantize_without_images(teacher, config, equalization=False))
+    plain = error(teacher, quantize_without_images(teacher, config.model_copy(update={"equalize": False})))
     assert found < 0.5 * minmax and found < 0.5 * plain
 
 
@@ -238,7 +238,7 @@ def test_search_and_minmax_differ():
 
 def test_step_sizes_span_six_gamma():
     teacher = separable(activation=nn.ReLU)
-    network = quantize_without_images(teacher, QuantizeConfig(activation_bits=4, protocol="ait"), equalization=False)
+    network = quantize_without_images(teacher, QuantizeConfig(activation_bits=4, protocol="ait", equalize=False))
     assert set(network.activations) == {"depthwise.input", "pointwise.input", "fc.input"}
     for name, norm in (("depthwise", "stem"), ("pointwise", "depthwise"), ("fc", "pointwise")):
         gamma = get_tensor(teacher.graph, f"{norm}_norm.weight").abs()
@@ -288,7 +288,7 @@ def test_graph_and_tensors_can_be_loaded_again():
 
 
 def test_without_equalization_the_graph_has_no_clips():
-    network = quantize_without_images(separable(), QuantizeConfig(), equalization=False)
+    network = quantize_without_images(separable(), QuantizeConfig(equalize=False))
     assert not has_channel_clips(named_tensors(network.folded.graph))
     assert network.folded.graph.code == fold_batch_norms(separable().graph).graph.code
 
@@ -321,12 +321,12 @@ def test_network_without_batch_norms_names_the_layer():
         def forward(self, x: Tensor) -> Tensor:
             return self.second(F.relu(self.first(x))).mean((2, 3))
 
-    with pytest.raises(InputError, match=r"layer 'second'.*batch norms.*--preset minmax"):
+    with pytest.raises(InputError, match=r"'second.input'.*batch norms.*--preset minmax"):
         quantize_without_images(make_teacher("bare", Bare(), SPEC), QuantizeConfig())
 
 
 def test_unknown_operation_names_the_layer():
-    with pytest.raises(InputError, match="layer 'depthwise'"):
+    with pytest.raises(InputError, match="'depthwise.input'"):
         quantize_without_images(separable(activation=nn.SiLU), QuantizeConfig())
 
 

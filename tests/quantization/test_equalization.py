@@ -19,7 +19,7 @@ from genie_cli.models.graph.folding import FoldedGraph, fold_batch_norms
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.tensors import get_tensor, named_tensors, set_tensor
 from genie_cli.models.teacher import Teacher, make_teacher
-from genie_cli.quantization.equalization import (
+from genie_cli.models.graph.equalization import (
     EqualizedGraph,
     add_channel_clips,
     equalize,
