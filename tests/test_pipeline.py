@@ -1,16 +1,26 @@
-"""The root pipeline: what depends on what, shown by DVC itself without running a stage."""
+"""The pipelines: what depends on what, shown by DVC itself without running a stage."""
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
+import typer
+from dvc.repo import Repo
+from dvc.stage import PipelineStage
 from ruamel.yaml import YAML
+from typer.testing import CliRunner
 
+from genie_cli.app import app
 from genie_cli.config import QuantizeConfig
 
 ROOT = Path(__file__).parent.parent
@@ -52,11 +62,9 @@ def _dvc(folder: Path, *arguments: str) -> str:
     return _run(folder, sys.executable, "-m", "dvc", *arguments)
 
 
-def _pending(folder: Path) -> set[str]:
+def _pending(folder: Path, *targets: str) -> set[str]:
     """Names of the stages that `dvc repro` would run, downstream ones that wait for them left out."""
-    import json
-
-    return set(json.loads(_dvc(folder, "status", "--json").splitlines()[-1]))
+    return set(json.loads(_dvc(folder, "status", "--json", *targets).splitlines()[-1]))
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +167,162 @@ def test_the_imagenet_experiment_of_the_readme_is_a_dry_run(project: Path) -> No
     assert "python -m genie_cli synthesize --params params.yaml" in shown
     assert "--scheme w2a2 --images outputs/images.safetensors" in shown
     assert "python -m genie_cli report outputs/metrics" in shown
+
+
+# --- the paper's experiments
+
+EXPERIMENTS = ("images", "ablation", "zero-shot", "all-layers", "few-shot", "num-images", "time")
+PROFILES = ("kit", "imagenet")
+SETTINGS = {  # Table 2
+    "m1": ("zeroq", "qdrop"),
+    "m2": ("zeroq", "genie-m"),
+    "m3": ("swing", "qdrop"),
+    "m4": ("gba", "qdrop"),
+    "m5": ("latent", "qdrop"),
+    "m6": ("genie", "qdrop"),
+    "m7": ("genie", "genie-m"),
+}
+
+
+def _stages(folder: Path) -> dict[str, PipelineStage]:
+    """All stages by folder and name; reading them checks that no two own one output."""
+    with Repo(str(folder)) as repo:
+        repo.index.check_graph()
+        return {f"{stage.path_in_repo}:{stage.name}": stage for stage in repo.index.stages}
+
+
+def _commands(stage: PipelineStage) -> list[str]:
+    return [stage.cmd] if isinstance(stage.cmd, str) else list(stage.cmd)
+
+
+def _paths(edges: list) -> set[str]:
+    return {str(edge.def_path) for edge in edges}
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pipelines in a repository of their own, without data and without results."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("dvc.yaml", "params.yaml", ".dvcignore"):
+        shutil.copy(ROOT / name, folder / name)
+    ignored = shutil.ignore_patterns("cache", "tmp", "*.lock", "outputs")
+    for name in (".dvc", "pipelines"):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    _run(folder, "git", "init", "-q")
+    return folder
+
+
+@pytest.fixture(scope="module", params=PROFILES)
+def profile(checkout: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """A copy whose one line `active` names the profile."""
+    folder = tmp_path_factory.mktemp("profile") / request.param
+    shutil.copytree(checkout, folder)
+    _edit(folder, "active: *kit", f"active: *{request.param}", "pipelines/params.yaml")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stages(profile: Path) -> dict[str, PipelineStage]:
+    return _stages(profile)
+
+
+@pytest.fixture
+def only_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stage commands do all but the work: their options become a configuration."""
+    for name in ("synthesize", "quantize", "evaluate"):
+        monkeypatch.setattr(importlib.import_module(f"genie_cli.commands.{name}"), "_run", lambda *_: None)
+
+
+def test_each_experiment_is_a_pipeline(stages: dict[str, PipelineStage], profile: Path) -> None:
+    found = {Path(stage.path_in_repo).parent.name for stage in stages.values()}
+    assert found == {"", *EXPERIMENTS}
+    assert {folder.parent.name for folder in (ROOT / "pipelines").glob("*/dvc.yaml")} == set(EXPERIMENTS)
+    outputs = [path for stage in stages.values() for path in _paths(stage.outs) if path.startswith("pipelines/")]
+    assert all(re.match(rf"pipelines/[a-z-]+/outputs/{profile.name}/", path) for path in outputs)
+    assert not list((ROOT / "pipelines").rglob("*.py"))
+
+
+def test_the_command_line_takes_every_command(stages: dict[str, PipelineStage], only_configured: None) -> None:
+    """Of commands that differ in seed, files or, but for one command, in the network, one is run."""
+    commands: dict[str, str] = {}
+    for command in (command for stage in stages.values() for command in _commands(stage)):
+        kind = re.sub(r"--seed \d+|\S+/outputs/\S+", "", command)
+        kind = kind if " synthesize " in kind else re.sub(r"--model \S+ --weights \S+", "", kind)
+        commands.setdefault(kind, command)
+    parser = typer.main.get_command(app)
+    seen: Counter[str] = Counter()
+    for command in commands.values():
+        words = shlex.split(command)
+        if words[:3] != ["python", "-m", "genie_cli"]:
+            assert words[0] in ("mkdir", "cp") or words[:3] == ["python", "-m", "dvc"], command
+            continue
+        seen[words[3]] += 1
+        if words[3] == "report":
+            parser.commands["report"].make_context("report", words[4:])
+            continue
+        outcome = CliRunner().invoke(app, words[3:])
+        assert outcome.exit_code == 0, (command, outcome.output, outcome.exception)
+    assert seen.keys() == {"synthesize", "quantize", "evaluate", "report"}
+    assert seen["quantize"] > 40
+
+
+def test_experiments_read_image_sets_that_exist(stages: dict[str, PipelineStage]) -> None:
+    sets = {
+        path: name
+        for name, stage in stages.items()
+        if stage.path_in_repo == "pipelines/images/dvc.yaml"
+        for path in _paths(stage.outs)
+    }
+    read: dict[str, set[str]] = {}
+    for stage in stages.values():
+        images = {path for path in _paths(stage.deps) if path.startswith("pipelines/images/")}
+        assert images <= sets.keys()
+        read.setdefault(Path(stage.path_in_repo).parent.name, set()).update(sets[path] for path in images)
+    assert {name for name, images in read.items() if images} == {
+        "ablation", "zero-shot", "all-layers", "num-images", "time"
+    }  # fmt: skip
+    assert set.union(*read.values()) == set(sets.values())  # no set is made for nothing
+
+
+def test_the_ablation_has_the_settings_of_table_2(stages: dict[str, PipelineStage], profile: Path) -> None:
+    listed = _load("pipelines/ablation/params.yaml")["settings"]
+    assert {row["name"]: (row["synthesizer"], row["quantizer"]) for row in listed} == SETTINGS
+    params = _load("pipelines/params.yaml")[profile.name]
+    ablation = [name for name in stages if name.startswith("pipelines/ablation/dvc.yaml:quantize@")]
+    runs = len(params["models"]) * len(params["ablation"]["num_steps"]) * len(params["ablation"]["schemes"])
+    assert len(ablation) == 7 * runs * len(params["seeds"])
+    for name in ablation:
+        stage = stages[name]
+        (images,) = (path for path in _paths(stage.deps) if path.startswith("pipelines/images/"))
+        (folder,) = (path for path in _paths(stage.outs) if "/quantized/" in path)
+        synthesizer, quantizer = SETTINGS[next(part for part in folder.split("-") if part in SETTINGS)]
+        assert f"-{synthesizer}-n" in images
+        assert f" --preset {quantizer} " in _commands(stage)[1]
+
+
+def test_one_experiment_makes_only_its_own_image_sets(checkout: Path) -> None:
+    shown = _dvc(checkout, "repro", "--dry", "--force", "pipelines/ablation/dvc.yaml")
+    run = Counter(re.findall(r"Running stage 'pipelines/([a-z-]+/dvc.yaml:[a-z]+)", shown))
+    assert run == {
+        "images/dvc.yaml:ablation": 30,
+        "ablation/dvc.yaml:quantize": 84,
+        "ablation/dvc.yaml:evaluate": 84,
+        "ablation/dvc.yaml:report": 1,
+    }
+
+
+def test_another_seed_is_only_more_stages(checkout: Path, tmp_path: Path) -> None:
+    before = _stages(checkout)
+    folder = Path(shutil.copytree(checkout, tmp_path / "checkout"))
+    _edit(folder, "seeds: [0, 1, 2]", "seeds: [0, 1, 2, 3]", "pipelines/params.yaml")
+    after = _stages(folder)
+    assert {name.rpartition("-")[2] for name in after.keys() - before.keys()} == {"3"}
+    for name, stage in before.items():
+        same = after[name]
+        assert (stage.cmd, _paths(stage.deps), _paths(stage.outs)) == (same.cmd, _paths(same.deps), _paths(same.outs))
+
+
+def test_the_demo_does_not_mind_missing_data(checkout: Path) -> None:
+    pending = _pending(checkout, "dvc.yaml")
+    assert {name.partition("@")[0] for name in pending} == {"synthesize", "quantize", "evaluate", "report"}
+    assert "synthesize" in _dvc(checkout, "dag", "dvc.yaml")
