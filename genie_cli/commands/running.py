@@ -81,7 +81,12 @@ class Run:
             done = work.num_parts()
             if done or work.has_checkpoint():
                 self.note(f"going on where an earlier run was: {done} part(s) done (--fresh starts anew).")
-            yield work
+            try:
+                yield work
+            except BaseException:
+                if self.workers.is_first and not (work.num_parts() or work.has_checkpoint()):
+                    work.remove()  # nothing was done that could be kept
+                raise
             if self.workers.is_first:
                 work.remove()
 

@@ -16,7 +16,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from genie_cli.artifacts.images import load_images
-from genie_cli.artifacts.metadata import encode, write_bytes
+from genie_cli.artifacts.metadata import serialize
+from genie_cli.quantization.presets import PRESETS as QUANTIZATION_PRESETS
+from genie_cli.synthesis.presets import PRESETS as SYNTHESIS_PRESETS
 
 USAGE, INPUT, DEVICE = 2, 3, 4
 DIGITS = ["--model", "digits_resnet"]
@@ -110,7 +112,13 @@ def put_nan(path: Path) -> None:
     loaded = load_images(path)
     tensor = loaded.images.clone()
     tensor[0, 0, 0, 0] = float("nan")
-    path.write_bytes(write_bytes({"images": tensor}, encode(loaded.metadata)))
+    path.write_bytes(serialize({"images": tensor}, loaded.metadata))
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
 
 
 def with_quantized(change: Callable[[Path], Any], *args: str) -> Callable[[Place], list[str]]:
@@ -173,6 +181,25 @@ def no_labels(place: Place) -> list[str]:
 
 def replaced_weights(place: Place) -> list[str]:
     return [*with_weights("w.safetensors", {"a": torch.zeros(1)})(place), "--out", "./w.safetensors"]
+
+
+def replaced_weights_of_another(place: Place) -> list[str]:
+    path = place.write("w.safetensors", "mine")
+    return [*SYNTHESIZE, *DIGITS, "--weights", "default", "--weights", path.name, "--out", "./w.safetensors"]
+
+
+def real_images(shape: tuple[int, ...], *args: str) -> Callable[[Place], list[str]]:
+    """Quantize on a file of three real images."""
+
+    def arguments(place: Place) -> list[str]:
+        save_file({"images": torch.zeros(3, *shape, dtype=torch.uint8)}, place.folder / "real.safetensors")
+        return ["quantize", *DIGITS, "--images", "real.safetensors", *args]
+
+    return arguments
+
+
+def foreign_student(place: Place) -> list[str]:
+    return ["synthesize", *place.own("other"), *GRAY, "--preset", "zaq", "--student", str(place.quantized)]
 
 
 LONG = "x" * 300
@@ -251,6 +278,52 @@ CASES = [
     case("set of an unknown key", USAGE, [*SYNTHESIZE, "--set", "latentlr=1"],
          "'latentlr'", "Did you mean 'latent_lr'?"),
     case("set of a wrong type", USAGE, [*SYNTHESIZE, "--set", "swing=7"], "swing = 7", "bool"),
+    # --- recipes of other systems
+    case("unknown synthesis preset is told all", USAGE, [*SYNTHESIZE, "--preset", "zero"],
+         f"Unknown synthesis preset 'zero': {', '.join(SYNTHESIS_PRESETS)}."),
+    case("unknown quantization preset is told all", USAGE, lambda p: p.quantize("--preset", "breq"),
+         f"Unknown quantization preset 'breq': {', '.join(QUANTIZATION_PRESETS)}.", "Did you mean 'brecq'?"),
+    case("latents without a generator", USAGE, [*SYNTHESIZE, "--no-generator", "--latents", "learned"],
+         "latents = 'learned'", "--no-generator"),
+    case("sampled latents of zeroq", USAGE, [*SYNTHESIZE, "--preset", "zeroq", "--latents", "sampled"],
+         "latents = 'sampled'", "generator"),
+    case("classes without a generator", USAGE, [*SYNTHESIZE, "--preset", "gdfq", "--no-generator", "--set",
+         "latents=null"],
+         "conditioning = 'label'", "--no-generator"),
+    case("unknown latents", USAGE, [*SYNTHESIZE, "--latents", "drawn"], "latents = 'drawn'", "'learned' or 'sampled'"),
+    case("margins crossed", USAGE, [*SYNTHESIZE, "--set", "margin_low=0.9"], "margin_low = 0.9", "margin_high = 0.8"),
+    case("mixmix of one network", USAGE, [*SYNTHESIZE, "--preset", "mixmix"], "'mixmix'", "--model"),
+    case("zaq without a student", USAGE, [*SYNTHESIZE, "--preset", "zaq"], "discrepancy_weight", "--student"),
+    case("student that is not used", USAGE, lambda p: [*SYNTHESIZE, "--student", str(p.quantized)],
+         "student = ", "discrepancy_weight"),
+    case("student that is missing", INPUT, [*SYNTHESIZE, "--preset", "zaq", "--student", "no"],
+         "no does not exist", "genie quantize"),
+    case("student of another teacher", INPUT, foreign_student, "made for 'digits_resnet'", "networks.py:other"),
+    case("weights for some of the networks", USAGE,
+         [*SYNTHESIZE, *DIGITS, *DIGITS, "--weights", "a.pth", "--weights", "b.pth"],
+         "3 --model and 2 --weights", "'default'"),
+    case("two weights for one network", USAGE, [*SYNTHESIZE, "--weights", "a.pth", "--weights", "b.pth"],
+         "2 --weights for one network"),
+    case("missing weights of the second network", INPUT,
+         [*SYNTHESIZE, *DIGITS, "--weights", "default", "--weights", "w.pth"],
+         "w.pth does not exist", "--weights"),
+    case("unknown second network", USAGE, [*SYNTHESIZE, "--model", "digits_net"], "Unknown model 'digits_net'"),
+    case("second network of other inputs", INPUT, lambda p: [*SYNTHESIZE, *p.own("color")],
+         "'digits_resnet' takes 1 channel(s) of 16", "networks.py:color' 3 of 224", "--input-size"),
+    case("second network without batch norm", INPUT,
+         lambda p: ["synthesize", *p.own("color"), *p.own("squeeze"), "--input-size", "32"],
+         "no batch-norm layers", "real ones"),
+    case("unknown rounding", USAGE, lambda p: p.quantize("--rounding", "up"), "rounding = 'up'", "'adaquant'"),
+    case("unknown unit", USAGE, lambda p: p.quantize("--unit", "channel"), "unit = 'channel'", "'network'"),
+    case("unknown loss", USAGE, lambda p: p.quantize("--set", "loss=huber"), "loss = 'huber'", "'squared' or 'kl'"),
+    case("kl of blocks", USAGE, lambda p: p.quantize("--set", "loss=kl"), "loss = 'kl'", "unit = 'network'", "'block'"),
+    case("ait by layer", USAGE, lambda p: p.quantize("--preset", "ait", "--unit", "layer"), "'kl'", "'layer'"),
+    case("nothing to learn", USAGE,
+         ["quantize", *DIGITS, "--rounding", "nearest", "--set", "activation_step_lr=0"], "leaves nothing to learn"),
+    case("drops above one", USAGE, lambda p: p.quantize("--drop-prob", 1.5), "drop_prob = 1.5", "1"),
+    case("negative weight of rounding", USAGE, lambda p: p.quantize("--round-weight", -1), "round_weight = -1", "0"),
+    case("holdout of everything", USAGE, lambda p: p.quantize("--holdout", 1), "holdout = 1", "less than 1"),
+    case("negative holdout", USAGE, lambda p: p.quantize("--holdout", -0.1), "holdout = -0.1", "0"),
     # --- the params file
     case("unknown section", USAGE, with_params("synthesise: {}"),
          "'synthesise'", "p.yaml", "Did you mean 'synthesize'?"),
@@ -273,6 +346,7 @@ CASES = [
          "'images' of bad.safetensors are float32", "uint8 (0..255)"),
     case("images in a pickle", INPUT, with_images(lambda path: torch.save(torch.zeros(1), path)), "PyTorch or pickle"),
     case("images with NaN", INPUT, with_images(put_nan), "bad.safetensors", "NaN"),
+    case("images with another bit", INPUT, with_images(flip_a_bit), "bad.safetensors", "hash differs"),
     case("quantized as images", INPUT, lambda p: ["quantize", *DIGITS, "--images", str(p.quantized)],
          "the folder of a quantized network", "genie synthesize"),
     case("images of other channels", INPUT, lambda p: p.quantize(model=(*p.own("color"), "--input-size", "16")),
@@ -280,6 +354,18 @@ CASES = [
     case("images of another size", INPUT, lambda p: p.quantize("--input-size", 32),
          "1x16x16", "1x32x32", "--input-size"),
     case("more images than there are", USAGE, lambda p: p.quantize("--num-images", 9), "--num-images 9", "8 images"),
+    case("more real images than there are", USAGE, real_images((1, 16, 16), "--num-images", "4"),
+         "--num-images 4", "3 images of real.safetensors"),
+    case("more digits than there are", USAGE, ["quantize", *DIGITS, "--images", "digits", "--num-images", "1261"],
+         "--num-images 1261", "1260 images of digits"),
+    case("real images of another size", INPUT, real_images((1, 8, 8)), "[1, 8, 8]", "[1, 16, 16]"),
+    case("real images of other channels", INPUT, real_images((3, 16, 16)), "[3, 16, 16]", "[1, 16, 16]"),
+    case("one real image without a batch", INPUT, real_images(()), "real.safetensors holds images [3]", "uint8 [n,"),
+    case("missing folder of real images", INPUT, ["quantize", *DIGITS, "--images", "imagefolder:no"],
+         "no does not exist", "class_a"),
+    case("real images without a place", USAGE, ["quantize", *DIGITS, "--images", "imagefolder:"],
+         "It is written imagefolder:PATH."),
+    case("CIFAR-10 for digits", INPUT, ["quantize", *DIGITS, "--images", "cifar10:."], "[3, 32, 32]", "[1, 16, 16]"),
     case("name that is too long", INPUT, ["quantize", *DIGITS, "--images", LONG], LONG, "File name too long"),
     # --- quantized folders
     case("missing folder", INPUT, [*EVALUATE, "--quantized", "no"], "no does not exist", "genie quantize"),
@@ -324,6 +410,7 @@ CASES = [
     case("images over a folder", INPUT, [*SYNTHESIZE, "--out", "."], "is a folder", "--out"),
     case("images over their log", USAGE, [*SYNTHESIZE, "--out", "a", "--log", "./a"], "--out and --log"),
     case("images over the weights", USAGE, replaced_weights, "--out and --weights"),
+    case("images over the weights of another network", USAGE, replaced_weights_of_another, "--out and --weights"),
     case("quantized into a missing folder", INPUT, lambda p: p.quantize("--out", "no/q"), "no does not exist", "--out"),
     case("quantized over a file", INPUT, own_file("taken", "quantize", *DIGITS, "--out", "taken"),
          "is a file", "--out"),
