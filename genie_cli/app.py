@@ -71,7 +71,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Quantize a pre-trained CNN to a few bits without any real data (GENIE, CVPR 2023).",
     epilog="Exit codes: 0 done, 1 a bug in genie, 2 wrong use, 3 bad input, "
-    "4 no suitable device, 5 another process ended, 130 interrupted.",
+    "4 no suitable device, 5 another process ended, 6 NaN or infinity in the work, 130 interrupted.",
 )
 app.command("synthesize")(synthesize.synthesize)
 app.command("quantize")(quantize.quantize)

@@ -43,6 +43,12 @@ class WorkerError(GenieError):
     is_shared = False
 
 
+class NumbersError(GenieError):
+    """NaN or infinity where numbers are needed, after the retry in float32 too."""
+
+    exit_code = 6
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for a mistyped name: ``" Did you mean 'x'?"``, or ``""`` where nothing is near."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

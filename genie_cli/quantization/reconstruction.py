@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from genie_cli.artifacts.work_folder import NO_WORK, Saved, Work
 from genie_cli.config import QuantizeConfig
+from genie_cli.errors import NumbersError
 from genie_cli.quantization.activation_store import ActivationStore
 from genie_cli.quantization.lsq import LearnedActivationQuantizer
 from genie_cli.quantization.rounding import (
@@ -129,6 +130,9 @@ def learn_unit(
 
     Returns:
         The steps taken.
+
+    Raises:
+        NumbersError: the loss is not finite.
     """
     learner = _Learner(task, config, device, dtype, workers)
     watched = int(workers.sum_(torch.tensor(len(task.held_out)))) if config.patience is not None else 0
@@ -142,10 +146,12 @@ def learn_unit(
     for step in range(start + 1, config.num_steps + 1):
         learner.step()
         if step % LOG_EVERY == 0 or step == config.num_steps:
-            on_step(step, float(learner.loss))
+            on_step(step, loss := float(learner.loss))
+            if not math.isfinite(loss):
+                raise NumbersError(f"Unit '{task.name}': the loss is {loss} at step {step}{learner.blamed()}.")
         if stopping is not None and stopping.is_due(step):
-            loss = learner.held_out_loss()
-            if stopping.is_over(step, loss, learner.snapshot):
+            held_out_loss = learner.held_out_loss()
+            if stopping.is_over(step, held_out_loss, learner.snapshot):
                 taken = step
                 break
         if step % LOG_EVERY == 0 and workers.size == 1 and work.is_due():
@@ -313,6 +319,16 @@ class _Learner:
         if self._optimizer is not None:
             restore_optimizer(self._optimizer, without_prefix("optimizer", state))
         self._done = steps_done
+
+    def blamed(self) -> str:
+        """Which layers and sites hold what is not finite, for a message."""
+        task = self._task
+        learned = {
+            **{n: w.offset for n, w in task.weights.items()},
+            **{n: a.step_size for n, a in task.activations.items()},
+        }
+        names = [name for name, values in learned.items() if not bool(torch.isfinite(values).all())]
+        return f", and so are the step sizes of {', '.join(names[:3])}" if names else ""
 
     def snapshot(self) -> list[Tensor]:
         """A copy of all that learns."""

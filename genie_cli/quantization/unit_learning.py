@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from genie_cli.artifacts.work_folder import NO_WORK, Work
 from genie_cli.config import QuantizeConfig
+from genie_cli.errors import NumbersError
 from genie_cli.models.graph.folding import FoldedGraph
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.pooling import repeat_max_pool_gradients
@@ -22,6 +23,7 @@ from genie_cli.quantization.rounding import SoftRoundedWeight, largest_rate
 from genie_cli.quantization.straight_through_weight import StraightThroughWeight
 from genie_cli.quantization.unit_state import pack_unit, unpack_unit
 from genie_cli.runtime.distribution import SOLO, Workers
+from genie_cli.runtime.progress import Note, Reporter, silent
 from genie_cli.student.build import insert_quantizers
 from genie_cli.student.grid import minmax_weight_grid, quantize_weight, search_weight_grid
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
@@ -72,6 +74,7 @@ def learn(
     workers: Workers = SOLO,
     work: Work = NO_WORK,
     place: str = "unit",
+    report: Reporter = silent,
 ) -> LearnedUnit:
     """Learn the weights and step sizes of a unit, in the granularity of `config.unit`.
 
@@ -87,6 +90,10 @@ def learn(
         workers: processes that learn together.
         work: where what is finished is kept, and found again.
         place: what this unit is called there.
+        report: receives a note where a unit is tried again.
+
+    Raises:
+        NumbersError: the loss is not finite, in float32 too.
     """
 
     def learned(part: Piece, own: UnitData, place: str, on_step: Callable[[int, float], None]) -> LearnedUnit:
@@ -94,7 +101,14 @@ def learn(
         if found is not None:
             return found
         task = _make_task(part, folded, initial, own, config, device, weights, activations)
-        taken = learn_unit(task, config, device, dtype, on_step, workers, work, place)
+        try:
+            taken = learn_unit(task, config, device, dtype, on_step, workers, work, place)
+        except NumbersError as error:
+            if dtype == torch.float32 or workers.size > 1:
+                raise
+            report(Note(f"{error} It is tried again in float32.", warning=True))
+            task = _make_task(part, folded, initial, own, config, device, weights, activations)
+            taken = learn_unit(task, config, device, torch.float32, on_step, workers, work, place)
         result = LearnedUnit(*_hardened(task), taken)
         if workers.is_first:
             saved = pack_unit(result.weights, result.activations, taken)

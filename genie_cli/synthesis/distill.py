@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 
@@ -10,10 +11,11 @@ from torch import Tensor
 
 from genie_cli.artifacts.work_folder import NO_WORK, Saved, Work
 from genie_cli.config import SynthesizeConfig
+from genie_cli.errors import NumbersError
 from genie_cli.models.teacher import Teacher
 from genie_cli.runtime.determinism import make_generator
 from genie_cli.runtime.distribution import SOLO, Workers
-from genie_cli.runtime.progress import Advanced, Reporter, StageFinished, StageStarted, silent
+from genie_cli.runtime.progress import Advanced, Note, Reporter, StageFinished, StageStarted, silent
 from genie_cli.runtime.replay import ReplayedStep
 from genie_cli.runtime.state import optimizer_state, prefixed, restore_optimizer, without_prefix
 from genie_cli.synthesis.discrepancy import Student
@@ -86,6 +88,7 @@ def synthesize_images(
 
     Raises:
         InputError: a network without batch norms.
+        NumbersError: the loss of a batch is not finite, in float32 too.
     """
     spec = teacher.input
     networks = [
@@ -105,8 +108,16 @@ def synthesize_images(
 
         found = work.part(f"batch{index}")
         if found is None:
-            batch = _Batch(networks, teacher, student, index, sizes[index], config, device, dtype)
-            found = _distill_batch(batch, index, config.num_steps, on_row, work)
+            try:
+                batch = _Batch(networks, teacher, student, index, sizes[index], config, device, dtype)
+                found = _distill_batch(batch, index, config.num_steps, on_row, work)
+            except NumbersError as error:
+                if dtype == torch.float32:
+                    raise
+                report(Note(f"{error} It is tried again in float32.", warning=True))
+                exact = [network.in_float32() for network in networks]
+                batch = _Batch(exact, teacher, student, index, sizes[index], config, device, torch.float32)
+                found = _distill_batch(batch, index, config.num_steps, on_row, work)
         images.append(found.tensors["images"])
         log += _rows(found)
         on_row(log[-1])
@@ -243,6 +254,11 @@ def _distill_batch(batch: _Batch, index: int, num_steps: int, on_row: Callable[[
         rows, taken = _rows(left), left.facts["step"]
 
     def log(step: int, loss: float, rate: float) -> None:
+        if not math.isfinite(loss):
+            raise NumbersError(
+                f"Batch {index + 1}: the loss is {loss} at step {step}; lower rates may help, such as "
+                "--set generator_lr=0.001 and --set latent_lr=0.01."
+            )
         rows.append(LogRow(index + 1, step, loss, rate))
         on_row(rows[-1])
 

@@ -29,11 +29,16 @@ class TeacherNetwork:
         with_logits: bool = False,
     ) -> None:
         """Prepare the graph: up to the last batch norm, or with the rest (`with_logits`)."""
+        self._made_of = (teacher, spec, config, device, torch.float32, with_logits)
         self._dtype, self._with_logits = dtype, with_logits
         self._graph = statistics_graph(teacher.graph, dtype, with_logits)
         self._shifts = swing_strided_convolutions(self._graph) if config.swing else []
         move(self._graph, device)
         self._renormalization = _renormalization(spec, teacher.input, device)
+
+    def in_float32(self) -> TeacherNetwork:
+        """The same in float32 arithmetic."""
+        return TeacherNetwork(*self._made_of)
 
     def draw_swings(self, num_steps: int, generator: torch.Generator, device: torch.device) -> Tensor:
         """Offsets of all swing convolutions for a batch's steps: ``[num_steps, num_shifts, 2]``."""
