@@ -148,7 +148,18 @@ def quantize_network(
 
                 data = UnitData(full, quantized, targets, held_out, pool)
                 learned = learn(
-                    piece, folded, initial, data, config, device, dtype, on_step, workers, work, f"unit{position}"
+                    piece,
+                    folded,
+                    initial,
+                    data,
+                    config,
+                    device,
+                    dtype,
+                    on_step,
+                    workers,
+                    work,
+                    f"unit{position}",
+                    report,
                 )
             else:
                 learned = LearnedUnit(round_to_nearest(piece, config), initial, 0)
