@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genie_cli.errors import GenieError
+from genie_cli.errors import DeviceError, GenieError
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +47,7 @@ class Run:
         from genie_cli.commands.display import progress
         from genie_cli.runtime.progress import silent
         from genie_cli.runtime.settings import nondeterminism_explained
+        from genie_cli.runtime.shortage import is_out_of_memory
 
         self._started = time.monotonic()
         with nondeterminism_explained(), progress() if self.workers.is_first else nullcontext(silent) as report:
@@ -56,6 +57,14 @@ class Run:
                 if error.is_shared is None:
                     error.is_shared = False  # each process works on something else
                 raise
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise DeviceError(
+                    f"{self.device} is out of memory (the process held {self.peak_memory()} at most): a smaller "
+                    "--batch-size takes less; for quantize, --memory-limit too. Nothing was written, and what is "
+                    "finished is kept for the same command with more memory."
+                ) from None
 
     @contextmanager
     def resumable(self, config: LongStage, out: Path, determinants: dict[str, Any]) -> Iterator[Work]:

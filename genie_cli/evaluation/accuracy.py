@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from genie_cli.data.labeled import LabeledImages
 from genie_cli.runtime.distribution import SOLO, Workers
 from genie_cli.runtime.progress import Advanced, Reporter, StageFinished, StageStarted, silent
+from genie_cli.runtime.shortage import in_pieces
 
 STAGE = "evaluate"
 
@@ -85,10 +86,10 @@ def evaluate(
     for images, labels in data.batches(batch_size, own_batches):
         images = images.to(device).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            logits = network(images).float().cpu()
+            logits = in_pieces(network, images).float().cpu()
             guesses = logits.argmax(1)
             if teacher is not None:
-                teacher_guesses = teacher(images).float().cpu().argmax(1)
+                teacher_guesses = in_pieces(teacher, images).float().cpu().argmax(1)
                 right_teacher += int((teacher_guesses == labels).sum())
                 agreeing += int((teacher_guesses == guesses).sum())
         top5 = logits.topk(min(5, num_classes), dim=1).indices

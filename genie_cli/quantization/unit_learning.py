@@ -24,6 +24,7 @@ from genie_cli.quantization.straight_through_weight import StraightThroughWeight
 from genie_cli.quantization.unit_state import pack_unit, unpack_unit
 from genie_cli.runtime.distribution import SOLO, Workers
 from genie_cli.runtime.progress import Note, Reporter, silent
+from genie_cli.runtime.shortage import in_pieces
 from genie_cli.student.build import insert_quantizers
 from genie_cli.student.grid import minmax_weight_grid, quantize_weight, search_weight_grid
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
@@ -157,7 +158,7 @@ def forward(graph: fx.GraphModule, inputs: ActivationStore, pool: ActivationPool
     """The graph's output for all inputs, `rows` at once."""
     outputs: ActivationStore | None = None
     for first in range(0, len(inputs), rows):
-        batch = graph(inputs.read(first, min(first + rows, len(inputs))))
+        batch = in_pieces(graph, inputs.read(first, min(first + rows, len(inputs))))
         if outputs is None:
             outputs = pool.allocate((len(inputs), *batch.shape[1:]))
         outputs.write(first, batch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,9 @@ class Numbered(LabeledImages):
 
     def __init__(self, labels: Tensor, class_names: list[str] | None = None) -> None:
         super().__init__(labels, None, class_names)
+
+    def pixels(self, rows: Sequence[int]) -> Tensor:
+        raise AssertionError("an evaluation reads batches")
 
     def batches(self, batch_size: int, share: range | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         for rows in self.rows(batch_size, share):

@@ -1,0 +1,59 @@
+"""Shortage of memory: pieces small enough, the same result, and other errors untouched."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from genie_cli.runtime.shortage import in_pieces, is_out_of_memory
+
+
+def allocator_error() -> RuntimeError:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60)
+    return caught.value
+
+
+def test_what_counts_as_a_shortage():
+    assert is_out_of_memory(allocator_error())
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not is_out_of_memory(RuntimeError("shapes do not fit"))
+    assert not is_out_of_memory(ValueError("DefaultCPUAllocator: can't allocate memory"))
+
+
+@given(size=st.integers(1, 40), fits=st.integers(1, 40))
+def test_pieces_fit_and_join_in_order(size: int, fits: int):
+    error = MemoryError()
+    seen: list[int] = []
+
+    def double(batch: Tensor) -> Tensor:
+        if len(batch) > fits:
+            raise error
+        seen.append(len(batch))
+        return 2 * batch
+
+    batch = torch.arange(size * 3).view(size, 3)
+    assert torch.equal(in_pieces(double, batch), 2 * batch)
+    assert sum(seen) == size and max(seen) <= fits
+
+
+def test_one_image_that_does_not_fit_and_other_errors_are_raised():
+    def fail(batch: Tensor) -> Tensor:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        in_pieces(fail, torch.zeros(3, 2))
+
+    calls = []
+
+    def defect(batch: Tensor) -> Tensor:
+        calls.append(len(batch))
+        raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        in_pieces(defect, torch.zeros(4, 2))
+    assert calls == [4]
