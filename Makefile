@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN := PATH="$(abspath $(BIN)):$$PATH"
 
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test lint bench fuzz chaos clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -37,6 +37,12 @@ lint: install  ## ruff, mypy, import contracts
 bench: install  ## speed of synthesis and quantization on this machine, beside the baseline's
 	$(RUN) python benchmarks/synthesize.py --baseline
 	$(RUN) python benchmarks/quantize.py --baseline --budget 1000
+
+fuzz: install  ## ten thousand mutated artifacts, and mutated params files and options
+	$(RUN) python benchmarks/fuzz.py
+
+chaos: install  ## runs killed, cut off and corrupted, each to the same bytes
+	$(RUN) python benchmarks/chaos.py
 
 clean:  ## remove the virtual environment and the pipeline's outputs
 	rm -rf $(VENV) outputs dvc.lock

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from genie_cli.config import InputSpec
 from genie_cli.data.digits import split
 from genie_cli.data.normalize import normalize_pixels
+from genie_cli.models.graph.equalization import equalize
 from genie_cli.models.graph.folding import fold_batch_norms
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.teacher import Teacher, make_teacher
@@ -30,7 +31,6 @@ from genie_cli.quantization.batch_norm_ranges import (
     leaky,
     normal,
 )
-from genie_cli.quantization.equalization import equalize
 
 SPEC = InputSpec(num_channels=3, size=8, mean=(0.0,) * 3, std=(1.0,) * 3)
 INFINITY = math.inf

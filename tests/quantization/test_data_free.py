@@ -16,6 +16,7 @@ from genie_cli.config import InputSpec, ModelConfig, QuantizeConfig
 from genie_cli.data.sources import open_data
 from genie_cli.errors import InputError, UsageError
 from genie_cli.evaluation.accuracy import evaluate
+from genie_cli.models.graph.equalization import add_channel_clips, equalize, has_channel_clips
 from genie_cli.models.graph.folding import fold_batch_norms
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.tensors import get_tensor, named_tensors, set_tensor
@@ -23,7 +24,6 @@ from genie_cli.models.teacher import Teacher, make_teacher
 from genie_cli.models.zoo import load_teacher
 from genie_cli.quantization import data_free
 from genie_cli.quantization.data_free import expected_shift, quantize_without_images
-from genie_cli.models.graph.equalization import add_channel_clips, equalize, has_channel_clips
 from genie_cli.quantization.quantize import QuantizedNetwork, quantize_network
 from genie_cli.runtime.progress import Advanced, Event, StageFinished, StageStarted
 from genie_cli.student.build import insert_quantizers
@@ -326,7 +326,7 @@ def test_network_without_batch_norms_names_the_layer():
 
 
 def test_unknown_operation_names_the_layer():
-    with pytest.raises(InputError, match="'depthwise.input'"):
+    with pytest.raises(InputError, match=r"'depthwise\.input'"):
         quantize_without_images(separable(activation=nn.SiLU), QuantizeConfig())
 
 

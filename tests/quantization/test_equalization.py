@@ -15,10 +15,6 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from genie_cli.config import InputSpec
-from genie_cli.models.graph.folding import FoldedGraph, fold_batch_norms
-from genie_cli.models.graph.layers import weight_layers
-from genie_cli.models.graph.tensors import get_tensor, named_tensors, set_tensor
-from genie_cli.models.teacher import Teacher, make_teacher
 from genie_cli.models.graph.equalization import (
     EqualizedGraph,
     add_channel_clips,
@@ -26,6 +22,10 @@ from genie_cli.models.graph.equalization import (
     has_channel_clips,
     layer_pairs,
 )
+from genie_cli.models.graph.folding import FoldedGraph, fold_batch_norms
+from genie_cli.models.graph.layers import weight_layers
+from genie_cli.models.graph.tensors import get_tensor, named_tensors, set_tensor
+from genie_cli.models.teacher import Teacher, make_teacher
 from genie_cli.student.protocol import tensor_names
 
 SPEC = InputSpec(num_channels=3, size=8, mean=(0.0,) * 3, std=(1.0,) * 3)

@@ -1,0 +1,194 @@
+"""Faults injected into real runs: killed at random moments, disk full, memory short, two at once, files corrupted.
+
+    python benchmarks/chaos.py --kills 20 --out chaos.json
+
+Every run that is started again has to end in the bytes of a run that nothing happened to. A row counts the
+faults injected, those survived, files lost (an output that stood before and is gone or changed), and wrong
+results (an output of other bytes).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from genie_cli.artifacts.work_folder import ROOT
+
+GENIE = [sys.executable, "-m", "genie_cli"]
+SYNTHESIZE = [
+    *("synthesize", "--model", "digits_resnet", "--n", "128", "--batch-size", "32", "--num-steps", "250"),
+    *("--checkpoint-interval", "0.3"),
+]
+QUANTIZE = [
+    *("quantize", "--model", "digits_resnet", "--images", "images.safetensors", "--num-steps", "250"),
+    *("--weight-bits", "2", "--checkpoint-interval", "0.3"),
+]
+
+
+@dataclass
+class Row:
+    """What came of one kind of fault."""
+
+    fault: str
+    injected: int = 0
+    survived: int = 0
+    lost: int = 0
+    wrong: int = 0
+
+
+def start(
+    folder: Path, arguments: list[str], out: str, limit: Callable[[], None] | None = None
+) -> subprocess.Popen[str]:
+    """A genie process in `folder`."""
+    return subprocess.Popen(
+        [*GENIE, *arguments, "--out", out],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=limit,
+    )
+
+
+def run(folder: Path, arguments: list[str], out: str) -> tuple[int, str]:
+    """Exit code and stderr of a run that is left alone."""
+    process = start(folder, arguments, out)
+    _, messages = process.communicate()
+    return process.returncode, messages
+
+
+def content(path: Path) -> dict[str, bytes]:
+    """The bytes of a file, or of the files of a folder."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
+    return {file.name if path.is_dir() else "file": file.read_bytes() for file in files}
+
+
+def judge(row: Row, folder: Path, arguments: list[str], out: str, wanted: dict[str, bytes]) -> None:
+    """Start the same command again, and compare its output with the undisturbed one."""
+    code, messages = run(folder, arguments, out)
+    found = content(folder / out)
+    row.wrong += code == 0 and found != wanted
+    row.survived += code == 0 and found == wanted
+    if code != 0 or found != wanted:
+        sys.stderr.write(f"{row.fault}: exit code {code}, {messages[-500:]}\n")
+
+
+def killed(folder: Path, arguments: list[str], wanted: dict[str, bytes], seconds: float, kills: int) -> Row:
+    """Kill -9 at random moments between the start and the end, then start again until it is done."""
+    row, draw = Row(f"kill -9 of {arguments[0]}"), random.Random(0)
+    for i in range(kills):
+        out = f"killed-{arguments[0]}-{i}" + (".safetensors" if arguments[0] == "synthesize" else "")
+        process = start(folder, arguments, out)
+        time.sleep(draw.uniform(0.2, 1.0) * seconds)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        row.injected += 1
+        row.wrong += bool(content(folder / out)) and content(folder / out) != wanted  # whole or not at all
+        judge(row, folder, arguments, out, wanted)
+    return row
+
+
+def short_of(what: str, limit: Callable[[], None], folder: Path, arguments: list[str], wanted: dict[str, bytes]) -> Row:
+    """A run under a limit that it cannot keep: one message and no traceback, an old output kept; then without."""
+    row, out = Row(what), "short" + (".safetensors" if arguments[0] == "synthesize" else "")
+    run(folder, arguments, out)
+    process = start(folder, [*arguments, "--seed", "1"], out, limit)
+    _, messages = process.communicate()
+    row.injected += 1
+    row.lost += content(folder / out) != wanted
+    row.wrong += "Traceback" in messages or process.returncode == 0
+    if row.lost or row.wrong:
+        sys.stderr.write(f"{what}: exit code {process.returncode}, {messages[-800:]}\n")
+    judge(row, folder, arguments, out, wanted)
+    return row
+
+
+def two_at_once(folder: Path, arguments: list[str], wanted: dict[str, bytes]) -> Row:
+    """Two runs on one output: one refuses, the other ends well."""
+    row, out = Row("two runs on one output"), "both.safetensors"
+    both = [start(folder, arguments, out) for _ in range(2)]
+    messages = [process.communicate()[1] for process in both]
+    row.injected += 1
+    codes = sorted(process.returncode for process in both)
+    found = content(folder / out)
+    row.wrong += found != wanted
+    row.survived += codes == [0, 3] and found == wanted
+    if codes != [0, 3]:  # the first may have ended before the second began
+        sys.stderr.write(f"exit codes {codes}: {messages}\n")
+    return row
+
+
+def corrupted(folder: Path, arguments: list[str], wanted: dict[str, bytes]) -> Row:
+    """Checkpoints and parts with a byte changed, cut or emptied count as not there."""
+    row, draw = Row("corrupted checkpoint"), random.Random(1)
+    for kind in ("flip", "cut", "empty", "all"):
+        out = f"corrupted-{kind}.safetensors"
+        process, deadline = start(folder, arguments, out), time.monotonic() + 60
+        while len(files := sorted(folder.glob(f"{ROOT}/*/*.checkpoint*"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        files = sorted(folder.glob(f"{ROOT}/*/*.checkpoint*"), key=lambda file: file.stat().st_mtime)
+        for file in files if kind == "all" else files[-1:]:
+            data = bytearray(file.read_bytes())
+            if kind == "flip":
+                data[draw.randrange(len(data))] ^= 1
+            else:
+                del data[0 if kind == "empty" else len(data) // 2 :]
+            file.write_bytes(bytes(data))
+            row.injected += 1
+        before = row.survived
+        judge(row, folder, arguments, out, wanted)
+        row.survived = before + (row.survived - before) * max(1, len(files) if kind == "all" else 1)
+    return row
+
+
+def main() -> int:
+    """Inject, print, write; 1 where something was lost or wrong."""
+    options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    options.add_argument("--kills", type=int, default=20, help="of each command")
+    options.add_argument("--out", type=Path, help="JSON file to write")
+    args = options.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        started = time.monotonic()
+        assert run(folder, SYNTHESIZE, "images.safetensors")[0] == 0
+        synthesis_seconds, started = time.monotonic() - started, time.monotonic()
+        assert run(folder, QUANTIZE, "quantized")[0] == 0
+        quantization_seconds = time.monotonic() - started
+        images, network = content(folder / "images.safetensors"), content(folder / "quantized")
+
+        def small_files() -> None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+
+        rows = [
+            killed(folder, SYNTHESIZE, images, synthesis_seconds, args.kills),
+            killed(folder, QUANTIZE, network, quantization_seconds, args.kills),
+            two_at_once(folder, SYNTHESIZE, images),
+            corrupted(folder, SYNTHESIZE, images),
+            short_of("disk full in synthesize", small_files, folder, SYNTHESIZE, images),
+            short_of("disk full in quantize", small_files, folder, QUANTIZE, network),
+        ]
+    width = max(len(row.fault) for row in rows)
+    sys.stdout.write(f"{'fault'.ljust(width)}  injected  survived  lost  wrong\n")
+    for row in rows:
+        figures = f"{row.injected:8d}  {row.survived:8d}  {row.lost:4d}  {row.wrong:5d}"
+        sys.stdout.write(f"{row.fault.ljust(width)}  {figures}\n")
+    if args.out is not None:
+        args.out.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")
+    return 1 if any(row.lost or row.wrong or row.survived < row.injected for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
