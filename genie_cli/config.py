@@ -20,6 +20,9 @@ MIN_BITS, MAX_BITS = 2, 8
 _ROUNDING_LR, _ROUNDING_STEPS = 1e-3, 20000
 """The paper's rate of the softbits and the steps that it is for."""
 _LARGEST_ROUNDING_LR = 0.1
+"""The most that the softbits' rate grows to where there are fewer steps."""
+_LARGEST_WEIGHT_LR = 0.01
+"""The same for a weight behind nearest rounding, in its step sizes: more of it throws whole networks off."""
 
 MemorySize = Annotated[int, BeforeValidator(parse_size), Field(ge=1)]
 """Bytes, also written as ``2GiB`` or ``500 MB``."""
@@ -232,7 +235,8 @@ class QuantizeConfig(LongStage):
     activation_step_lr: float = Field(4e-5, ge=0)
     rounding_lr: float | None = Field(None, ge=0)
     """Rate of the softbits' logits; of the weights, in step sizes, where `rounding` is adaquant. Default: the
-    paper's 0.001 for its 20000 steps, and in proportion more for fewer, up to 0.1: the way is as long."""
+    paper's 0.001 for its 20000 steps, and in proportion more for fewer, up to 0.1 (adaquant
+    0.01): the way is as long."""
     round_weight: float = Field(1.0, ge=0)
     """Weight of the rounding regularizer."""
     warmup: float = Field(0.2, ge=0, lt=1)
@@ -256,7 +260,8 @@ class QuantizeConfig(LongStage):
         """`rounding_lr`, or its default for these steps."""
         if self.rounding_lr is not None:
             return self.rounding_lr
-        return min(_ROUNDING_LR * max(1.0, _ROUNDING_STEPS / self.num_steps), _LARGEST_ROUNDING_LR)
+        largest = _LARGEST_WEIGHT_LR if self.rounding == "adaquant" else _LARGEST_ROUNDING_LR
+        return min(_ROUNDING_LR * max(1.0, _ROUNDING_STEPS / self.num_steps), largest)
 
     @model_validator(mode="after")
     def _fits_together(self) -> QuantizeConfig:

@@ -195,7 +195,7 @@ def images() -> Tensor:
 def quantize(teacher: Teacher, images: Tensor, report: Any = lambda event: None, **options: Any) -> QuantizedNetwork:
     fast = {
         "weight_bits": 2, "activation_bits": 8, "protocol": "ait", "unit": "layer", "rounding": "adaquant",
-        "drop_prob": 0.0, "num_steps": 150, "batch_size": 32,
+        "drop_prob": 0.0, "num_steps": 150, "batch_size": 32, "rounding_lr": 1e-3,
     }  # fmt: skip
     config = QuantizeConfig(**{**fast, **options})
     return quantize_network(teacher, images, config, torch.device("cpu"), torch.float32, report)

@@ -359,6 +359,18 @@ def test_nearest_keeps_the_codes_while_activation_steps_learn(
     assert set(starts) == set(network.activations) and len(moved) >= len(starts) - 1
 
 
+@pytest.mark.parametrize("preset", ["adaround", "adaquant", "brecq", "qdrop", "lsq", "ait", "genie-m"])
+def test_no_preset_falls_apart_on_a_small_budget(preset: str, digits_teacher: Teacher, digits: Tensor):
+    """Rates that grow as the steps shrink must not throw the network off."""
+    few = {"weight_bits": 3, "num_steps": 40, "batch_size": 16, "activation_range": "minmax"}
+    options = [PRESETS[preset], few, {"preset": preset}]
+    learned, nearest = (
+        quantize_network(digits_teacher, digits, build(QuantizeConfig, *options, more), CPU, torch.float32)
+        for more in ({}, {"reconstruct": False})
+    )
+    assert learned.units[-1].relative_error < nearest.units[-1].relative_error
+
+
 # inputs
 
 
