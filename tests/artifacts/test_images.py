@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from genie_cli.artifacts.images import ImageSet, ImagesMetadata, encode_images, load_images, save_images
-from genie_cli.artifacts.metadata import encode, file_sha256, write_bytes
+from genie_cli.artifacts.metadata import encode, file_sha256, tensors_sha256, write_bytes
 from genie_cli.config import InputSpec
 from genie_cli.errors import InputError
 
@@ -54,7 +54,7 @@ def test_round_trip(tmp_path: Path, dtype: Any) -> None:
     path = saved(tmp_path / "images.safetensors", dtype)
     images = load_images(path)
     assert len(images) == 5
-    assert images.metadata == metadata(dtype=dtype)
+    assert images.metadata == metadata(dtype=dtype, content_sha256=tensors_sha256({"images": images.images}))
     assert images.sha256 == file_sha256(path)
     assert torch.equal(images.images, encode_images(normalised_images(), dtype, INPUT))
     assert names(tmp_path) == ["images.safetensors"]
@@ -68,7 +68,20 @@ def test_two_saves_write_the_same_bytes(tmp_path: Path, dtype: Any) -> None:
 def test_real_images_have_no_teacher(tmp_path: Path) -> None:
     real = metadata(teacher=None, teacher_sha256=None, seed=None)
     save_images(tmp_path / "a", normalised_images().half(), real)
-    assert load_images(tmp_path / "a").metadata == real
+    found = load_images(tmp_path / "a").metadata
+    assert found == real.model_copy(update={"content_sha256": found.content_sha256})
+
+
+def test_content_is_compared_with_its_hash(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a", "uint8")
+    tensors = {"images": load_images(path).images}
+    known = metadata(dtype="uint8", content_sha256=tensors_sha256(tensors))
+    tensors["images"][0, 0, 0, 0] ^= 1
+    path.write_bytes(write_bytes(tensors, encode(known)))
+    with pytest.raises(InputError, match=r"a is damaged: .*hash differs.* Write it again with 'genie synthesize'"):
+        load_images(path)
+    path.write_bytes(write_bytes(tensors, encode(metadata(dtype="uint8"))))  # from before there were hashes
+    assert torch.equal(load_images(path).images, tensors["images"])
 
 
 def test_float16_is_untouched_for_the_same_normalisation(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import torch
 
 import genie_cli
 from genie_cli.artifacts.atomic import check_writable
-from genie_cli.artifacts.metadata import encode, read, sniff, write_bytes
+from genie_cli.artifacts.metadata import encode, read, sniff, tensors_sha256, write_bytes
 from genie_cli.artifacts.quantized import (
     ActivationEntry,
     ActivationStep,
@@ -93,7 +93,8 @@ def test_round_trip(tmp_path: Path, bits: int) -> None:
     artifact = make(bits)
     save_quantized(tmp_path / "q", artifact)
     back = load_quantized(tmp_path / "q")
-    assert back.metadata == artifact.metadata
+    stored, _ = read(tmp_path / "q" / "weights.safetensors", "quantized_weights")
+    assert back.metadata == artifact.metadata.model_copy(update={"content_sha256": tensors_sha256(stored)})
     assert back.metrics == artifact.metrics
     assert back.activations == artifact.activations
     assert set(back.weights) == set(artifact.weights)
@@ -234,10 +235,11 @@ def test_broken_metrics_do_not_lose_the_network(tmp_path: Path) -> None:
 
 
 def rewrite(folder: Path, name: str, edit: Callable[[dict[str, torch.Tensor], dict[str, Any]], object]) -> None:
-    """Change the tensors and the metadata of a file of the folder."""
+    """Change the tensors and the metadata of a file of the folder, under their right hash."""
     kind = "quantized_weights" if name == "weights.safetensors" else "step_sizes"
     tensors, fields = read(folder / name, kind)
     edit(tensors, fields)
+    fields["content_sha256"] = tensors_sha256(tensors)
     (folder / name).write_bytes(write_bytes(tensors, encode(fields)))
 
 
@@ -291,6 +293,17 @@ def test_load_refuses(tmp_path: Path, name: str, edit: Any, message: str) -> Non
         load_quantized(tmp_path / "q")
     assert message in str(caught.value)
     assert str(tmp_path / "q") in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [W, S])
+def test_content_is_compared_with_its_hash(tmp_path: Path, name: str) -> None:
+    save_quantized(tmp_path / "q", make())
+    path = tmp_path / "q" / name
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1  # the last tensor: values that could all be
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f"{name} is damaged: .*hash differs.* Write it again with 'genie quantize'"):
+        load_quantized(tmp_path / "q")
 
 
 def test_shapes_are_checked_before_memory_is_taken(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from genie_cli.quantization.presets import PRESETS as QUANTIZATION_PRESETS
 from genie_cli.student.protocol import PROTOCOLS
 from genie_cli.synthesis.presets import PRESETS as SYNTHESIS_PRESETS
 
-COMMANDS = ("synthesize", "quantize", "evaluate", "inspect", "models", "report")
+COMMANDS = ("synthesize", "quantize", "evaluate", "inspect", "models", "report", "verify", "clean")
 STAGES = ("synthesize", "quantize", "evaluate")
 HEAVY = ("torch", "torchvision", "numpy", "sklearn", "safetensors", "ruamel.yaml", "genie_cli.config")
 """Not pydantic: typer itself imports it for the parameters of a command."""
