@@ -118,9 +118,10 @@ def synthesize_images(
                 exact = [network.in_float32() for network in networks]
                 batch = _Batch(exact, teacher, student, index, sizes[index], config, device, torch.float32)
                 found = _distill_batch(batch, index, config.num_steps, on_row, work)
+        else:
+            on_row(_rows(found)[-1])
         images.append(found.tensors["images"])
         log += _rows(found)
-        on_row(log[-1])
     none = torch.empty(0, spec.num_channels, spec.size, spec.size)
     all_images = workers.all_gather_rows(torch.cat([none, *images]))
     rows = torch.tensor([[row.batch, row.step, row.loss, row.latent_lr] for row in log], dtype=torch.float64)

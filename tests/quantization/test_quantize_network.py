@@ -27,11 +27,10 @@ from genie_cli.quantization.activation_store import ActivationPool, ActivationSt
 from genie_cli.quantization.calibration import CALIBRATION_IMAGES, calibrate_sites
 from genie_cli.quantization.presets import preset_options
 from genie_cli.quantization.quantize import QuantizedNetwork, quantize_network
-from genie_cli.quantization.reconstruction import UnitTask, _batches, learn_unit
+from genie_cli.quantization.reconstruction import UnitTask, _Batches, learn_unit
 from genie_cli.quantization.rounding import largest_rate
 from genie_cli.quantization.units import reconstruction_units
 from genie_cli.runtime.determinism import make_generator
-from genie_cli.runtime.distribution import Workers
 from genie_cli.runtime.progress import Advanced, Event, StageFinished, StageStarted
 from genie_cli.student.build import insert_quantizers
 from genie_cli.student.grid import minmax_step_size
@@ -221,8 +220,8 @@ def test_any_number_of_images_and_steps(digits_teacher: Teacher, digits: Tensor,
 
 
 def test_batches_are_full_and_even():
-    drawn = _batches(torch.arange(33), 32, torch.Generator().manual_seed(0))
-    batches = [next(drawn) for _ in range(33)]
+    drawn = _Batches(torch.arange(33), 32, torch.Generator().manual_seed(0))
+    batches = [drawn.draw() for _ in range(33)]
     assert all(len(batch) == 32 for batch in batches)
     counts = torch.bincount(torch.cat(batches), minlength=33)
     assert (counts == 32).all()  # 33 * 32 draws of 33 images
@@ -231,8 +230,8 @@ def test_batches_are_full_and_even():
 
 
 def test_batches_hold_the_rows_asked_for_alone():
-    drawn = _batches(torch.tensor([3, 5, 8]), 2, torch.Generator().manual_seed(0))
-    assert set(torch.cat([next(drawn) for _ in range(6)]).tolist()) == {3, 5, 8}
+    drawn = _Batches(torch.tensor([3, 5, 8]), 2, torch.Generator().manual_seed(0))
+    assert set(torch.cat([drawn.draw() for _ in range(6)]).tolist()) == {3, 5, 8}
 
 
 def test_batch_is_no_larger_than_the_set(digits_teacher: Teacher, digits: Tensor, monkeypatch: pytest.MonkeyPatch):
@@ -288,7 +287,7 @@ def watch(
     watched: dict[str, Watched] = {}
 
     def wrapped(
-        task: UnitTask, config: QuantizeConfig, device: torch.device, dtype: torch.dtype, on_step: Any, workers: Workers
+        task: UnitTask, config: QuantizeConfig, device: torch.device, dtype: torch.dtype, on_step: Any, *others: Any
     ) -> int:
         stores = (task.full_inputs, task.quantized_inputs, task.targets)  # they are released behind the unit
         own = watched[task.name] = Watched(task, [], *(store.read(0, len(store)) for store in stores))
@@ -298,7 +297,7 @@ def watch(
             own.loss = loss
             on_step(step, loss)
 
-        taken = learn_unit(task, config, device, dtype, keep, workers)
+        taken = learn_unit(task, config, device, dtype, keep, *others)
         handle.remove()
         return taken
 
@@ -314,10 +313,10 @@ def test_input_mixes_full_precision_and_quantized_elements(
     network, watched = watch(monkeypatch, digits_teacher, digits[:20], **options)
     own = watched["layer2"]
     task, inputs = own.task, own.inputs
-    indices = _batches(torch.arange(20), 8, make_generator(CPU, 0, "batches", "layer2"))
+    indices = _Batches(torch.arange(20), 8, make_generator(CPU, 0, "batches", "layer2"))
     assert len(inputs) == 2
     for mixed in inputs:
-        rows = next(indices)
+        rows = indices.draw()
         full, quantized = own.full_inputs[rows], own.quantized_inputs[rows]
         differing = full != quantized
         assert ((mixed == full) | (mixed == quantized)).all() and differing.float().mean() > 0.1
