@@ -428,7 +428,7 @@ def _parameter_groups(
         by_rate.setdefault(min(config.activation_step_lr, largest), []).append(activation.step_size)
     weight_step_lr = config.weight_step_lr if config.rounding in ("genie", "adaquant") else 0.0
     rates = [
-        ([elements], config.own_rounding_lr if config.rounding != "nearest" else 0.0, False),
+        ([elements], config.own_rounding_lr if config.rounding != "nearest" else 0.0, config.rounding == "adaquant"),
         ([weight.offset for weight in weights], weight_step_lr, True),
         *((parameters, rate, True) for rate, parameters in by_rate.items()),
     ]
