@@ -9,9 +9,7 @@ import typer
 
 
 def clean(
-    folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="Where to look, folders inside included.")
-    ] = Path(),
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to look, folders inside included.")] = Path(),
     remove: Annotated[bool, typer.Option("--remove", help="Delete what is listed and not in use.")] = False,
 ) -> None:
     """List what killed runs left beside their outputs, and delete it with --remove."""
