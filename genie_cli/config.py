@@ -7,6 +7,7 @@ Unknown keys are refused with the nearest known key. The field docstrings are th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -17,8 +18,8 @@ from genie_cli.errors import InputError, UsageError, nearest
 from genie_cli.sizes import parse_size
 
 MIN_BITS, MAX_BITS = 2, 8
-_ROUNDING_LR, _ROUNDING_STEPS = 1e-3, 20000
-"""The paper's rate of the softbits and the steps that it is for."""
+_ROUNDING_LR, _ACTIVATION_STEP_LR, _PAPER_STEPS = 1e-3, 4e-5, 20000
+"""The paper's rates of the softbits and the activation step sizes, and the steps that they are for."""
 _LARGEST_ROUNDING_LR = 0.1
 """The most that the softbits' rate grows to where there are fewer steps."""
 _LARGEST_WEIGHT_LR = 0.01
@@ -232,7 +233,9 @@ class QuantizeConfig(LongStage):
     """Rate of the weight step sizes, in the units of `weight_step_space`."""
     weight_step_space: Literal["checkpoint", "relative"] = "checkpoint"
     """What the rate moves: the step of the unfolded weight, as the paper does, or step / start."""
-    activation_step_lr: float = Field(4e-5, ge=0)
+    activation_step_lr: float | None = Field(None, ge=0)
+    """Rate of the activation step sizes. Default: the paper's 4e-5 for its 20000 steps, and for fewer more with the
+    square root of their share: in proportion costs accuracy at 4 bits."""
     rounding_lr: float | None = Field(None, ge=0)
     """Rate of the softbits' logits; of the weights, in step sizes, where `rounding` is adaquant. Default: the
     paper's 0.001 for its 20000 steps, and in proportion more for fewer, up to 0.1 (adaquant
@@ -261,13 +264,20 @@ class QuantizeConfig(LongStage):
         if self.rounding_lr is not None:
             return self.rounding_lr
         largest = _LARGEST_WEIGHT_LR if self.rounding == "adaquant" else _LARGEST_ROUNDING_LR
-        return min(_ROUNDING_LR * max(1.0, _ROUNDING_STEPS / self.num_steps), largest)
+        return min(_ROUNDING_LR * max(1.0, _PAPER_STEPS / self.num_steps), largest)
+
+    @property
+    def own_activation_step_lr(self) -> float:
+        """`activation_step_lr`, or its default for these steps."""
+        if self.activation_step_lr is not None:
+            return self.activation_step_lr
+        return _ACTIVATION_STEP_LR * math.sqrt(max(1.0, _PAPER_STEPS / self.num_steps))
 
     @model_validator(mode="after")
     def _fits_together(self) -> QuantizeConfig:
         if self.loss == "kl" and self.unit != "network":
             raise ValueError(f"loss = 'kl' compares classes: it needs unit = 'network', not '{self.unit}'")
-        if self.reconstruct and self.rounding == "nearest" and not self.activation_step_lr:
+        if self.reconstruct and self.rounding == "nearest" and self.activation_step_lr == 0:
             raise ValueError("rounding = 'nearest' with activation_step_lr = 0 leaves nothing to learn")
         return self
 

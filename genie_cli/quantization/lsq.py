@@ -8,16 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genie_cli.quantization.chunks import chunks
 from genie_cli.quantization.rounding import STEP_FLOOR
 from genie_cli.quantization.straight_through import inside
 from genie_cli.runtime.determinism import RandomMasks
 from genie_cli.student.grid import code_range, fake_quantize
 from genie_cli.student.modules import ActivationQuantizer
 
-_CHUNK = 1 << 18
-"""Elements worked on at once on a CPU: what lies between the operations stays in its cache."""
+_DROPPED = 1e-20
+"""What a value that passes as it is is multiplied by: it rounds to 0 without an error, and keeps its sign."""
 Draw = Callable[[Tensor], Tensor]
-"""Makes a mask in the shape of a tensor: 1 where an element is quantized, 0 where it passes as it is."""
+"""Makes a mask in the shape of a tensor: 1 where an element is quantized, `_DROPPED` where it passes as it is."""
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -25,18 +26,22 @@ class _FakeQuantize(torch.autograd.Function):
 
     With t = x / s, q = clip(round(t)): dx' / dx = 1 inside the grid, else 0; dx' / ds = q - t inside,
     else q (Esser et al. 2020, Eq. 3, without the gradient scale). Elements that pass as they are have
-    gradients 1 and 0: they are worked on as t = 0, which is inside the grid and has no error.
+    gradients 1 and 0: they are worked on as t near 0, which is inside the grid and has no error.
+
+    With `rectify`, of ``relu(x)``: no gradient passes where x is not above 0.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, step_size: Tensor, quant_min: int, quant_max: int, draw: Draw | None) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, step_size: Tensor, quant_min: int, quant_max: int, draw: Draw | None, rectify: bool
+    ) -> Tensor:
         result = torch.empty_like(x)
         kept = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         slope = torch.empty_like(x, dtype=torch.float32)
         bounds = (quant_min - 0.5, quant_max + 0.5)
         inverse = step_size.reciprocal()
-        for own in _chunks(x):
-            exact = x[own].float()
+        for own in chunks(x):
+            exact = (x[own].relu() if rectify else x[own]).float()
             scaled = exact * inverse
             if draw is not None:
                 scaled.mul_(draw(exact))
@@ -46,22 +51,16 @@ class _FakeQuantize(torch.autograd.Function):
             torch.sub(codes, inside(scaled, scaled, *bounds), out=slope[own])
             result[own] = torch.addcmul(exact, codes.sub_(scaled), step_size)
         ctx.save_for_backward(kept, slope)
-        ctx.bounds = bounds
+        ctx.bounds = (0, quant_max + 0.5) if rectify else bounds
         return result
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None, None, None, None]:
         kept, slope = ctx.saved_tensors
         grad = grads[0]
-        parts = [(grad[own].float() * slope[own]).sum() for own in _chunks(grad)]
+        parts = [(grad[own].float() * slope[own]).sum() for own in chunks(grad)]
         grad_x = inside(grad, kept, *ctx.bounds) if kept is not None else None
-        return grad_x, torch.stack(parts).sum().view(1), None, None, None
-
-
-def _chunks(x: Tensor) -> list[slice]:
-    """Rows of `x` to work on together: all on a GPU, a cache's worth on a CPU."""
-    rows = len(x) if x.device.type != "cpu" else max(1, _CHUNK * len(x) // max(1, x.numel()))
-    return [slice(first, first + rows) for first in range(0, len(x), rows)]
+        return grad_x, torch.stack(parts).sum().view(1), None, None, None, None
 
 
 class LearnedActivationQuantizer(nn.Module):
@@ -81,10 +80,12 @@ class LearnedActivationQuantizer(nn.Module):
         self.step_size = nn.Parameter(torch.tensor([step_size]))
         self.masks: RandomMasks | None = None
         """1 where an element is quantized; None: nothing is dropped."""
+        self.rectify = False
+        """Quantize ``relu(x)``."""
 
     def drop_with(self, generator: torch.Generator) -> None:
         """Drop quantization from now on, at places that `generator` draws."""
-        self.masks = RandomMasks(1 - self.drop_prob, generator)
+        self.masks = RandomMasks(1 - self.drop_prob, generator, otherwise=_DROPPED)
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize and dequantize `x`, any shape."""
@@ -92,7 +93,7 @@ class LearnedActivationQuantizer(nn.Module):
             return fake_quantize(x, self.step_size.detach().to(x.dtype), self.bits, self.signed)
         draw = self.masks.draw if self.drop_prob > 0 and self.masks is not None else None
         quant_min, quant_max = code_range(self.bits, self.signed)
-        result: Tensor = _FakeQuantize.apply(x, self.step_size, quant_min, quant_max, draw)
+        result: Tensor = _FakeQuantize.apply(x, self.step_size, quant_min, quant_max, draw, self.rectify)
         return result
 
     @torch.no_grad()

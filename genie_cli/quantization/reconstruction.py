@@ -17,15 +17,19 @@ from genie_cli.config import QuantizeConfig
 from genie_cli.errors import NumbersError
 from genie_cli.quantization.activation_store import ActivationStore
 from genie_cli.quantization.lsq import LearnedActivationQuantizer
+from genie_cli.quantization.micro_batches import MicroBatches
 from genie_cli.quantization.rounding import (
     largest_rate,
     rectified_sigmoid,
     rounding_beta,
     rounding_regularizer,
 )
+from genie_cli.quantization.squared_error import squared_error
 from genie_cli.runtime.determinism import RandomMasks, make_generator
 from genie_cli.runtime.distribution import SOLO, Workers
+from genie_cli.runtime.progress import Reporter, silent
 from genie_cli.runtime.replay import ReplayedStep
+from genie_cli.runtime.shortage import Pieces
 from genie_cli.runtime.state import optimizer_state, prefixed, restore_optimizer, without_prefix
 from genie_cli.student.modules import IntegerWeight
 
@@ -86,6 +90,7 @@ class UnitTask:
         quantized_inputs: the same from the already quantized units before, ``[n, ...]``.
         targets: the teacher's output of the unit, ``[n, C, ...]``.
         held_out: rows that are never trained on; what early stopping watches.
+        rectify: the unit's output is the ReLU of the student's.
     """
 
     name: str
@@ -97,6 +102,7 @@ class UnitTask:
     quantized_inputs: ActivationStore
     targets: ActivationStore
     held_out: Tensor
+    rectify: bool
 
 
 def learn_unit(
@@ -108,6 +114,7 @@ def learn_unit(
     workers: Workers = SOLO,
     work: Work = NO_WORK,
     place: str = "",
+    report: Reporter = silent,
 ) -> int:
     """Minimise the reconstruction error of one unit in place (Eq. 10-11 with LSQ and QDrop).
 
@@ -127,6 +134,7 @@ def learn_unit(
         workers: processes that share the batch; the gradients are summed over them.
         work: where the state is kept from time to time, and found again; not with several processes.
         place: what it is called there.
+        report: receives a warning where memory runs out and the batch is taken in pieces.
 
     Returns:
         The steps taken.
@@ -134,7 +142,7 @@ def learn_unit(
     Raises:
         NumbersError: the loss is not finite.
     """
-    learner = _Learner(task, config, device, dtype, workers)
+    learner = _Learner(task, config, device, dtype, workers, report)
     watched = int(workers.sum_(torch.tensor(len(task.held_out)))) if config.patience is not None else 0
     stopping = _EarlyStopping(config) if watched else None
     taken, start = config.num_steps, 0
@@ -168,7 +176,13 @@ class _Learner:
     """The optimisation of one unit, a step a call; the step's device part can be a CUDA graph."""
 
     def __init__(
-        self, task: UnitTask, config: QuantizeConfig, device: torch.device, dtype: torch.dtype, workers: Workers
+        self,
+        task: UnitTask,
+        config: QuantizeConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+        workers: Workers,
+        report: Reporter,
     ) -> None:
         self._task, self._config, self._device, self._dtype, self._workers = task, config, device, dtype, workers
         self._generator = make_generator(device, config.seed, "drop", task.name, *_own_place(workers))
@@ -191,18 +205,23 @@ class _Learner:
         trained = _complement(task.held_out, len(task.targets))
         draws = make_generator(torch.device("cpu"), config.seed, "batches", task.name, *_own_place(workers))
         self._batches = _Batches(trained, max(own, 1), draws)
+        self._micro_batches = MicroBatches(max(own, 1), task.name, report)
+        self._in_pieces = Pieces(report)
         self._inputs: tuple[Tensor, Tensor, Tensor] | None = None
         self._static = on_cuda
         self._beta = torch.zeros((), device=device)
         self.loss = torch.zeros((), device=device)
         """Reconstruction loss of the last step."""
         self._done = 0
-        alone = device if workers.size == 1 else torch.device("cpu")  # the collectives are not recorded
+        self._start_over()
+        task.student.train()
+
+    def _start_over(self) -> None:
+        alone = self._device if self._workers.size == 1 else torch.device("cpu")  # the collectives are not recorded
         self._steps = {
             regularized: ReplayedStep(partial(self._learn, regularized), alone, (self._generator,))
             for regularized in (False, True)
         }
-        task.student.train()
 
     def step(self) -> None:
         """One optimizer step on the next batch."""
@@ -216,7 +235,7 @@ class _Learner:
         for group in self._groups:
             if group["decays"]:
                 group["lr"].fill_(group["start"] * decay)
-        self._steps[regularized]()
+        self._micro_batches.run(lambda: self._steps[regularized](), self._start_over)
         self._done += 1
 
     def _load(self, rows: Tensor) -> None:
@@ -231,39 +250,50 @@ class _Learner:
             place.copy_(value)
 
     def _learn(self, regularized: bool) -> None:
-        assert self._inputs is not None
-        full, quantized, targets = self._inputs
-        config, task = self._config, self._task
-        if config.drop_prob > 0:
-            quantized = torch.lerp(quantized, full, self._mixing.draw(quantized))
-        values = rectified_sigmoid(self._elements) if self._has_softbits else self._elements
-        parts = zip(task.weights.items(), values.split(self._sizes), strict=True)
-        for (name, weight), own in parts:
-            task.slots[name].value = weight.weight(own.view_as(weight.elements))
-        loss = self._reconstruction_loss(quantized, targets)
-        total = loss * self._share
-        if regularized:
-            total = total + (config.round_weight / self._workers.size) * rounding_regularizer(values, self._beta)
+        self._make_gradients(regularized)
+        self._micro_batches.gradients_are_made()
         if self._optimizer is not None:
-            self._optimizer.zero_grad(set_to_none=True)
-            total.backward()
             self._sum_gradients()
             self._optimizer.step()
         for weight in self._weights:
             weight.keep_step_positive()
         for activation in self._activations:
             activation.keep_step_positive()
-        self.loss.copy_(loss.detach())
 
-    def _reconstruction_loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def _make_gradients(self, regularized: bool) -> None:
+        assert self._inputs is not None
+        full, quantized, targets = self._inputs
+        config, task = self._config, self._task
+        if config.drop_prob > 0:
+            quantized = torch.lerp(quantized, full, self._mixing.draw(quantized))
+        if self._optimizer is not None:
+            self._optimizer.zero_grad(set_to_none=True)
+        self.loss.zero_()
+        for share, (inputs, wanted) in self._micro_batches.split(quantized, targets):
+            values = rectified_sigmoid(self._elements) if self._has_softbits else self._elements
+            parts = zip(task.weights.items(), values.split(self._sizes), strict=True)
+            for (name, weight), own in parts:
+                task.slots[name].value = weight.weight(own.view_as(weight.elements))
+            loss = self._reconstruction_loss(self._output(inputs), wanted)
+            total = loss * (self._share * share)
+            if regularized:  # by shares too: once in all
+                penalty = rounding_regularizer(values, self._beta)
+                total = total + (config.round_weight / self._workers.size * share) * penalty
+            if self._optimizer is not None:
+                total.backward()
+            self.loss.add_(loss.detach(), alpha=share)
+
+    def _output(self, inputs: Tensor) -> Tensor:
         with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
-            output = self._task.student(inputs)
+            output: Tensor = self._task.student(inputs)
+        return output
+
+    def _reconstruction_loss(self, output: Tensor, targets: Tensor) -> Tensor:
         if self._config.loss == "kl":
             own, wanted = (functional.log_softmax(logits.float(), 1) for logits in (output, targets))
             divergence: Tensor = functional.kl_div(own, wanted, reduction="batchmean", log_target=True)
             return divergence
-        loss: Tensor = _SquaredError.apply(output, targets)
-        return loss
+        return squared_error(output, targets, self._task.rectify)
 
     def _sum_gradients(self) -> None:
         if self._workers.size == 1:
@@ -284,7 +314,8 @@ class _Learner:
             task.slots[name].value = weight.harden()()
         sums = torch.zeros(2, dtype=torch.float64)
         for rows in task.held_out.split(self._config.batch_size) if len(task.held_out) else ():
-            loss = self._reconstruction_loss(task.quantized_inputs.gather(rows), task.targets.gather(rows))
+            output = self._in_pieces(self._output, task.quantized_inputs.gather(rows))
+            loss = self._reconstruction_loss(output, task.targets.gather(rows))
             sums += torch.tensor([float(loss) * len(rows), len(rows)], dtype=torch.float64)
         task.student.train()
         total, count = self._workers.sum_(sums)
@@ -296,6 +327,7 @@ class _Learner:
         state = {
             **{f"parameter{i}": parameter.detach() for i, parameter in enumerate(self._parameters)},
             "loss": self.loss,
+            "micro_batches": torch.tensor(self._micro_batches.count),
             "generator": self._generator.get_state(),
             **prefixed("batches", self._batches.state()),
         }
@@ -311,6 +343,7 @@ class _Learner:
         for i, parameter in enumerate(self._parameters):
             parameter.copy_(state[f"parameter{i}"])
         self.loss.copy_(state["loss"])
+        self._micro_batches.count = int(state["micro_batches"])
         self._generator.set_state(state["generator"])
         self._batches.restore(without_prefix("batches", state))
         masks = [self._mixing, *(a.masks for a in self._activations if a.masks is not None)]
@@ -351,24 +384,6 @@ class _Learner:
         self._task.student.eval()
         for slot in self._task.slots.values():
             slot.value = None
-
-
-class _SquaredError(torch.autograd.Function):
-    """Squared difference in float32, summed over channels and averaged over the rest."""
-
-    @staticmethod
-    def forward(ctx: Any, output: Tensor, target: Tensor) -> Tensor:
-        difference = output.float() - target
-        places = target.numel() // target.shape[1]
-        ctx.save_for_backward(difference)
-        ctx.places, ctx.dtype = places, output.dtype
-        norm: Tensor = torch.linalg.vector_norm(difference)
-        return norm.square() / places
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (difference,) = ctx.saved_tensors
-        return (difference * (grads[0] * (2 / ctx.places))).to(ctx.dtype), None
 
 
 class _EarlyStopping:
@@ -425,7 +440,7 @@ def _parameter_groups(
     by_rate: dict[float, list[nn.Parameter]] = {}
     for activation in activations:
         largest = float(largest_rate(activation.step_size.detach(), 2**activation.bits - 1))
-        by_rate.setdefault(min(config.activation_step_lr, largest), []).append(activation.step_size)
+        by_rate.setdefault(min(config.own_activation_step_lr, largest), []).append(activation.step_size)
     weight_step_lr = config.weight_step_lr if config.rounding in ("genie", "adaquant") else 0.0
     rates = [
         ([elements], config.own_rounding_lr if config.rounding != "nearest" else 0.0, config.rounding == "adaquant"),

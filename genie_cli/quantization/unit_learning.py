@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,6 +16,7 @@ from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.pooling import repeat_max_pool_gradients
 from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.quantization.activation_store import ActivationPool, ActivationStore
+from genie_cli.quantization.fused_relu import fuse_relus
 from genie_cli.quantization.lsq import LearnedActivationQuantizer
 from genie_cli.quantization.pieces import Piece, layer_by_layer
 from genie_cli.quantization.reconstruction import LearnedWeight, SoftWeightSlot, UnitTask, learn_unit
@@ -24,7 +25,7 @@ from genie_cli.quantization.straight_through_weight import StraightThroughWeight
 from genie_cli.quantization.unit_state import pack_unit, unpack_unit
 from genie_cli.runtime.distribution import SOLO, Workers
 from genie_cli.runtime.progress import Note, Reporter, silent
-from genie_cli.runtime.shortage import in_pieces
+from genie_cli.runtime.shortage import Pieces
 from genie_cli.student.build import insert_quantizers
 from genie_cli.student.grid import minmax_weight_grid, quantize_weight, search_weight_grid
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
@@ -40,6 +41,7 @@ class UnitData:
         targets: the teacher's output of the unit.
         held_out: rows that are never trained on.
         pool: where more of them are kept.
+        in_pieces: how many pass at once.
     """
 
     full_inputs: ActivationStore
@@ -47,6 +49,7 @@ class UnitData:
     targets: ActivationStore
     held_out: Tensor
     pool: ActivationPool
+    in_pieces: Pieces
 
 
 @dataclass(frozen=True)
@@ -103,13 +106,13 @@ def learn(
             return found
         task = _make_task(part, folded, initial, own, config, device, weights, activations)
         try:
-            taken = learn_unit(task, config, device, dtype, on_step, workers, work, place)
+            taken = learn_unit(task, config, device, dtype, on_step, workers, work, place, report)
         except NumbersError as error:
             if dtype == torch.float32 or workers.size > 1:
                 raise
             report(Note(f"{error} It is tried again in float32.", warning=True))
             task = _make_task(part, folded, initial, own, config, device, weights, activations)
-            taken = learn_unit(task, config, device, torch.float32, on_step, workers, work, place)
+            taken = learn_unit(task, config, device, torch.float32, on_step, workers, work, place, report)
         result = LearnedUnit(*_hardened(task), taken)
         if workers.is_first:
             saved = pack_unit(result.weights, result.activations, taken)
@@ -123,8 +126,10 @@ def learn(
     taken = 0
     for stage, part in enumerate(layer_by_layer(folded.graph, piece)):
         is_end = part.output is piece.output
-        targets = data.targets if is_end else forward(part.teacher, data.full_inputs, data.pool, part.rows)
-        own = UnitData(data.full_inputs, data.quantized_inputs, targets, data.held_out, data.pool)
+        targets = data.targets
+        if not is_end:
+            targets = forward(part.teacher, data.full_inputs, data.pool, part.rows, data.in_pieces)
+        own = replace(data, targets=targets)
 
         def on_stage_step(step: int, loss: float, before: int = stage * config.num_steps) -> None:
             on_step(before + step, loss)
@@ -154,8 +159,10 @@ def round_to_nearest(piece: Piece, config: QuantizeConfig) -> dict[str, IntegerW
 
 
 @torch.no_grad()
-def forward(graph: fx.GraphModule, inputs: ActivationStore, pool: ActivationPool, rows: int) -> ActivationStore:
-    """The graph's output for all inputs, `rows` at once."""
+def forward(
+    graph: fx.GraphModule, inputs: ActivationStore, pool: ActivationPool, rows: int, in_pieces: Pieces
+) -> ActivationStore:
+    """The graph's output for all inputs, `rows` at once, fewer where memory runs out."""
     outputs: ActivationStore | None = None
     for first in range(0, len(inputs), rows):
         batch = in_pieces(graph, inputs.read(first, min(first + rows, len(inputs))))
@@ -214,7 +221,8 @@ def _make_task(
     all_weights: dict[str, nn.Module] = {**slots, **{n: w.to(device) for n, w in finished_weights.items()}}
     all_activations: dict[str, nn.Module] = {**finished_activations, **activations}
     student = repeat_max_pool_gradients(insert_quantizers(piece.teacher, piece.plan, all_weights, all_activations))
+    rectify = config.loss == "squared" and fuse_relus(student)
     return UnitTask(
         piece.name, student.to(device), slots, weights, activations, data.full_inputs, data.quantized_inputs,
-        data.targets, data.held_out,
+        data.targets, data.held_out, rectify,
     )  # fmt: skip

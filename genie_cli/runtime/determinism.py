@@ -20,7 +20,7 @@ def make_generator(device: torch.device, seed: int, *path: int | str) -> torch.G
     return torch.Generator(device).manual_seed(derive_seed(seed, *path))
 
 
-_POOL = 1 << 20
+MASK_POOL = 1 << 20
 """Values of a pool of masks."""
 _CUTS = 64
 """Masks cut out of a pool before it is drawn anew."""
@@ -33,32 +33,36 @@ class RandomMasks:
     independent of one another element by element; drawing each anew would take a tenth of a step.
     """
 
-    def __init__(self, prob: float, generator: torch.Generator) -> None:
-        """Masks of 1 by chance `prob`."""
-        self._prob, self._generator = prob, generator
+    def __init__(self, prob: float, generator: torch.Generator, otherwise: float = 0.0) -> None:
+        """Masks of 1 by chance `prob`, else `otherwise`, which is below 1."""
+        self._prob, self._generator, self._otherwise = prob, generator, otherwise
         self._pool: Tensor | None = None
         self._cuts = 0
 
     def state(self) -> dict[str, Tensor]:
         """The pool and the masks cut out of it, to go on from; the generator's state is its owner's."""
-        pool = torch.empty(0, dtype=torch.bool) if self._pool is None else self._pool.bool()
+        pool = torch.empty(0, dtype=torch.bool) if self._pool is None else self._pool == 1
         return {"pool": pool, "cuts": torch.tensor(self._cuts)}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a state."""
-        self._pool = state["pool"].float() if len(state["pool"]) else None
+        self._pool = self._filled(state["pool"].float()) if len(state["pool"]) else None
         self._cuts = int(state["cuts"])
 
     def draw(self, like: Tensor) -> Tensor:
         """A mask in the shape and memory layout of `like`; it is not to be written to."""
         numel, shape = like.numel(), torch.empty_like(like, device="meta")
-        if like.device.type != "cpu" or numel > _POOL // 2:
-            return random_mask(like, self._prob, self._generator)
+        if like.device.type != "cpu" or numel > MASK_POOL // 2:
+            return self._filled(random_mask(like, self._prob, self._generator))
         if self._pool is None or self._cuts == _CUTS:
-            self._pool, self._cuts = random_mask(torch.empty(_POOL), self._prob, self._generator), 0
+            self._pool = self._filled(random_mask(torch.empty(MASK_POOL), self._prob, self._generator))
+            self._cuts = 0
         self._cuts += 1
-        first = int(torch.randint(_POOL - numel + 1, (), generator=self._generator))
+        first = int(torch.randint(MASK_POOL - numel + 1, (), generator=self._generator))
         return self._pool.as_strided(shape.shape, shape.stride(), first)
+
+    def _filled(self, mask: Tensor) -> Tensor:
+        return mask.clamp_(min=self._otherwise) if self._otherwise else mask
 
 
 def random_mask(like: Tensor, prob: float, generator: torch.Generator) -> Tensor:
