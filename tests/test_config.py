@@ -317,6 +317,23 @@ def test_input_needs_a_mean_and_a_positive_std_for_each_channel() -> None:
         build(InputSpec, {"std": (0.1, 0.0, 0.1)}, where="input")
 
 
+@pytest.mark.parametrize(
+    ("options", "rounding", "activation"),
+    [
+        ({"num_steps": 20000}, 1e-3, 4e-5),
+        ({"num_steps": 80000}, 1e-3, 4e-5),
+        ({"num_steps": 5000}, 4e-3, 8e-5),
+        ({"num_steps": 50}, 0.1, 8e-4),
+        ({"num_steps": 1000, "rounding": "adaquant"}, 0.01, 4e-5 * 20**0.5),
+        ({"num_steps": 50, "rounding_lr": 0.0, "activation_step_lr": 0.0}, 0.0, 0.0),
+    ],
+)
+def test_rates_that_suit_the_number_of_steps(options: dict[str, Any], rounding: float, activation: float) -> None:
+    config = build(QuantizeConfig, options)
+    assert config.own_rounding_lr == pytest.approx(rounding)
+    assert config.own_activation_step_lr == pytest.approx(activation)
+
+
 # --- the file
 
 
