@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from genie_cli.data.labeled import LabeledImages
 from genie_cli.runtime.distribution import SOLO, Workers
 from genie_cli.runtime.progress import Advanced, Reporter, StageFinished, StageStarted, silent
-from genie_cli.runtime.shortage import in_pieces
+from genie_cli.runtime.shortage import Pieces
 
 STAGE = "evaluate"
 
@@ -66,7 +66,7 @@ def evaluate(
         network: from normalised images ``[B, C, S, S]`` to logits ``[B, num_classes]``.
         data: images with labels.
         num_classes: width of the logits.
-        batch_size: images at once; it does not enter the result.
+        batch_size: images at once, fewer where memory runs out; it does not enter the result.
         device: where to compute.
         dtype: arithmetic of the passes.
         teacher: the network to agree with.
@@ -83,6 +83,7 @@ def evaluate(
     own_batches = workers.share(data.num_batches(batch_size))
     seen, right = torch.zeros(num_classes, dtype=torch.int64), torch.zeros(num_classes, dtype=torch.int64)
     right_top5 = right_teacher = agreeing = done = 0
+    in_pieces = Pieces(report)
     for images, labels in data.batches(batch_size, own_batches):
         images = images.to(device).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):

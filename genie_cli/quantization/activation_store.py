@@ -25,6 +25,8 @@ from torch import Tensor
 
 from genie_cli.errors import InputError
 from genie_cli.runtime.memory import format_size
+from genie_cli.runtime.progress import Note, Reporter, silent
+from genie_cli.runtime.shortage import is_out_of_memory
 
 Place = Literal["device", "host", "disk"]
 
@@ -337,10 +339,18 @@ class ActivationPool:
         folder: what holds the files; None: the system's folder for temporary files.
     """
 
-    def __init__(self, device: torch.device, device_budget: int, host_budget: int, folder: Path | None = None) -> None:
-        """An empty pool; budgets in bytes."""
+    def __init__(
+        self,
+        device: torch.device,
+        device_budget: int,
+        host_budget: int,
+        folder: Path | None = None,
+        report: Reporter = silent,
+    ) -> None:
+        """An empty pool; budgets in bytes; `report` receives a warning where memory has less room than its budget."""
         self.device = device
         self.folder = folder
+        self._report = report
         self._budgets: dict[Place, int] = {"host": host_budget}
         if device.type != "cpu":
             self._budgets = {"device": device_budget, "host": host_budget}
@@ -377,9 +387,20 @@ class ActivationPool:
         num_bytes = math.prod(shape) * dtype.itemsize
         for place, budget in self._budgets.items():
             if self._in_use[place] + num_bytes <= budget:
-                # Other programs, or a limit that the budget did not know of, may have taken the memory.
-                with suppress(torch.OutOfMemoryError if place == "device" else OSError):
+                try:
                     return _MemoryStore(self, shape, dtype, place)
+                except (RuntimeError, MemoryError, OSError) as error:
+                    if not isinstance(error, OSError) and not is_out_of_memory(error):
+                        raise
+                # Other programs, or a limit that the budget did not know of, have taken the memory.
+                self._budgets = {**self._budgets, place: self._in_use[place]}
+                below = "host memory" if place == "device" else "a temporary file"
+                self._report(
+                    Note(
+                        f"no room for {format_size(num_bytes)} of activations in {place} memory: they go to {below}.",
+                        warning=True,
+                    )
+                )
         return None
 
     @property

@@ -11,6 +11,7 @@ from genie_cli.config import QuantizeConfig
 from genie_cli.models.graph.subgraph import extract
 from genie_cli.quantization.activation_store import ActivationStore
 from genie_cli.runtime.distribution import SOLO, Workers
+from genie_cli.runtime.shortage import Pieces
 from genie_cli.student.grid import minmax_step_size, search_step_size
 from genie_cli.student.modules import ActivationQuantizer
 from genie_cli.student.protocol import ActivationSite
@@ -31,6 +32,7 @@ def calibrate_sites(
     config: QuantizeConfig,
     rows: int,
     workers: Workers = SOLO,
+    in_pieces: Pieces | None = None,
 ) -> dict[str, ActivationQuantizer]:
     """Step size and sign for each site of one unit, from the unit's quantized inputs.
 
@@ -43,6 +45,7 @@ def calibrate_sites(
         config: `activation_range` says how the step size is found.
         rows: images looked at together.
         workers: processes that hold other images; all find the same step sizes.
+        in_pieces: how to go on where memory runs out.
     """
     if not sites:
         return {}
@@ -52,15 +55,26 @@ def calibrate_sites(
     chosen = torch.linspace(0, len(inputs) - 1, wanted).round().long()
     samples: list[list[Tensor]] = [[] for _ in sites]
     extremes: list[list[Tensor]] = [[] for _ in sites]
-    for indices in chosen.split(rows):
-        outputs = probe(inputs.gather(indices))
-        tensors = outputs if isinstance(outputs, tuple) else (outputs,)
-        for kept, ends, tensor in zip(samples, extremes, tensors, strict=True):
-            flat = tensor.float().flatten()
-            # an odd stride keeps the sample from landing on the same columns of every row
-            stride = max(1, flat.numel() * len(chosen) * workers.size // (len(indices) * _SAMPLES)) | 1
-            kept.append(flat[::stride].clone())  # a view would keep all values
-            ends.append(torch.stack(torch.aminmax(flat)))
+    in_pieces = in_pieces or Pieces()
+    for positions in torch.arange(len(chosen)).split(rows):
+
+        def look(part: Tensor, begin: int = int(positions[0])) -> list[tuple[Tensor, Tensor]]:
+            outputs = probe(inputs.gather(chosen[part]))
+            seen = []
+            for tensor in outputs if isinstance(outputs, tuple) else (outputs,):
+                flat = tensor.float().flatten()
+                numel = flat.numel() // len(part)
+                # an odd stride keeps the sample from landing on the same columns of every row
+                stride = max(1, numel * len(chosen) * workers.size // _SAMPLES) | 1
+                first = -numel * (int(part[0]) - begin) % stride  # a piece goes on where the last one stopped
+                sample = flat[first::stride].clone()  # a view would keep all values
+                seen.append((sample, torch.stack(torch.aminmax(flat))))
+            return seen
+
+        for seen in in_pieces.each(look, positions):
+            for kept, ends, (sample, span) in zip(samples, extremes, seen, strict=True):
+                kept.append(sample)
+                ends.append(span)
     quantizers = {}
     for site, kept, ends in zip(sites, samples, extremes, strict=True):
         span = workers.all_gather_rows(torch.stack(ends))

@@ -23,6 +23,7 @@ from genie_cli.runtime.determinism import make_generator
 from genie_cli.runtime.distribution import SOLO, Workers
 from genie_cli.runtime.progress import Advanced, Reporter, StageFinished, StageStarted, silent
 from genie_cli.runtime.settings import release_freed_memory
+from genie_cli.runtime.shortage import Pieces
 from genie_cli.student.build import insert_quantizers
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
 from genie_cli.student.protocol import BitPlan, assign_bits, find_protocol
@@ -132,13 +133,22 @@ def quantize_network(
     activations: dict[str, ActivationQuantizer] = {}
     reports = []
     held_out = _held_out_rows(len(images), config)
-    with ActivationPool(device, budget.device, budget.host) as pool:
+    in_pieces = Pieces(report)
+    with ActivationPool(device, budget.device, budget.host, report=report) as pool:
         full = quantized = _store_images(images, pool)
         for position, unit in enumerate(units):
             piece = cut_out(folded.graph, unit, plan, device)
-            targets = forward(piece.teacher, full, pool, piece.rows)
+            targets = forward(piece.teacher, full, pool, piece.rows, in_pieces)
             initial = calibrate_sites(
-                folded.graph, piece.nodes, piece.source, piece.plan.activations, quantized, config, piece.rows, workers
+                folded.graph,
+                piece.nodes,
+                piece.source,
+                piece.plan.activations,
+                quantized,
+                config,
+                piece.rows,
+                workers,
+                in_pieces,
             )
             where = f"unit {position + 1}/{len(units)} {unit.name}"
             if config.reconstruct:
@@ -146,7 +156,7 @@ def quantize_network(
                 def on_step(step: int, loss: float, before: int = done, where: str = where) -> None:
                     report(Advanced(STAGE, before + step, where, {"loss": loss}))
 
-                data = UnitData(full, quantized, targets, held_out, pool)
+                data = UnitData(full, quantized, targets, held_out, pool, in_pieces)
                 learned = learn(
                     piece,
                     folded,
@@ -167,7 +177,7 @@ def quantize_network(
             if full is not quantized:
                 full.release()  # before the next set is made: two sets and the new one are the most
             student = insert_quantizers(piece.teacher, piece.plan, learned.weights, learned.activations).to(device)
-            outputs = forward(student, quantized, pool, piece.rows)
+            outputs = forward(student, quantized, pool, piece.rows, in_pieces)
             quantized.release()
             error, held_out_error = _relative_errors(outputs, targets, held_out, workers)
             reports.append(UnitReport(unit.name, unit.layers, learned.num_steps, error, held_out_error))

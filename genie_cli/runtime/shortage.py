@@ -3,32 +3,82 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from genie_cli.runtime.progress import Note, Reporter, silent
+
 _CPU_ALLOCATOR = "DefaultCPUAllocator: can't allocate memory"
+_T = TypeVar("_T")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is a device's or the host's lack of memory."""
+    """Whether this is a device's or the host's lack of memory, or what it led to in a recording of CUDA work."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and _CPU_ALLOCATOR in str(error)
+    if not isinstance(error, RuntimeError):
+        return False
+    cause = error.__context__
+    return _CPU_ALLOCATOR in str(error) or (cause is not None and is_out_of_memory(cause))
 
 
-def in_pieces(function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-    """``function(batch)``, in halves of halves where memory does not suffice for the whole.
-
-    For functions that work image by image: ``[B, ...]`` to ``[B, ...]``.
-    """
+def fits(attempt: Callable[[], None]) -> bool:
+    """Whether memory suffices for `attempt`; what a failed one held is free again afterwards."""
     try:
-        return function(batch)
+        attempt()
     except (RuntimeError, MemoryError) as error:
-        if len(batch) < 2 or not is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
-    # outside of the handler, whose traceback would hold the failed attempt's tensors
-    if batch.device.type == "cuda":
+    else:
+        return True
+    release_failed()
+    return False
+
+
+def release_failed() -> None:
+    """Give back what a failed attempt has held; called outside of the handler, whose traceback holds its tensors."""
+    if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-    half = (len(batch) + 1) // 2
-    return torch.cat([in_pieces(function, piece) for piece in batch.split(half)])
+
+
+class Pieces:
+    """Calls functions that work image by image, on as many images at once as memory suffices for.
+
+    A size that did not fit is not tried again; the first time, a warning says so.
+    """
+
+    def __init__(self, report: Reporter = silent) -> None:
+        """`report` receives the warning."""
+        self._report = report
+        self._most: int | None = None
+
+    def __call__(self, function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+        """``function(batch)``, joined from pieces where it has to be: ``[B, ...]`` to ``[B, ...]``."""
+        results = self.each(function, batch)
+        return results[0] if len(results) == 1 else torch.cat(results)
+
+    def each(self, function: Callable[[Tensor], _T], batch: Tensor) -> list[_T]:
+        """What `function` makes of each piece of ``batch [B, ...]``, in their order."""
+        results: list[_T] = []
+        done = 0
+        while done < len(batch):
+            rows = min(self._most or len(batch), len(batch) - done)
+            piece = batch if rows == len(batch) else batch[done : done + rows]
+
+            def attempt(piece: Tensor = piece) -> None:
+                results.append(function(piece))
+
+            if rows == 1:
+                attempt()  # no smaller piece: an error is the caller's
+            elif not fits(attempt):
+                self._shrink(rows)
+                continue
+            done += rows
+        return results
+
+    def _shrink(self, rows: int) -> None:
+        if self._most is None:
+            self._report(Note(f"{rows} images at once do not fit into memory: going on with fewer.", warning=True))
+        self._most = (rows + 1) // 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,8 +17,9 @@ from genie_cli.models.teacher import Teacher
 from genie_cli.runtime.determinism import make_generator
 from genie_cli.runtime.distribution import SOLO, Workers
 from genie_cli.runtime.progress import Advanced, Note, Reporter, StageFinished, StageStarted, silent
-from genie_cli.runtime.replay import ReplayedStep
+from genie_cli.runtime.replay import WARMUP_STEPS, ReplayedStep
 from genie_cli.runtime.state import optimizer_state, prefixed, restore_optimizer, without_prefix
+from genie_cli.synthesis.batch_fit import or_the_size_that_fits
 from genie_cli.synthesis.discrepancy import Student
 from genie_cli.synthesis.image_source import make_source
 from genie_cli.synthesis.schedule import PlateauSchedule
@@ -89,6 +91,7 @@ def synthesize_images(
     Raises:
         InputError: a network without batch norms.
         NumbersError: the loss of a batch is not finite, in float32 too.
+        DeviceError: a batch does not fit into memory; a size that does.
     """
     spec = teacher.input
     networks = [
@@ -100,6 +103,25 @@ def synthesize_images(
     total = config.num_steps * len(sizes)
     report(StageStarted(STAGE, total))
     images, log = [], []
+
+    def distill(index: int, on_row: Callable[[LogRow], None]) -> Saved:
+        try:
+            batch = _Batch(networks, teacher, student, index, sizes[index], config, device, dtype)
+            return _distill_batch(batch, index, config.num_steps, on_row, work)
+        except NumbersError as error:
+            if dtype == torch.float32:
+                raise
+            report(Note(f"{error} It is tried again in float32.", warning=True))
+        exact = [network.in_float32() for network in networks]
+        batch = _Batch(exact, teacher, student, index, sizes[index], config, device, torch.float32)
+        return _distill_batch(batch, index, config.num_steps, on_row, work)
+
+    def try_size(batch_size: int) -> None:
+        largest = max(batch_sizes(config.num_images, batch_size))
+        batch = _Batch(networks, teacher, student, 0, largest, config, device, dtype)
+        for _ in range(min(config.num_steps, WARMUP_STEPS + 1 if device.type == "cuda" else 1)):
+            batch.step()  # on CUDA the recorded step takes memory of its own
+
     for position, index in enumerate(own):
 
         def on_row(row: LogRow, position: int = position) -> None:
@@ -108,16 +130,7 @@ def synthesize_images(
 
         found = work.part(f"batch{index}")
         if found is None:
-            try:
-                batch = _Batch(networks, teacher, student, index, sizes[index], config, device, dtype)
-                found = _distill_batch(batch, index, config.num_steps, on_row, work)
-            except NumbersError as error:
-                if dtype == torch.float32:
-                    raise
-                report(Note(f"{error} It is tried again in float32.", warning=True))
-                exact = [network.in_float32() for network in networks]
-                batch = _Batch(exact, teacher, student, index, sizes[index], config, device, torch.float32)
-                found = _distill_batch(batch, index, config.num_steps, on_row, work)
+            found = or_the_size_that_fits(partial(distill, index, on_row), try_size, sizes[index], device)
         else:
             on_row(_rows(found)[-1])
         images.append(found.tensors["images"])

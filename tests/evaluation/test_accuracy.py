@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from genie_cli.data.labeled import LabeledImages
 from genie_cli.evaluation.accuracy import STAGE, Evaluation, evaluate
 from genie_cli.runtime.distribution import Workers
-from genie_cli.runtime.progress import Advanced, Event, StageFinished, StageStarted
+from genie_cli.runtime.progress import Advanced, Event, Note, StageFinished, StageStarted
 
 CPU = torch.device("cpu")
 
@@ -155,6 +155,27 @@ def test_batches_and_progress() -> None:
         Advanced(STAGE, 5, values={"top1": 80.0}),
         StageFinished(STAGE),
     ]
+
+
+class Short(Lookup):
+    """Has no memory for more than 3 images."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if len(images) > 3:
+            raise MemoryError
+        return super().forward(images)
+
+
+def test_memory_that_runs_out_changes_nothing_but_the_pieces() -> None:
+    rng, events = np.random.default_rng(0), list[Event]()
+    logits, teacher = distinct_logits(rng, 20, 6), distinct_logits(rng, 20, 6)
+    data = Numbered(torch.from_numpy(rng.integers(0, 6, 20)))
+    short = Short(logits)
+    result = evaluate(short, data, 6, 9, CPU, teacher=Short(teacher), report=events.append)
+    assert result == evaluate(Lookup(logits), data, 6, 9, CPU, teacher=Lookup(teacher))
+    assert sum(short.batch_sizes) == 20
+    notes = [event for event in events if isinstance(event, Note)]
+    assert notes == [Note("9 images at once do not fit into memory: going on with fewer.", warning=True)]
 
 
 class Second(Workers):

@@ -23,6 +23,7 @@ from torch import Tensor
 from genie_cli.errors import InputError
 from genie_cli.quantization import activation_store
 from genie_cli.quantization.activation_store import ActivationPool, ActivationStore
+from genie_cli.runtime.progress import Event, Note
 
 CPU = torch.device("cpu")
 PLENTY = 1 << 40
@@ -211,6 +212,27 @@ def test_memory_that_is_refused_moves_the_store_to_the_disk(monkeypatch: pytest.
         store = pool.allocate((8, 2))
         monkeypatch.undo()
         assert store.place == "disk" and pool.in_use["host"] == 0
+
+
+def test_memory_that_is_refused_moves_the_store_down_level_by_level(monkeypatch: pytest.MonkeyPatch):
+    """A level that had no room is not asked again before something is given back, and each move is told once."""
+    make, full = activation_store._MemoryStore.__init__, {"device"}
+
+    def init(store: Any, pool: ActivationPool, shape: tuple[int, ...], dtype: torch.dtype, place: Any) -> None:
+        if place in full:
+            raise torch.OutOfMemoryError("CUDA out of memory") if place == "device" else MemoryError
+        make(store, pool, shape, dtype, place)
+
+    monkeypatch.setattr(activation_store._MemoryStore, "__init__", init)
+    events: list[Event] = []
+    with ActivationPool(torch.device("meta"), PLENTY, PLENTY, report=events.append) as pool:
+        assert [pool.allocate((8, 2)).place for _ in range(2)] == ["host", "host"]
+        full.add("host")
+        assert [pool.allocate((8, 2)).place for _ in range(2)] == ["disk", "disk"]
+    assert [event.message for event in events if isinstance(event, Note) and event.warning] == [
+        "no room for 64 B of activations in device memory: they go to host memory.",
+        "no room for 64 B of activations in host memory: they go to a temporary file.",
+    ]
 
 
 @pytest.mark.parametrize("shape", [(), (0, 3), (3, 0), (2, -1)])

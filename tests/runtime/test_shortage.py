@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from genie_cli.runtime.shortage import in_pieces, is_out_of_memory
+from genie_cli.runtime.progress import Event, Note
+from genie_cli.runtime.shortage import Pieces, is_out_of_memory
 
 
 def allocator_error() -> RuntimeError:
@@ -25,20 +26,39 @@ def test_what_counts_as_a_shortage():
     assert not is_out_of_memory(ValueError("DefaultCPUAllocator: can't allocate memory"))
 
 
+def test_a_recording_that_a_shortage_broke_off_counts_too():
+    with pytest.raises(RuntimeError) as caught:
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        finally:
+            raise RuntimeError("the capture was invalidated")
+    assert is_out_of_memory(caught.value)
+
+
 @given(size=st.integers(1, 40), fits=st.integers(1, 40))
 def test_pieces_fit_and_join_in_order(size: int, fits: int):
     error = MemoryError()
     seen: list[int] = []
+    events: list[Event] = []
+    attempts = 0
 
     def double(batch: Tensor) -> Tensor:
+        nonlocal attempts
+        attempts += 1
         if len(batch) > fits:
             raise error
         seen.append(len(batch))
         return 2 * batch
 
     batch = torch.arange(size * 3).view(size, 3)
+    in_pieces = Pieces(events.append)
     assert torch.equal(in_pieces(double, batch), 2 * batch)
     assert sum(seen) == size and max(seen) <= fits
+    assert len(events) == (size > fits) and all(isinstance(event, Note) and event.warning for event in events)
+    before, attempts = len(seen), 0
+    in_pieces(double, batch)
+    assert attempts == len(seen) - before, "a size that did not fit is tried again"
+    assert len(events) == (size > fits)
 
 
 def test_one_image_that_does_not_fit_and_other_errors_are_raised():
@@ -46,7 +66,7 @@ def test_one_image_that_does_not_fit_and_other_errors_are_raised():
         raise MemoryError
 
     with pytest.raises(MemoryError):
-        in_pieces(fail, torch.zeros(3, 2))
+        Pieces()(fail, torch.zeros(3, 2))
 
     calls = []
 
@@ -55,5 +75,5 @@ def test_one_image_that_does_not_fit_and_other_errors_are_raised():
         raise RuntimeError("shapes do not fit")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        in_pieces(defect, torch.zeros(4, 2))
+        Pieces()(defect, torch.zeros(4, 2))
     assert calls == [4]
