@@ -48,6 +48,8 @@ class _Group(TyperGroup):
 
 def _fail(message: str, exit_code: int, shared: bool = True) -> NoReturn:
     """One message on stderr; what all processes of a run have (`shared`), the first one of a machine says."""
+    # A name may hold anything, and users' code raise anything: still it is one line, and no terminal obeys it.
+    message = "".join(char if char.isprintable() else " " for char in message)
     if not shared and _number("RANK") > 0:
         typer.echo(f"Error in process {_number('RANK')}: {message}", err=True)
     elif not shared or _number("LOCAL_RANK") == 0:
@@ -60,7 +62,10 @@ def _fail(message: str, exit_code: int, shared: bool = True) -> NoReturn:
 
 def _number(variable: str) -> int:
     """A place that torchrun assigns, else 0; the library knows better, but importing it takes seconds."""
-    return int(os.environ.get(variable, "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
+    try:
+        return int(os.environ.get(variable, "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
+    except ValueError:  # joining the others says what is wrong
+        return 0
 
 
 app = typer.Typer(

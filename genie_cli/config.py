@@ -108,7 +108,7 @@ class SynthesizeConfig(LongStage):
     """``genie synthesize`` (GENIE-D, paper section 3.1)."""
 
     preset: str = "genie"
-    num_images: int = Field(1024, ge=2)
+    num_images: int = Field(1024, ge=2, le=10_000_000)
     num_steps: int = Field(4000, ge=1)
     """Optimisation steps a batch."""
     batch_size: int = Field(128, ge=2)
@@ -118,7 +118,7 @@ class SynthesizeConfig(LongStage):
     """Images come out of a generator that learns; False: their pixels learn directly (ZeroQ)."""
     latents: Literal["learned", "sampled"] | None = None
     """The generator's input: learned (the default), or drawn anew in every step (GBA)."""
-    latent_dim: int = Field(256, ge=1)
+    latent_dim: int = Field(256, ge=1, le=2**20)
     latent_lr: float = Field(0.1, gt=0)
     latent_lr_factor: float = Field(0.1, gt=0, lt=1)
     """What the latents' rate is multiplied by when the loss has stopped falling."""
@@ -137,7 +137,7 @@ class SynthesizeConfig(LongStage):
     """Weight of each image's own mean and std against 0 and 1 in normalised space."""
     conditioning: Literal["none", "label", "superposed"] = "none"
     """Latents of a class (GDFQ), or between classes (Qimera), with learned class embeddings."""
-    num_mixed: int = Field(2, ge=1)
+    num_mixed: int = Field(2, ge=1, le=2**20)
     """Classes that are superposed (Qimera: 2 for CIFAR-10, 10 for CIFAR-100, 500 for ImageNet)."""
     mix_prob: float = Field(0.4, ge=0, le=1)
     """Chance that an image's classes are superposed."""

@@ -86,7 +86,6 @@ def _resize_size(text: str | None) -> int | str | None:
 
 
 def _measure(run: Run, model_config: ModelConfig, config: EvaluateConfig, source: str) -> dict[str, Any]:
-    from genie_cli.artifacts.atomic import check_writable
     from genie_cli.artifacts.quantized import load_quantized
     from genie_cli.data.labeled import check_classes
     from genie_cli.data.sources import open_data
@@ -97,8 +96,10 @@ def _measure(run: Run, model_config: ModelConfig, config: EvaluateConfig, source
     from genie_cli.student.load import load_student
 
     with run.checks():
-        if config.out is not None and run.workers.is_first:
-            check_writable(config.out)
+        if run.workers.is_first:
+            data_file = source if source.endswith(".safetensors") else None
+            read = {"--weights": model_config.weights, "--data": data_file, "--quantized": config.quantized}
+            opt.check_files({"--out": config.out}, read, ["--quantized"])
         artifact = load_quantized(config.quantized) if config.quantized is not None else None
         teacher = load_teacher(model_config)
         spec = teacher.input

@@ -6,7 +6,8 @@ reader what the configuration holds (a test compares them).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -310,18 +311,37 @@ def stage_config(
     return build(cls, *layers, where=where)
 
 
-def check_files(out: Path, reports: list[Path | None], weights: str | None) -> None:
-    """Refuse, before the work, files that cannot be written or that would replace one another.
+def check_files(
+    outputs: Mapping[str, Path | None],
+    inputs: Mapping[str, Path | str | None],
+    folders: Collection[str] = (),
+) -> None:
+    """Refuse, before the work, outputs that cannot be written, or that would replace one another or what is read.
+
+    Args:
+        outputs: option -> what will be written, the stage's own output first.
+        inputs: option -> what is read.
+        folders: options that name the folder of a quantized network, which holds its own files alone.
 
     Raises:
-        InputError: the output or a report (loss curve, performance) cannot be written.
-        UsageError: the output is a report, or the file of weights.
+        InputError: an output cannot be written.
+        UsageError: an output is another one or an input, or lies in one of `folders`.
     """
     from genie_cli.artifacts.atomic import check_writable
 
-    check_writable(out)
-    for report in filter(None, reports):
-        check_writable(report)
-    for option, other in (*zip(("--log", "--performance"), reports, strict=True), ("--weights", weights)):
-        if other is not None and Path(other).resolve() == out.resolve():
-            raise UsageError(f"--out and {option} are the same file {out}: choose another --out.")
+    written = {option: path for option, path in outputs.items() if path is not None}
+    for option, path in written.items():
+        check_writable(path, folder=option in folders)
+    read = {option: path for option, path in inputs.items() if path is not None}
+    for option, path in written.items():
+        place = os.path.realpath(path)
+        for other, taken in {**written, **read}.items():
+            if other == option or "\0" in str(taken):
+                continue
+            if place == os.path.realpath(taken):
+                raise UsageError(f"{option} and {other} are the same file {path}: choose another {option}.")
+            if other in folders and Path(place).parent == Path(os.path.realpath(taken)):
+                raise UsageError(
+                    f"{option} {path} is in the folder of {other}, which holds a quantized network and nothing else: "
+                    f"choose another {option}."
+                )

@@ -75,7 +75,6 @@ def quantize(
 
 
 def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
-    from genie_cli.artifacts.atomic import check_writable
     from genie_cli.commands.running import running
     from genie_cli.models.graph.layers import weight_layers
     from genie_cli.models.zoo import load_teacher
@@ -85,9 +84,9 @@ def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
     with running(config) as run:
         with run.checks():
             if run.workers.is_first:
-                check_writable(config.out, folder=True)
-                if config.performance is not None:
-                    check_writable(config.performance)
+                outputs = {"--out": config.out, "--performance": config.performance}
+                images = None if config.images == "digits" else config.images
+                opt.check_files(outputs, {"--weights": model_config.weights, "--images": images}, ["--out"])
             find_protocol(config.protocol)
             teacher = load_teacher(model_config)
             layer_bits([layer.name for layer in weight_layers(teacher.graph)], config.bits_override or {})
@@ -106,13 +105,17 @@ def _without_images(run: Run, config: QuantizeConfig, teacher: Teacher) -> None:
 def _on_images(run: Run, config: QuantizeConfig, teacher: Teacher) -> None:
     from genie_cli.quantization.calibration_images import calibration_images, open_image_set
     from genie_cli.quantization.export import NOT_DETERMINING
-    from genie_cli.quantization.quantize import quantize_network
+    from genie_cli.quantization.quantize import held_out_share, quantize_network
 
     workers = run.workers
     with run.checks():
         image_set = open_image_set(config.images, teacher, config.num_images, config.seed)
         inputs = calibration_images(image_set, teacher, config.num_images, (workers.rank, workers.size))
         num_images = config.num_images or len(image_set)
+        if config.reconstruct and round(len(inputs) * held_out_share(config)) >= len(inputs):
+            raise UsageError(
+                f"--holdout {config.holdout} of {len(inputs)} image(s) leaves none to learn on: lower it, or give more."
+            )
         shared = min(config.batch_size, num_images) if config.reconstruct else num_images
         if workers.size > shared:
             raise UsageError(

@@ -80,8 +80,9 @@ def _run(model_config: ModelConfig, config: SynthesizeConfig) -> None:
     with running(config) as run:
         with run.checks():
             if run.workers.is_first:
+                outputs = {"--out": config.out, "--log": config.log, "--performance": config.performance}
                 for one in (model_config, *config.other_teachers):
-                    opt.check_files(config.out, [config.log, config.performance], one.weights)
+                    opt.check_files(outputs, {"--weights": one.weights, "--student": config.student}, ["--student"])
             teacher = load_teacher(model_config)
             others = [load_teacher(other) for other in config.other_teachers]
             for other in others:

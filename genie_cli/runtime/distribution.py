@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from genie_cli.errors import DeviceError, GenieError, WorkerError
+from genie_cli.errors import DeviceError, GenieError, UsageError, WorkerError
 
 _TIMEOUT = timedelta(hours=12)
 """How long processes wait for one with more work; a dead one is noticed at once, by its closed connection."""
@@ -126,15 +126,18 @@ def joined_workers(device: torch.device) -> Iterator[Workers]:
     Raises:
         WorkerError: the others cannot be reached.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = _variable("WORLD_SIZE")
     if size == 1 or "RANK" not in os.environ:
         yield SOLO
         return
-    with _lost_peers_named():
-        if device.type == "cuda":
-            dist.init_process_group("nccl", timeout=_TIMEOUT, device_id=device)
-        else:
-            dist.init_process_group("gloo", timeout=_TIMEOUT)
+    try:
+        with _lost_peers_named():
+            if device.type == "cuda":
+                dist.init_process_group("nccl", timeout=_TIMEOUT, device_id=device)
+            else:
+                dist.init_process_group("gloo", timeout=_TIMEOUT)
+    except ValueError:  # a variable is missing or no number
+        raise _not_of_torchrun() from None
     try:
         yield Workers(int(os.environ["RANK"]), size)
     finally:
@@ -143,7 +146,20 @@ def joined_workers(device: torch.device) -> Iterator[Workers]:
 
 def processes_here() -> int:
     """How many processes ``torchrun`` has started on this machine; without it, one."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return _variable("LOCAL_WORLD_SIZE")
+
+
+def _variable(name: str) -> int:
+    try:
+        return int(os.environ.get(name, "1"))
+    except ValueError:
+        raise _not_of_torchrun() from None
+
+
+def _not_of_torchrun() -> UsageError:
+    names = ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    found = ", ".join(f"{name}={os.environ[name]}" if name in os.environ else f"no {name}" for name in names)
+    return UsageError(f"The environment is not torchrun's ({found}): start genie by torchrun, or unset WORLD_SIZE.")
 
 
 def local_device(device: torch.device) -> torch.device:

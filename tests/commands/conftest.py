@@ -51,6 +51,19 @@ def broken():
     raise RuntimeError("out of order")
 
 
+def wordy():
+    raise ValueError("no such thing:\\nit has\\ttwo lines")
+
+
+def no_layers():
+    return nn.Sequential(nn.BatchNorm2d(1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+class TwoOutputs(nn.Module):
+    def forward(self, x):
+        return x.flatten(1), x.flatten(1)
+
+
 def no_network():
     return 5
 
@@ -153,14 +166,21 @@ def other_teacher(networks: Path) -> list[str]:
 
 @pytest.fixture
 def tree() -> Callable[..., dict[str, str]]:
-    """A listing of folders: path -> hash, or what it is."""
+    """A listing of folders: path in its folder -> what it is, a link's target, a file's size, time and hash."""
 
     def describe(path: Path) -> str:
         if path.is_symlink():
             return f"link to {path.readlink()}"
-        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+        if not path.is_file():
+            return "folder" if path.is_dir() else "something else"
+        about = path.stat()
+        return f"{about.st_size} bytes of {about.st_mtime_ns}, {hashlib.sha256(path.read_bytes()).hexdigest()}"
 
     def walk(*folders: Path) -> dict[str, str]:
-        return {str(path): describe(path) for folder in folders for path in sorted(folder.rglob("*"))}
+        return {
+            f"{number}/{path.relative_to(folder)}": describe(path)
+            for number, folder in enumerate(folders)
+            for path in sorted(folder.rglob("*"))
+        }
 
     return walk

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import tempfile
 import urllib.error
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +19,21 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from genie_cli.artifacts.images import load_images
+from genie_cli.artifacts.lock import locked
 from genie_cli.artifacts.metadata import serialize
+from genie_cli.config import InputSpec, ModelConfig
+from genie_cli.errors import GenieError
+from genie_cli.models import zoo
+from genie_cli.models.checkpoints import state_sha256
+from genie_cli.models.teacher import Teacher, make_teacher
 from genie_cli.quantization.presets import PRESETS as QUANTIZATION_PRESETS
+from genie_cli.runtime.distribution import Workers
+from genie_cli.student.protocol import PROTOCOLS
 from genie_cli.synthesis.presets import PRESETS as SYNTHESIS_PRESETS
 
 USAGE, INPUT, DEVICE = 2, 3, 4
 DIGITS = ["--model", "digits_resnet"]
+COMMANDS = ("synthesize", "quantize", "evaluate", "inspect", "models", "report", "verify", "clean")
 SYNTHESIZE = ["synthesize", *DIGITS, "--n", "4", "--num-steps", "1"]
 EVALUATE = ["evaluate", *DIGITS, "--data", "digits"]
 
@@ -35,12 +47,17 @@ class Place:
     quantized: Path
     networks: Path
     monkeypatch: pytest.MonkeyPatch
+    held: ExitStack
 
     def quantize(self, *args: object, model: tuple[str, ...] = ("--model", "digits_resnet")) -> list[str]:
         return ["quantize", *model, "--preset", "minmax", "--images", str(self.images), *map(str, args)]
 
     def own(self, name: str) -> tuple[str, str]:
         return "--model", f"{self.networks}:{name}"
+
+    def during(self, manager: AbstractContextManager[Any]) -> None:
+        """Stay inside `manager` until the case is over."""
+        self.held.enter_context(manager)
 
     def write(self, name: str, content: str | bytes = "") -> Path:
         path = self.folder / name
@@ -61,6 +78,22 @@ def case(name: str, exit_code: int, arguments: Any, *fragments: str) -> Any:
     return pytest.param(Case(name, arguments, exit_code, fragments), id=name.replace(" ", "-"))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def captured_once() -> Iterator[None]:
+    """Networks are captured once for all cases: that takes most of a case's time."""
+    known: dict[tuple[str, InputSpec, str], Teacher] = {}
+
+    def remembered(name: str, network: torch.nn.Module, spec: InputSpec) -> Teacher:
+        key = (name, spec, state_sha256(network))
+        if key not in known:
+            known[key] = make_teacher(name, network, spec)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zoo, "make_teacher", remembered)
+        yield
+
+
 def with_params(text: str, *args: str) -> Callable[[Place], list[str]]:
     def arguments(place: Place) -> list[str]:
         place.write("p.yaml", text)
@@ -70,6 +103,8 @@ def with_params(text: str, *args: str) -> Callable[[Place], list[str]]:
 
 
 def without_network(place: Place) -> list[str]:
+    (place.folder.parent / "torch/hub/checkpoints").mkdir(parents=True)  # torch makes its cache before it asks
+
     def urlopen(*args: object, **kwargs: object) -> None:
         raise urllib.error.URLError("Name or service not known")
 
@@ -136,6 +171,13 @@ def spoil_metadata(folder: Path) -> None:
     save_file({"a": torch.zeros(1)}, path, {"genie": loaded})
 
 
+def with_bits(command: list[str], *options: str) -> Callable[[Place], list[str]]:
+    def arguments(place: Place) -> list[str]:
+        return [*command, *(["--images", str(place.images)] if command[0] == "quantize" else []), *options]
+
+    return arguments
+
+
 def picture_folder(*names: str) -> Callable[[Place], list[str]]:
     def arguments(place: Place) -> list[str]:
         for name in names:
@@ -198,17 +240,180 @@ def real_images(shape: tuple[int, ...], *args: str) -> Callable[[Place], list[st
     return arguments
 
 
+def of_some_classes(*args: str, dtype: torch.dtype = torch.int64, label: int = 0) -> Callable[[Place], list[str]]:
+    """Evaluate on a file of ten images, nine of class 0."""
+
+    def arguments(place: Place) -> list[str]:
+        labels = torch.tensor([0] * 9 + [label]).to(dtype)
+        save_file({"images": torch.zeros(10, 1, 16, 16, dtype=torch.uint8), "labels": labels}, "data.safetensors")
+        return ["evaluate", *DIGITS, "--data", "data.safetensors", *args]
+
+    return arguments
+
+
+def from_the_future(path: Path) -> None:
+    content, count = re.subn(rb'(format_version\\":\s*)1', rb"\g<1>9", path.read_bytes())
+    assert count == 1
+    path.write_bytes(content)
+
+
+def of_another_run(folder: Path) -> None:
+    path = folder / "step_sizes.safetensors"
+    content, count = re.subn(rb'(seed\\":\s*)0', rb"\g<1>7", path.read_bytes())
+    assert count
+    path.write_bytes(content)
+
+
+def of_other_answers(folder: Path) -> None:
+    path = folder / "metrics.json"
+    metrics = json.loads(path.read_text())
+    name = next(key for key in metrics if "probe" in key)
+    metrics[name] = [-value for value in metrics[name]]
+    path.write_text(json.dumps(metrics))
+
+
+def spoilt_state(change: Callable[[dict[str, torch.Tensor]], Any], *args: str) -> Callable[[Place], list[str]]:
+    """A command on the digits network's own weights, of which some are changed."""
+
+    def arguments(place: Place) -> list[str]:
+        state = zoo.load_architecture(ModelConfig(name="digits_resnet")).state_dict()
+        change(state)
+        return with_weights("w.safetensors", state, *args)(place)
+
+    return arguments
+
+
+def locked_output(*args: str) -> Callable[[Place], list[str]]:
+    def arguments(place: Place) -> list[str]:
+        place.during(locked(place.folder / args[-1]))
+        return list(args)
+
+    return arguments
+
+
+class Agreeing(Workers):
+    """Processes of which this one speaks for all."""
+
+    def agree(self, error: GenieError | None) -> None:
+        if error is not None:
+            raise error
+
+
+def of_many_processes(size: int, *args: str) -> Callable[[Place], list[str]]:
+    """Quantize as the first of several processes."""
+
+    @contextmanager
+    def joined(device: torch.device) -> Iterator[Workers]:
+        yield Agreeing(0, size)
+
+    def arguments(place: Place) -> list[str]:
+        place.monkeypatch.setattr("genie_cli.runtime.distribution.joined_workers", joined)
+        return place.quantize(*args)
+
+    return arguments
+
+
+def with_environment(**variables: str) -> Callable[[Place], list[str]]:
+    def arguments(place: Place) -> list[str]:
+        for name, value in variables.items():
+            place.monkeypatch.setenv(name, value)
+        return [*EVALUATE]
+
+    return arguments
+
+
+def runs(*args: str, **bits: tuple[int, int]) -> Callable[[Place], list[str]]:
+    """Report on runs: name -> bits of weights and activations."""
+
+    def arguments(place: Place) -> list[str]:
+        for name, (weight_bits, activation_bits) in bits.items():
+            figures = {"top1": 80.0, "weight_bits": weight_bits, "activation_bits": activation_bits}
+            place.write(f"m/{name.replace('_', '-')}.json", json.dumps(figures))
+        return ["report", "m", *args]
+
+    return arguments
+
+
+def over_its_weights(option: str, *args: str) -> Callable[[Place], list[str]]:
+    """A command whose `option` is its file of weights."""
+
+    def arguments(place: Place) -> list[str]:
+        place.write("w.safetensors", "mine")
+        return [*args, "--weights", "w.safetensors", option, "./w.safetensors"]
+
+    return arguments
+
+
+def over_its_images(place: Place) -> list[str]:
+    shutil.copy(place.images, "mine.safetensors")
+    return ["quantize", *DIGITS, "--images", "mine.safetensors", "--performance", "mine.safetensors"]
+
+
+def truncated_data(place: Place) -> list[str]:
+    arguments = of_some_classes()(place)
+    cut(place.folder / arguments[-1])
+    return arguments
+
+
+def over_its_data(place: Place) -> list[str]:
+    return [*of_some_classes()(place), "--out", "data.safetensors"]
+
+
+def source_file(name: str, text: str, *args: str) -> Callable[[Place], list[str]]:
+    def arguments(place: Place) -> list[str]:
+        place.write(name, text)
+        return ["synthesize", "--model", *args]
+
+    return arguments
+
+
+def small_picture(place: Place) -> list[str]:
+    return [*picture_folder(*(f"{digit}/a.png" for digit in range(10)))(place), "--resize-size", "10"]
+
+
+def empty_class(place: Place) -> list[str]:
+    (place.folder / "pictures/zebra").mkdir(parents=True)
+    return picture_folder("ape/a.png")(place)
+
+
 def foreign_student(place: Place) -> list[str]:
     return ["synthesize", *place.own("other"), *GRAY, "--preset", "zaq", "--student", str(place.quantized)]
 
 
 LONG = "x" * 300
+PROGRESS = ("Note: ", "Downloading: ", "evaluate: ")
+"""How lines begin that tell what is done, up to where it cannot go on."""
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
 OTHER_STATE = {"stem.weight": torch.zeros(1), "conv1.weight": torch.zeros(1)}
 GRAY = ["--num-channels", "1", "--input-size", "16", "--mean", "0.3", "--std", "0.3"]
+LEARN = ["--preset", "genie-m", "--num-steps", "1"]
 MISSING = "missing/out.safetensors"
 
+BITS = [
+    ("bits of no number", ["--bits-override", "fc"], ["--bits-override 'fc' must be PATTERN=W,A", "'layer1.*=8,8'"]),
+    ("bits of one number", ["--bits-override", "fc=8"], ["--bits-override 'fc=8' must be PATTERN=W,A"]),
+    ("nine bits of a layer", ["--bits-override", "fc=9,4"], ["--bits-override 'fc=9,4': 9 bits are not in 2..8"]),
+    ("one bit of a layer's input", ["--bits-override", "fc=4,1"], ["1 bits are not in 2..8"]),
+    ("bits of no layer", ["--bits-override", "fcc=8,8"], ["'fcc' matches no layer", "Did you mean 'fc'?"]),
+    ("bits of nothing like a layer", ["--bits-override", "9=8,8"], ["'9' matches no layer", "genie inspect MODEL"]),
+    ("second bits of no layer", ["--bits-override", "fc=8,8", "--bits-override", "layer9.*=8,8"],
+     ["'layer9.*' matches no layer", "Did you mean 'layer3.0.conv2'?"]),
+    ("unknown protocol that is told all", ["--protocol", "hardwar"],
+     [f"Unknown protocol 'hardwar': {', '.join(PROTOCOLS)}.", "Did you mean 'hardware'?"]),
+]  # fmt: skip
+
 CASES = [
+    # --- the command line itself
+    *(case(f"unknown option of {command or 'genie'}", USAGE, [*filter(None, [command]), "--no-such-option"],
+           "No such option: --no-such-option")
+      for command in ("", *COMMANDS)),
+    case("unknown command", USAGE, ["synthesise"], "No such command 'synthesise'"),
+    case("number in words", USAGE, ["synthesize", "--n", "many"], "'--n'", "valid integer"),
+    case("option without its value", USAGE, ["synthesize", "--n"], "'--n'", "requires an argument"),
+    case("nothing to inspect", USAGE, ["inspect"], "Missing argument", "SPEC-OR-ARTIFACT"),
+    case("nothing to report", USAGE, ["report"], "Missing argument", "METRICS"),
+    case("nothing to verify", USAGE, ["verify"], "Missing argument", "ARTIFACT"),
+    case("argument too many", USAGE, ["evaluate", "extra"], "extra argument", "(extra)"),
     # --- the model
     case("no model", USAGE, ["synthesize"], "No network is named", "--model"),
     case("unknown model", USAGE, ["synthesize", "--model", "digit_resnet"],
@@ -232,6 +437,18 @@ CASES = [
     case("mean without numbers", USAGE, [*SYNTHESIZE, "--mean", "half"], "mean = 'half'", "number"),
     case("mean that is not finite", USAGE, [*SYNTHESIZE, "--mean", "nan"], "mean = 'nan'", "finite"),
     case("std of zero", USAGE, [*SYNTHESIZE, "--std", "0"], "--std must be positive", "0"),
+    case("huge input", USAGE, [*SYNTHESIZE, "--input-size", "4097"], "input_size = 4097", "4096"),
+    case("no channels", USAGE, [*SYNTHESIZE, "--num-channels", "0"], "num_channels = 0", "1"),
+    case("factory that fails at length", INPUT, lambda p: ["synthesize", *p.own("wordy")],
+         "ValueError: no such thing: it has two lines"),
+    case("file of models that is no Python", INPUT, source_file("net.py", "def make(:", "net.py:make"),
+         "net.py:make", "SyntaxError"),
+    case("file of models without a factory", USAGE, source_file("net.py", "", "net.py:"), "net.py", "factory"),
+    case("file of models alone", USAGE, source_file("net.py", "", "net.py"), "'net.py'", "FILE.py:FACTORY"),
+    case("network of two outputs", INPUT, lambda p: ["inspect", f"{p.networks}:TwoOutputs"],
+         "one [batch, classes] tensor"),
+    case("network without layers", INPUT, lambda p: p.quantize(*GRAY, model=p.own("no_layers")),
+         "no convolution or linear layer"),
     case("tiny input", USAGE, [*SYNTHESIZE, "--input-size", "4"], "input_size = 4", "8"),
     # --- its weights
     case("no weights", INPUT, ["synthesize", "--model", "cifar_resnet20"], "comes without weights", "--weights"),
@@ -245,12 +462,41 @@ CASES = [
          "'bn1.weight'", "missing", "unexpected, first 'stem.weight'", "'conv1.weight' has shape (1,)"),
     case("weights that are code", INPUT, with_weights("w.pth", {"conv1.weight": Path("x")}), "more than plain tensors"),
     case("weights that are a list", INPUT, with_weights("w.pth", [1, 2]), "does not hold a state dict"),
+    case("weights with NaN", INPUT, spoilt_state(lambda state: state["fc.bias"].fill_(float("nan"))),
+         "w.safetensors holds NaN", "'fc.bias'"),
+    case("weights of a negative variance", INPUT,
+         spoilt_state(lambda state: state["bn1.running_var"].fill_(-1.0), *EVALUATE, "--folded"),
+         "'bn1"),
+    case("weights without a key", INPUT, spoilt_state(lambda state: state.pop("fc.bias")), "missing", "'fc.bias'"),
     case("truncated weights", INPUT, with_weights("w.pth", b"PK\x03\x04 cut off"), "w.pth cannot be read"),
     case("truncated safetensors", INPUT, with_weights("w.safetensors", b"\x40\0\0\0\0\0\0\0{"),
          "w.safetensors cannot be read"),
     case("empty weights", INPUT, with_weights("w.safetensors", b""), "w.safetensors cannot be read"),
     # --- budgets and recipes
+    case("more images than any disk holds", USAGE, ["synthesize", *DIGITS, "--n", str(10**12)],
+         f"num_images = {10**12}", "10000000"),
+    case("latents of too many numbers", USAGE, [*SYNTHESIZE, "--set", f"latent_dim={10**20}"],
+         f"latent_dim = {10**20}", str(2**20)),
     case("one image", USAGE, ["synthesize", *DIGITS, "--n", "1"], "num_images = 1", "greater than or equal to 2"),
+    case("one image to quantize", USAGE, lambda p: p.quantize("--num-images", 1), "num_images = 1", "2"),
+    case("empty batch to quantize", USAGE, lambda p: p.quantize("--batch-size", 0), "batch_size = 0", "1"),
+    case("empty batch to evaluate", USAGE, [*EVALUATE, "--batch-size", "0"], "batch_size = 0", "1"),
+    case("one activation bit", USAGE, lambda p: p.quantize("--activation-bits", 1), "activation_bits = 1", "2"),
+    case("patience of one step", USAGE, lambda p: p.quantize("--patience", 1), "patience = 1", "2"),
+    case("negative time between checkpoints", USAGE, [*SYNTHESIZE, "--checkpoint-interval", "-1"],
+         "checkpoint_interval = -1", "0"),
+    case("time between checkpoints that is no number", USAGE, [*SYNTHESIZE, "--checkpoint-interval", "nan"],
+         "checkpoint_interval = nan", "finite"),
+    case("seed of too many bits", USAGE, [*SYNTHESIZE, "--seed", str(2**63)], f"seed = {2**63}"),
+    case("memory limit below a batch", USAGE, lambda p: p.quantize("--memory-limit", "1KiB"),
+         "--memory-limit 1.00 KiB is below the ", "MiB that a step of 32 images needs", "--batch-size"),
+    case("more processes than images of a step", USAGE, of_many_processes(3, *LEARN, "--batch-size", "2"),
+         "3 processes share 2 images a step", "at most 2", "--batch-size"),
+    case("more processes than images", USAGE, of_many_processes(9), "9 processes share 8 images", "at most 8"),
+    case("number of processes in words", USAGE, with_environment(WORLD_SIZE="two", RANK="0"),
+         "WORLD_SIZE=two", "torchrun"),
+    case("processes without a meeting place", USAGE, with_environment(WORLD_SIZE="2", RANK="0"),
+         "no MASTER_ADDR", "torchrun"),
     case("memory limit in fruit", USAGE, lambda p: p.quantize("--memory-limit", "2 bananas"),
          "memory_limit = '2 bananas'", "2GiB"),
     case("no memory", USAGE, lambda p: p.quantize("--memory-limit", "0"), "memory_limit = '0'", "1"),
@@ -268,6 +514,12 @@ CASES = [
     case("unknown preset", USAGE, lambda p: p.quantize("--preset", "min-max"), "'min-max'", "Did you mean 'minmax'?"),
     case("unknown protocol", USAGE, lambda p: p.quantize("--protocol", "qdop"), "'qdop'", "Did you mean 'qdrop'?"),
     case("unknown protocol to inspect", USAGE, ["inspect", "digits_resnet", "--protocol", "brecq"], "'brecq'", "ait"),
+    *(case(f"{name} to {command[0]}", USAGE, with_bits(command, *options), *fragments)
+      for command in (["inspect", "digits_resnet"], ["quantize", *DIGITS])
+      for name, options, fragments in BITS),
+    case("bits of the params file", USAGE,
+         with_params("quantize: {bits_override: {layer1.*: [8, 9]}}", "quantize", *DIGITS),
+         "bits_override = {'layer1.*': [8, 9]} cannot be used", "'layer1.*' needs two numbers", "[8, 8]"),
     case("unknown scheme", USAGE, with_params("quantize: {schemes: {w4a4: {}}}", "quantize", *DIGITS,
          "--scheme", "w4a"),
          "Unknown scheme 'w4a'", "Did you mean 'w4a4'?"),
@@ -320,6 +572,16 @@ CASES = [
     case("ait by layer", USAGE, lambda p: p.quantize("--preset", "ait", "--unit", "layer"), "'kl'", "'layer'"),
     case("nothing to learn", USAGE,
          ["quantize", *DIGITS, "--rounding", "nearest", "--set", "activation_step_lr=0"], "leaves nothing to learn"),
+    case("mixmix of unlike networks", INPUT, lambda p: [*SYNTHESIZE, *p.own("color"), "--preset", "mixmix"],
+         "'digits_resnet' takes 1 channel(s) of 16", "networks.py:color' 3 of 224", "--input-size"),
+    case("damaged student", INPUT,
+         with_quantized(lambda f: cut(f / "weights.safetensors"), *SYNTHESIZE, "--preset", "zaq", "--student"),
+         "bad/weights.safetensors", "truncated"),
+    case("no images without batch norm", INPUT,
+         lambda p: ["quantize", *p.own("squeeze"), "--input-size", "32", "--preset", "dfq"],
+         "range of ", "--preset minmax"),
+    case("holdout that leaves nothing", USAGE, lambda p: p.quantize(*LEARN, "--holdout", 0.99),
+         "--holdout 0.99 of 8 image(s)", "lower it"),
     case("drops above one", USAGE, lambda p: p.quantize("--drop-prob", 1.5), "drop_prob = 1.5", "1"),
     case("negative weight of rounding", USAGE, lambda p: p.quantize("--round-weight", -1), "round_weight = -1", "0"),
     case("holdout of everything", USAGE, lambda p: p.quantize("--holdout", 1), "holdout = 1", "less than 1"),
@@ -330,6 +592,12 @@ CASES = [
     case("unknown key", USAGE, with_params("synthesize: {steps: 5}"), "'steps'", "'synthesize'", "'num_steps'"),
     case("section without keys", USAGE, with_params("synthesize: 5"), "'synthesize' of p.yaml", "it holds 5"),
     case("wrong type", USAGE, with_params("synthesize: {latent_dim: many}"), "latent_dim = 'many'", "valid integer"),
+    case("params that are a list", USAGE, with_params("[1, 2]"), "p.yaml must hold sections", "[1, 2]"),
+    case("unknown common key", USAGE, with_params("common: {sede: 3}"), "'sede'", "'common'", "Did you mean 'seed'?"),
+    case("unknown key of a scheme", USAGE, with_params("quantize: {schemes: {w2: {bits: 2}}}"),
+         "'bits'", "'quantize.schemes.w2'"),
+    case("scheme without keys", USAGE, with_params("quantize: {schemes: {w2: 2}}"), "'w2' of p.yaml", "it holds 2"),
+    case("folder of params", INPUT, [*SYNTHESIZE, "--params", "."], "Params file . cannot be read", "directory"),
     case("broken YAML", INPUT, with_params("model: {name: ["), "p.yaml is not valid YAML", "line 1"),
     case("params that are binary", INPUT, with_weights("p.yaml.pth", b"\xff\xfe", *SYNTHESIZE,
          "--params", "p.yaml.pth"),
@@ -341,6 +609,15 @@ CASES = [
     case("truncated images", INPUT, with_images(cut), "bad.safetensors", "truncated"),
     case("foreign images", INPUT, with_images(lambda path: save_file({"pixels": torch.zeros(2, 1, 16, 16)}, path)),
          "safetensors file of other content", "genie synthesize"),
+    case("images of a later genie", INPUT, with_images(from_the_future),
+         "bad.safetensors has format version 9", "update genie"),
+    case("CIFAR-10 that is not there", INPUT,
+         lambda p: ["quantize", *p.own("color"), "--input-size", "32", "--images", "cifar10:."],
+         "CIFAR-10 is missing or damaged in ."),
+    case("flat folder of real images", INPUT,
+         lambda p: ["quantize", *DIGITS, "--images", picture_folder("1.png")(p)[-1]], "no class folders", "class_a"),
+    case("real image that is broken", INPUT,
+         lambda p: ["quantize", *DIGITS, "--images", broken_picture(p)[-1]], "pictures/7/a.png", "not an image"),
     case("real images that are no pixels", INPUT,
          with_images(lambda path: save_file({"images": torch.zeros(2, 1, 16, 16)}, path)),
          "'images' of bad.safetensors are float32", "uint8 (0..255)"),
@@ -378,6 +655,11 @@ CASES = [
          "bad/metrics.json is not valid JSON"),
     case("folder without step sizes", INPUT, with_quantized(lambda f: (f / "step_sizes.safetensors").unlink()),
          "lacks step_sizes.safetensors"),
+    case("folder of two runs", INPUT, with_quantized(of_another_run), "bad mixes two runs", "genie quantize"),
+    case("folder of a later genie", INPUT, with_quantized(lambda f: from_the_future(f / "weights.safetensors")),
+         "bad/weights.safetensors has format version 9", "update genie"),
+    case("folder with another bit", INPUT, with_quantized(lambda f: flip_a_bit(f / "weights.safetensors")),
+         "bad/weights.safetensors", "hash differs"),
     case("folder of another teacher", INPUT,
          lambda p: ["evaluate", *p.own("other"), *GRAY, "--data", "digits", "--quantized", str(p.quantized)],
          "made for 'digits_resnet'", "networks.py:other", "--weights"),
@@ -387,12 +669,38 @@ CASES = [
     case("damaged folder to inspect as JSON", INPUT, with_quantized(spoil_metadata, "inspect", "--json"), "metadata"),
     case("folder of something else to inspect", INPUT, ["inspect", "."], "no quantized network"),
     case("missing artifact to inspect", INPUT, ["inspect", "no.safetensors"], "no.safetensors does not exist"),
+    # --- verification
+    case("missing artifact to verify", INPUT, ["verify", "no.safetensors"], "no.safetensors does not exist"),
+    case("something else to verify", INPUT, ["verify", "."], "no quantized network"),
+    case("images with another bit to verify", INPUT, lambda p: ["verify", with_images(flip_a_bit)(p)[-1]],
+         "bad.safetensors", "hash differs"),
+    case("folder with another bit to verify", INPUT,
+         with_quantized(lambda f: flip_a_bit(f / "step_sizes.safetensors"), "verify"),
+         "bad/step_sizes.safetensors", "hash differs"),
+    case("folder to verify against another teacher", INPUT,
+         lambda p: ["verify", str(p.quantized), *p.own("other"), *GRAY],
+         "made for 'digits_resnet'", "networks.py:other"),
+    case("folder of other answers", INPUT, with_quantized(of_other_answers, "verify", *DIGITS),
+         "answers a fixed input otherwise", "genie quantize"),
+    case("folder to verify against an unknown model", USAGE,
+         lambda p: ["verify", str(p.quantized), "--model", "digits"], "Unknown model 'digits'"),
     # --- labelled images
     case("no data", USAGE, ["evaluate", *DIGITS], "No data is named", "--data"),
     case("unknown data", USAGE, ["evaluate", *DIGITS, "--data", "digit"], "'digit'", "Did you mean 'digits'?"),
     case("missing data folder", INPUT, ["evaluate", *DIGITS, "--data", "imagefolder:no"],
          "no does not exist", "class_a"),
     case("flat data folder", INPUT, picture_folder("1.png"), "no class folders", "class_a"),
+    case("class without pictures", INPUT, empty_class, "Class folders without images in pictures: zebra"),
+    case("picture that is too small", INPUT, small_picture, "pictures/0/a.png is 20x20", "16x16", "resize"),
+    case("pictures for two channels", INPUT,
+         lambda p: [*picture_folder("a/1.png")(p), "--num-channels", "2", "--mean", "0,0", "--std", "1,1"],
+         "(2, 16, 16)"),
+    case("label beyond the classes", INPUT, of_some_classes(label=10), "label 10", "end at label 9"),
+    case("label below the classes", INPUT, of_some_classes(label=-1), "data.safetensors", "-1", "count from 0"),
+    case("labels that are no numbers of classes", INPUT, of_some_classes(dtype=torch.float32),
+         "'labels' of data.safetensors are float32"),
+    case("truncated data file", INPUT, truncated_data,
+         "data.safetensors", "truncated"),
     case("two classes for ten", INPUT, picture_folder("a/1.png", "b/1.png"), "2 classes", "10"),
     case("broken picture", INPUT, broken_picture, "pictures/7/a.png", "not an image"),
     case("missing data file", INPUT, ["evaluate", *DIGITS, "--data", "no.safetensors"],
@@ -406,6 +714,36 @@ CASES = [
     case("resize to nothing", USAGE, with_params("evaluate: {resize_size: 0}", *EVALUATE), "resize_size = 0", "1"),
     # --- outputs
     case("images into a missing folder", INPUT, [*SYNTHESIZE, "--out", MISSING], "missing does not exist", "--out"),
+    case("images into a file", INPUT, own_file("taken", *SYNTHESIZE, "--out", "taken/images.safetensors"),
+         "Output folder taken does not exist"),
+    case("images over a device", INPUT, [*SYNTHESIZE, "--out", "/dev/null"], "/dev/null is not a regular file"),
+    case("images with a name that is too long", INPUT, [*SYNTHESIZE, "--out", LONG], "File name too long"),
+    case("images that another run writes", INPUT, locked_output(*SYNTHESIZE, "--out", "busy.safetensors"),
+         "busy.safetensors is being written by another run", "choose another --out"),
+    case("quantized that another run writes", INPUT,
+         lambda p: locked_output(*p.quantize("--out", "busy"))(p), "busy is being written by another run"),
+    case("performance into a missing folder", INPUT, [*SYNTHESIZE, "--performance", "no/p.json"], "no does not exist"),
+    case("performance of quantize into a missing folder", INPUT, lambda p: p.quantize("--performance", "no/p.json"),
+         "no does not exist"),
+    case("performance over the log", USAGE, [*SYNTHESIZE, "--log", "a", "--performance", "a"],
+         "--log and --performance are the same file a"),
+    case("log over the weights", USAGE, over_its_weights("--log", *SYNTHESIZE), "--log and --weights are the same"),
+    case("performance over the weights", USAGE, over_its_weights("--performance", "quantize", *DIGITS),
+         "--performance and --weights are the same", "choose another --performance"),
+    case("performance over the images", USAGE, over_its_images, "--performance and --images are the same"),
+    case("performance over the quantized folder", USAGE, lambda p: p.quantize("--out", "q", "--performance", "q"),
+         "--out and --performance are the same"),
+    case("performance in the quantized folder", USAGE,
+         with_quantized(lambda f: None, "quantize", *DIGITS, "--performance", "bad/p.json", "--out"),
+         "--performance bad/p.json is in the folder of --out"),
+    case("metrics over the weights", USAGE, over_its_weights("--out", *EVALUATE), "--out and --weights are the same"),
+    case("metrics over the data", USAGE, over_its_data, "--out and --data are the same file data.safetensors"),
+    case("metrics in the quantized folder", USAGE,
+         with_quantized(lambda f: None, *EVALUATE, "--out", "bad/metrics.json", "--quantized"),
+         "--out bad/metrics.json is in the folder of --quantized", "choose another --out"),
+    case("log in the student's folder", USAGE,
+         with_quantized(lambda f: None, *SYNTHESIZE, "--preset", "zaq", "--log", "bad/l.csv", "--student"),
+         "--log bad/l.csv is in the folder of --student"),
     case("log into a missing folder", INPUT, [*SYNTHESIZE, "--log", "no/l.csv"], "no does not exist"),
     case("images over a folder", INPUT, [*SYNTHESIZE, "--out", "."], "is a folder", "--out"),
     case("images over their log", USAGE, [*SYNTHESIZE, "--out", "a", "--log", "./a"], "--out and --log"),
@@ -425,7 +763,16 @@ CASES = [
                  id="no-eighth-cuda", marks=NO_CUDA),
     case("unknown device", USAGE, [*SYNTHESIZE, "--device", "gpu"], "'gpu'", "auto, cpu, cuda or cuda:INDEX"),
     case("device without an index", USAGE, lambda p: p.quantize("--device", "cuda:"), "'cuda:'", "cuda:INDEX"),
+    # --- what is left behind
+    case("missing folder to clean", INPUT, ["clean", "no"], "Folder no does not exist"),
+    case("file to clean", INPUT, own_file("taken", "clean", "taken"), "taken"),
     # --- reports
+    case("seeds of other bits", INPUT, runs("--over-seeds", net_seed0=(2, 4), net_seed3=(3, 4)),
+         "'net-seed0' and 'net-seed3'", "their weight_bits is 2 and 3"),
+    case("bits that the name does not tell", INPUT, runs("--by-bits", net_w2a4=(3, 4), net_w4a4=(4, 4)),
+         "'net-w2a4' is W3A4 by its metrics file", "rename the file"),
+    case("runs of one method and bits", INPUT, runs("--by-bits", net=(2, 4), net_w2a4=(2, 4)),
+         "are both 'net' at W2A4", "rename a metrics file"),
     case("missing metrics", INPUT, ["report", "no.json"], "no.json cannot be read", "No such file"),
     case("folder without metrics", INPUT, ["report", "."], "no metrics file"),
     case("foreign metrics", INPUT, lambda p: ["report", str(p.quantized / "metrics.json")], "'top1' is missing"),
@@ -439,6 +786,22 @@ CASES = [
 ]  # fmt: skip
 
 
+def only_message(stderr: str) -> str:
+    """The one message, on one line: a line of genie's, or the box that click puts under a usage line."""
+    assert "Traceback" not in stderr
+    lines = [line for line in stderr.splitlines() if not line.startswith(PROGRESS)]
+    if lines[0].startswith("Error: "):
+        assert len(lines) == 1
+        return lines[0]
+    if lines[0].startswith("Usage: genie"):
+        assert lines[1].startswith("Try 'genie ")
+        lines = lines[2:]
+    top, *box, bottom = lines
+    assert top.startswith("╭─ Error ─") and set(bottom) == set("╰─╯")
+    assert all(line.startswith("│ ") and line.endswith(" │") for line in box)
+    return " ".join(" ".join(line.strip("│ ") for line in box).split())
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_bad_input(
     case: Case,
@@ -447,22 +810,23 @@ def test_bad_input(
     images: Path,
     quantized: Path,
     networks: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    place = Place(Path.cwd(), images, quantized, networks, monkeypatch)
-    arguments = case.arguments(place) if callable(case.arguments) else case.arguments
-    shared = (place.folder, images.parent, quantized.parent, networks.parent)
-    before = tree(*shared)
-    result = genie(*arguments, code=None)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with ExitStack() as held:
+        place = Place(Path.cwd(), images, quantized, networks, monkeypatch, held)
+        arguments = case.arguments(place) if callable(case.arguments) else case.arguments
+        shared = (tmp_path, images.parent, quantized.parent, networks.parent)
+        before = tree(*shared)
+        result = genie(*arguments, code=None)
+        after = tree(*shared)
     assert result.exit_code == case.exit_code, result.stderr
-    lines = result.stderr.splitlines()
-    assert lines[-1].startswith("Error: ")
-    assert [line.startswith("Error:") for line in lines].count(True) == 1
-    assert "Traceback" not in result.stderr
+    message = only_message(result.stderr)
     for fragment in case.fragments:
-        assert fragment in lines[-1]
+        assert fragment in message
     assert result.stdout == ""
-    assert tree(*shared) == before
+    assert after == before
 
 
 def test_no_two_cases_share_a_name() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,7 @@ from genie_cli.artifacts.quantized import load_quantized
 from genie_cli.data.digits import split
 from genie_cli.data.normalize import normalize_pixels
 from genie_cli.models.digits import INPUT_SPEC
-from genie_cli.student.protocol import PROTOCOLS
 
-USAGE = 2
 DIGITS = ("--model", "digits_resnet")
 OUTPUTS = {"avgpool.adaptive_avg_pool2d0.input", "fc.output"}
 """Sites of protocol `hardware` that are no layer's input."""
@@ -121,43 +118,6 @@ def test_overrides_of_the_params_file_and_flags_that_replace_them(genie: Any, im
         "conv1": 8, **dict.fromkeys(convolutions, 2), **{f"{name}.input": 3 for name in convolutions},
     }  # fmt: skip
     assert found["flag"] == found["set"] == {"fc": 3, "fc.input": 5}
-
-
-# --- bad input
-
-
-@pytest.mark.parametrize(
-    ("options", "fragments"),
-    [
-        (("--bits-override", "fc"), ("--bits-override 'fc' must be PATTERN=W,A", "'layer1.*=8,8'")),
-        (("--bits-override", "fc=8"), ("--bits-override 'fc=8' must be PATTERN=W,A",)),
-        (("--bits-override", "fc=9,4"), ("--bits-override 'fc=9,4': 9 bits are not in 2..8",)),
-        (("--bits-override", "fc=4,1"), ("1 bits are not in 2..8",)),
-        (("--bits-override", "fcc=8,8"), ("'fcc' matches no layer", "Did you mean 'fc'?")),
-        (("--bits-override", "fc=8,8", "--bits-override", "layer9.*=8,8"), ("'layer9.*' matches no layer",)),
-        (("--protocol", "hardwar"), (", ".join(PROTOCOLS), "Did you mean 'hardware'?")),
-    ],
-    ids=["no bits", "one number", "weight bits", "activation bits", "no layer", "second has no layer", "protocol"],
-)
-@pytest.mark.parametrize("command", ["inspect", "quantize"])
-def test_bad_input(
-    command: str, options: tuple[str, ...], fragments: tuple[str, ...], genie: Any, images: Path
-) -> None:
-    subject = ("digits_resnet",) if command == "inspect" else (*DIGITS, "--images", images, "--out", "new")
-    result = genie(command, *subject, *options, code=USAGE)
-    assert result.stdout == ""
-    message = " ".join(result.stderr.split())
-    assert re.fullmatch(r"Error: [^\n]+", message)
-    for fragment in fragments:
-        assert fragment in message
-    assert "Traceback" not in message
-    assert list(Path.cwd().iterdir()) == []
-
-
-def test_bad_bits_in_the_params_file(genie: Any, images: Path) -> None:
-    Path("p.yaml").write_text("quantize: {bits_override: {layer1.*: [8, 9]}}")
-    result = genie("quantize", *DIGITS, "--images", images, "--params", "p.yaml", code=USAGE)
-    assert "bits_override = {'layer1.*': [8, 9]} cannot be used: 'layer1.*' needs two numbers" in result.stderr
 
 
 def test_help_tells_the_form(genie: Any) -> None:

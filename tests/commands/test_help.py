@@ -1,4 +1,4 @@
-"""Help: fast, complete, and true; wrong use ends with exit code 2."""
+"""Help: fast, complete, and true."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -140,33 +139,6 @@ def test_example_of_set_is_a_key_without_an_option(command: str) -> None:
     assert key is not None
     assert key[1] in SECTIONS[command].model_fields
     assert key[1] not in {option.name for option in options(command)}
-
-
-@pytest.mark.parametrize("command", [None, *COMMANDS])
-def test_unknown_option(genie: Any, command: str | None) -> None:
-    result = genie(*filter(None, [command]), "--no-such-option", code=2)
-    assert "--no-such-option" in result.stderr
-    assert "Traceback" not in result.stderr
-    assert result.stdout == ""
-
-
-@pytest.mark.parametrize(
-    ("arguments", "fragment"),
-    [
-        (["synthesise"], "No such command 'synthesise'"),
-        (["synthesize", "--n", "many"], "--n"),
-        (["synthesize", "--n"], "--n"),
-        (["inspect"], "SPEC-OR-ARTIFACT"),
-        (["report"], "METRICS"),
-        (["evaluate", "extra"], "extra"),
-    ],
-)
-def test_wrong_use(genie: Any, arguments: list[str], fragment: str) -> None:
-    result = genie(*arguments, code=2)
-    assert fragment in result.stderr
-    assert "Traceback" not in result.stderr
-    assert result.stdout == ""
-    assert list(Path.cwd().iterdir()) == []
 
 
 def test_no_arguments_show_the_help(genie: Any) -> None:

@@ -115,13 +115,3 @@ def test_without_options_seeds_are_rows(genie: Any) -> None:
     rows = read_csv("report/table.csv")
     assert len(rows) == 7
     assert list(rows[0])[-1] == "num_images" and "runs" not in rows[0]
-
-
-def test_runs_that_are_not_one_are_refused(genie: Any) -> None:
-    save("resnet20-w2a4-genie-seed3", 80.0, (3, 4))
-    error = genie("report", "m", "--over-seeds", code=3).stderr
-    assert "'resnet20-w2a4-genie-seed0' and 'resnet20-w2a4-genie-seed3'" in error
-    assert "their weight_bits is 2 and 3" in error
-    error = genie("report", "m", "--by-bits", code=3).stderr
-    assert "'resnet20-w2a4-genie-seed3' is W3A4 by its metrics file" in error
-    assert not Path("report").exists()
