@@ -6,12 +6,14 @@ import errno
 import os
 import sys
 import time
+from contextlib import suppress
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 from genie_cli import __version__
+from genie_cli.artifacts.disk import is_full
 from genie_cli.commands import clean, evaluate, inspect, models, quantize, report, synthesize, verify
 from genie_cli.errors import GenieError, InputError, UsageError
 
@@ -51,13 +53,18 @@ def _fail(message: str, exit_code: int, shared: bool = True) -> NoReturn:
     # A name may hold anything, and users' code raise anything: still it is one line, and no terminal obeys it.
     message = "".join(char if char.isprintable() else " " for char in message)
     if not shared and _number("RANK") > 0:
-        typer.echo(f"Error in process {_number('RANK')}: {message}", err=True)
+        _say(f"Error in process {_number('RANK')}: {message}")
     elif not shared or _number("LOCAL_RANK") == 0:
-        typer.echo(f"Error: {message}", err=True)
+        _say(f"Error: {message}")
     elif "TORCHELASTIC_RUN_ID" in os.environ:
         # torchrun ends all processes once one has ended: the one that speaks shall be the first.
         time.sleep(_LONGEST_WAIT)
     raise typer.Exit(exit_code)
+
+
+def _say(line: str) -> None:
+    with suppress(OSError):  # stderr may be a file on the full disk that the line tells of
+        typer.echo(line, err=True)
 
 
 def _number(variable: str) -> int:
@@ -105,4 +112,23 @@ def root(
 
 def main() -> None:
     """The `genie` script."""
-    sys.exit(app())
+    try:
+        sys.exit(app())
+    except OSError as error:
+        if not is_full(error):
+            raise
+        _say(f"Error: The standard output cannot be written: {error.strerror}.")  # all else is said by its name
+        sys.exit(InputError.exit_code)
+    finally:
+        _drop_what_cannot_be_written()
+
+
+def _drop_what_cannot_be_written() -> None:
+    """Python would try once more at its end, and replace the exit code by one of its own."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # none where it is closed
+        try:
+            stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)

@@ -30,6 +30,10 @@ class InputError(GenieError):
     exit_code = 3
 
 
+class DiskFullError(InputError):
+    """A file cannot grow: a full disk, a quota, a limit on the size of files."""
+
+
 class DeviceError(GenieError):
     """No suitable device."""
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from genie_cli.artifacts.disk import unwritable
 from genie_cli.errors import InputError
 
 FOLDER_FILES = ("weights.safetensors", "step_sizes.safetensors", "metrics.json")
@@ -36,7 +37,7 @@ def atomic_write_bytes(path: Path, content: bytes) -> None:
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -73,7 +74,7 @@ def atomic_write_folder(path: Path, files: Mapping[str, bytes]) -> None:
         _swap(temporary, path, aside)
         _sync_folder(path.parent)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         if os.path.lexists(aside) and os.path.lexists(path):
@@ -107,7 +108,7 @@ def check_writable(path: Path, folder: bool = False) -> None:
         finally:
             probe.unlink(missing_ok=True)
     except (OSError, ValueError) as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
 
 
 def _absolute(path: Path) -> Path:
@@ -192,8 +193,3 @@ def _refuse_foreign_files(target: Path, shown: Path) -> None:
             f"Output folder {shown} holds files that genie did not write ({listed}): choose another --out, "
             "the folder would be replaced as a whole."
         )
-
-
-def _unwritable(path: Path, error: OSError | ValueError) -> InputError:
-    reason = getattr(error, "strerror", None) or str(error)
-    return InputError(f"{path} cannot be written: {reason}.")

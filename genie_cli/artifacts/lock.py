@@ -37,13 +37,16 @@ def locked(out: Path) -> Iterator[None]:
             finally:
                 if descriptor < 0:
                     os.close(opened)
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, str(os.getpid()).encode())
+        with suppress(OSError):  # the number serves a message alone, and the disk may be full
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, str(os.getpid()).encode())
     except BlockingIOError:
         raise InputError(
             f"{out} is being written by another run{_by(path)}: wait until it ends, or choose another --out."
         ) from None
     except OSError as error:
+        with suppress(OSError):
+            path.parent.rmdir()
         raise InputError(f"Lock file {path} cannot be made: {error.strerror}.") from error
     try:
         yield

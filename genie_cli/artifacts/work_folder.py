@@ -14,7 +14,8 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from genie_cli.artifacts.atomic import atomic_write_bytes
 from genie_cli.artifacts.metadata import tensors_sha256, write_bytes
-from genie_cli.errors import InputError
+from genie_cli.errors import DiskFullError, InputError
 
 ROOT = ".genie-work"
 """Folder beside an output that holds the work folders of its neighbours."""
@@ -72,10 +73,16 @@ NO_WORK = Work()
 class WorkFolder(Work):
     """A work folder on the disk."""
 
-    def __init__(self, path: Path, interval: float = DEFAULT_INTERVAL) -> None:
-        """Use the folder `path`, made by `open_work_folder`; a checkpoint is due every `interval` seconds."""
+    def __init__(
+        self, path: Path, interval: float = DEFAULT_INTERVAL, warn: Callable[[str], None] = lambda message: None
+    ) -> None:
+        """Use the folder `path`, made by `open_work_folder`; a checkpoint is due every `interval` seconds.
+
+        `warn` is told, once, of a checkpoint that the disk has no room for.
+        """
         self.path = path
         self._interval = interval
+        self._warn: Callable[[str], None] | None = warn
         self._last = time.monotonic()
         self._turn = 0
 
@@ -102,14 +109,23 @@ class WorkFolder(Work):
         return time.monotonic() - self._last >= self._interval
 
     def save_checkpoint(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """See `Work.save_checkpoint`."""
-        _write(self._slots(name)[self._turn % 2], tensors, {**facts, "turn": self._turn})
-        self._turn += 1
+        """See `Work.save_checkpoint`; without room the run goes on, and less of it can be gone on from."""
+        try:
+            _write(self._slots(name)[self._turn % 2], tensors, {**facts, "turn": self._turn})
+            self._turn += 1
+        except DiskFullError as error:
+            if self._warn is not None:
+                self._warn(f"a checkpoint could not be kept, and the run goes on without: {error}")
+            self._warn = None
         self._last = time.monotonic()
 
     def num_parts(self) -> int:
         """How many parts are finished."""
         return sum(1 for _ in self.path.glob("*.part"))
+
+    def num_bytes(self) -> int:
+        """What parts and checkpoints take on the disk."""
+        return sum(file.stat().st_size for file in self.path.iterdir() if file.is_file())
 
     def has_checkpoint(self) -> bool:
         """Whether a part was left half done."""
@@ -128,7 +144,11 @@ class WorkFolder(Work):
 
 
 def open_work_folder(
-    out: Path, determinants: Mapping[str, Any], interval: float = DEFAULT_INTERVAL, fresh: bool = False
+    out: Path,
+    determinants: Mapping[str, Any],
+    interval: float = DEFAULT_INTERVAL,
+    fresh: bool = False,
+    warn: Callable[[str], None] = lambda message: None,
 ) -> WorkFolder:
     """The work folder of a run that writes `out`, made where it is missing.
 
@@ -137,6 +157,7 @@ def open_work_folder(
         determinants: all that determines the result, JSON values: command, configuration, hashes.
         interval: seconds between checkpoints.
         fresh: throw away what an earlier run left.
+        warn: see `WorkFolder`.
 
     Raises:
         InputError: the folder cannot be made.
@@ -151,8 +172,13 @@ def open_work_folder(
     except OSError as error:
         raise InputError(f"Work folder {path} cannot be made: {error.strerror}.") from error
     if not (path / _ABOUT).is_file():
-        atomic_write_bytes(path / _ABOUT, text.encode())
-    return WorkFolder(path, interval)
+        try:
+            atomic_write_bytes(path / _ABOUT, text.encode())
+        except InputError:
+            with suppress(OSError):  # where it is empty
+                path.rmdir()
+            raise
+    return WorkFolder(path, interval, warn)
 
 
 def find_work_folders(folder: Path) -> list[tuple[Path, dict[str, Any]]]:

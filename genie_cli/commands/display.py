@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import typer
@@ -66,7 +66,8 @@ def _plain_lines(console: Console) -> Reporter:
     started = last = time.monotonic()
 
     def line(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        with suppress(OSError):  # a log on a full disk shall not end the work
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def report(event: Event) -> None:
         nonlocal last, started
@@ -91,7 +92,8 @@ def _plain_lines(console: Console) -> Reporter:
 
 def note(message: str, warning: bool = False) -> None:
     """One line on stderr."""
-    Console(stderr=True).print(_note(Note(message, warning)), soft_wrap=True)
+    with suppress(OSError):
+        Console(stderr=True).print(_note(Note(message, warning)), soft_wrap=True)
 
 
 def _note(event: Note) -> Text:

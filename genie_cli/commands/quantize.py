@@ -95,7 +95,9 @@ def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
 
 def _without_images(run: Run, config: QuantizeConfig, teacher: Teacher) -> None:
     from genie_cli.quantization.data_free import quantize_without_images
+    from genie_cli.quantization.disk_need import quantization_need
 
+    run.check_room(config.out, quantization_need(teacher, config, run.device, 0))
     with run.work() as report:
         network = quantize_without_images(teacher, config, report)
     if run.workers.is_first:
@@ -104,6 +106,7 @@ def _without_images(run: Run, config: QuantizeConfig, teacher: Teacher) -> None:
 
 def _on_images(run: Run, config: QuantizeConfig, teacher: Teacher) -> None:
     from genie_cli.quantization.calibration_images import calibration_images, open_image_set
+    from genie_cli.quantization.disk_need import quantization_need
     from genie_cli.quantization.export import NOT_DETERMINING
     from genie_cli.quantization.quantize import held_out_share, quantize_network
 
@@ -121,6 +124,7 @@ def _on_images(run: Run, config: QuantizeConfig, teacher: Teacher) -> None:
             raise UsageError(
                 f"{workers.size} processes share {shared} images a step: start at most {shared}, or raise --batch-size."
             )
+        need = quantization_need(teacher, config, run.device, len(inputs), workers.size)
     made_for = {image_set.metadata.teacher_sha256, *image_set.metadata.other_teachers}
     if not made_for & {teacher.sha256, None}:
         run.note(f"the images were made for another teacher, '{image_set.metadata.teacher}'.", warning=True)
@@ -134,7 +138,7 @@ def _on_images(run: Run, config: QuantizeConfig, teacher: Teacher) -> None:
         "images": image_set.sha256,
         "processes": workers.size,
     }
-    with run.resumable(config, config.out, determinants) as work:
+    with run.resumable(config, config.out, determinants, need) as work:
         with run.work() as report:
             network = quantize_network(teacher, inputs, config, run.device, run.dtype, report, workers, work)
         if workers.is_first:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genie_cli.errors import DeviceError, GenieError
+from genie_cli.errors import DeviceError, DiskFullError, GenieError
 
 if TYPE_CHECKING:
     import torch
 
+    from genie_cli.artifacts.disk import DiskNeed
     from genie_cli.artifacts.work_folder import Work
     from genie_cli.config import LongStage, Stage
     from genie_cli.runtime.distribution import Workers
@@ -34,6 +35,8 @@ class Run:
     dtype: torch.dtype
     workers: Workers
     _started: float = field(default_factory=time.monotonic)
+    _reporter: Reporter | None = None
+    """Who shows the progress, while it is shown."""
 
     @contextmanager
     def checks(self) -> Iterator[None]:
@@ -51,6 +54,7 @@ class Run:
 
         self._started = time.monotonic()
         with nondeterminism_explained(), progress() if self.workers.is_first else nullcontext(silent) as report:
+            self._reporter = report
             try:
                 yield report
             except GenieError as error:
@@ -65,15 +69,18 @@ class Run:
                     "--batch-size takes less; for quantize, --memory-limit too. Nothing was written, and what is "
                     "finished is kept for the same command with more memory."
                 ) from None
+            finally:
+                self._reporter = None
 
     @contextmanager
-    def resumable(self, config: LongStage, out: Path, determinants: dict[str, Any]) -> Iterator[Work]:
+    def resumable(self, config: LongStage, out: Path, determinants: dict[str, Any], need: DiskNeed) -> Iterator[Work]:
         """Around the work and the writing of its output: what is done is kept until the output stands.
 
         Args:
             config: says how often checkpoints are due, and whether to start anew.
             out: the output, which no other run may write meanwhile.
             determinants: all that determines the result.
+            need: the room on disks that it takes, found out before the work.
         """
         from genie_cli import __version__
         from genie_cli.artifacts.lock import locked
@@ -86,25 +93,50 @@ class Run:
                 if self.workers.is_first:
                     held.enter_context(locked(out))
                     open_work_folder(out, known, config.checkpoint_interval, config.fresh)
-            work = open_work_folder(out, known, config.checkpoint_interval)
-            done = work.num_parts()
-            if done or work.has_checkpoint():
-                self.note(f"going on where an earlier run was: {done} part(s) done (--fresh starts anew).")
+            work = open_work_folder(out, known, config.checkpoint_interval, warn=self._warn)
             try:
+                self.check_room(out, need, work.num_bytes())
+                done = work.num_parts()
+                if done or work.has_checkpoint():
+                    self.note(f"going on where an earlier run was: {done} part(s) done (--fresh starts anew).")
                 yield work
-            except BaseException:
-                if self.workers.is_first and not (work.num_parts() or work.has_checkpoint()):
+            except BaseException as error:
+                kept = work.num_parts() or work.has_checkpoint()
+                if self.workers.is_first and not kept:
                     work.remove()  # nothing was done that could be kept
+                if isinstance(error, DiskFullError) and kept:
+                    error.args = (f"{error} What is finished is kept, and the same command goes on from there.",)
                 raise
             if self.workers.is_first:
                 work.remove()
 
+    def check_room(self, out: Path, need: DiskNeed, held: int = 0) -> None:
+        """Find out whether the disks have room; the first process looks after the output's, each after its own.
+
+        Args:
+            out: the output.
+            need: what the run takes.
+            held: what of it an earlier run has left there.
+        """
+        from genie_cli.artifacts.disk import check_room
+
+        with self.checks():
+            check_room(out, need if self.workers.is_first else replace(need, beside_output=0), held)
+
     def note(self, message: str, warning: bool = False) -> None:
         """One line on stderr, from the first process."""
         from genie_cli.commands.display import note
+        from genie_cli.runtime.progress import Note
 
-        if self.workers.is_first:
+        if not self.workers.is_first:
+            return
+        if self._reporter is not None:
+            self._reporter(Note(message, warning))  # above the bar
+        else:
             note(message, warning)
+
+    def _warn(self, message: str) -> None:
+        self.note(message, warning=True)
 
     @property
     def seconds(self) -> float:

@@ -73,6 +73,7 @@ def synthesize(
 def _run(model_config: ModelConfig, config: SynthesizeConfig) -> None:
     from genie_cli.commands.running import running
     from genie_cli.models.zoo import load_teacher
+    from genie_cli.synthesis.disk_need import synthesis_need
     from genie_cli.synthesis.distill import batch_sizes, synthesize_images
     from genie_cli.synthesis.export import NOT_DETERMINING
     from genie_cli.synthesis.teacher_network import check_same_input
@@ -104,7 +105,8 @@ def _run(model_config: ModelConfig, config: SynthesizeConfig) -> None:
             "inputs": [one.input.model_dump(mode="json") for one in (teacher, *others)],
             "student": student_sha256,
         }
-        with run.resumable(config, config.out, determinants) as work:
+        need = synthesis_need(teacher.input, teacher.num_classes, config, run.workers.size)
+        with run.resumable(config, config.out, determinants, need) as work:
             with run.work() as report:
                 result = synthesize_images(
                     teacher, config, run.device, run.dtype, report, run.workers, others, student, work

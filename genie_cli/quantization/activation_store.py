@@ -23,7 +23,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from genie_cli.errors import InputError
+from genie_cli.artifacts.disk import is_full
+from genie_cli.errors import DiskFullError, InputError
 from genie_cli.runtime.memory import format_size
 from genie_cli.runtime.progress import Note, Reporter, silent
 from genie_cli.runtime.shortage import is_out_of_memory
@@ -240,7 +241,8 @@ class _FileStore(ActivationStore):
             raise self._unusable(error) from error
 
     def _free(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # what could not be written is no longer wanted
+            self._file.close()
         self._folder.cleanup()
 
     def _unusable(self, error: OSError) -> InputError:
@@ -248,7 +250,8 @@ class _FileStore(ActivationStore):
         if self._parent is not None:
             with suppress(OSError):
                 free = f", {format_size(shutil.disk_usage(self._parent).free)} are free"
-        return InputError(
+        kind = DiskFullError if is_full(error) else InputError
+        return kind(
             f"Temporary folder {self._parent or ''} cannot hold {format_size(self.num_bytes)} of activations{free}: "
             f"{error.strerror or error}. Raise --memory-limit, or name a folder with more room in TMPDIR."
         )

@@ -74,7 +74,7 @@ def rows_at_once(nodes: Sequence[fx.Node], device: torch.device) -> int:
 
     The result does not depend on it; tensors of bounded size keep the peak of memory low, and a CPU's cache warm.
     """
-    largest = max(1, *(_numel_an_image(node) for node in nodes)) * torch.float32.itemsize
+    largest = max(1, *(numel_an_image(node) for node in nodes)) * torch.float32.itemsize
     bound = _TENSOR_BYTES_CPU if device.type == "cpu" else _TENSOR_BYTES_GPU
     return max(1, min(_MOST_ROWS, bound // largest))
 
@@ -83,13 +83,13 @@ def _working_set(folded: fx.GraphModule, unit: Unit, batch_size: int) -> int:
     nodes = data_nodes(folded)
     names = [node.name for node in nodes]
     inside = nodes[names.index(unit.source) : names.index(unit.output) + 1]
-    values = sum(_numel_an_image(node) for node in inside) * batch_size
+    values = sum(numel_an_image(node) for node in inside) * batch_size
     layers = {layer.name: layer for layer in weight_layers(folded)}
     weights = sum(get_tensor(folded, layers[name].weight_key).numel() for name in unit.layers)
     return torch.float32.itemsize * (_COPIES_A_TENSOR * values + _COPIES_A_WEIGHT * weights)
 
 
-def _numel_an_image(node: fx.Node) -> int:
+def numel_an_image(node: fx.Node) -> int:
     """Elements of the node's value for one image; 0 where it is no tensor with a batch."""
     value = node.meta.get("val")
     if not isinstance(value, Tensor) or value.dim() < 2:

@@ -172,9 +172,14 @@ def _new_conditioning(
     num_classes: int, index: int, config: SynthesizeConfig
 ) -> LabelConditioning | SuperposedConditioning | None:
     """Class embeddings under the batch's own seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.seed, "conditioning", index))
+        return new_conditioning(num_classes, config)
+
+
+def new_conditioning(num_classes: int, config: SynthesizeConfig) -> LabelConditioning | SuperposedConditioning | None:
+    """What latents are told of classes, if anything, drawn from PyTorch's own random numbers."""
     if config.conditioning == "none":
         return None
     kind = LabelConditioning if config.conditioning == "label" else SuperposedConditioning
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(config.seed, "conditioning", index))
-        return kind(num_classes, config.latent_dim)
+    return kind(num_classes, config.latent_dim)
