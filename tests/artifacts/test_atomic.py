@@ -84,7 +84,7 @@ def test_interrupted_file_leaves_the_old_one(
         atomic_write_bytes(path, b"new")
     assert content(tmp_path) == {"a.bin": b"old"}
     if isinstance(error, OSError):
-        assert str(caught.value) == f"{path} cannot be written: No space left on device."
+        assert str(caught.value) == f"{path} cannot be written: No space left on device: free some space there."
 
 
 def test_folder_is_written_and_replaced_as_a_whole(tmp_path: Path) -> None:
