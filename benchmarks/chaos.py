@@ -26,13 +26,19 @@ from genie_cli.artifacts.work_folder import ROOT
 
 GENIE = [sys.executable, "-m", "genie_cli"]
 SYNTHESIZE = [
-    *("synthesize", "--model", "digits_resnet", "--n", "128", "--batch-size", "32", "--num-steps", "250"),
-    *("--checkpoint-interval", "0.3"),
+    *("synthesize", "--model", "digits_resnet", "--n", "96", "--batch-size", "32", "--num-steps", "100"),
+    *("--checkpoint-interval", "0.2"),
 ]
 QUANTIZE = [
-    *("quantize", "--model", "digits_resnet", "--images", "images.safetensors", "--num-steps", "250"),
-    *("--weight-bits", "2", "--checkpoint-interval", "0.3"),
+    *("quantize", "--model", "digits_resnet", "--images", "images.safetensors", "--num-steps", "100"),
+    *("--weight-bits", "2", "--checkpoint-interval", "0.2"),
 ]
+MEMORY_AFTER_IMPORT = """
+import re, torch, torchvision, genie_cli.app, genie_cli.synthesis.distill, genie_cli.quantization.quantize
+from pathlib import Path
+torch.ones(500, 500) @ torch.ones(500, 500)
+print(int(re.search(r"VmData:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024)
+"""
 
 
 @dataclass
@@ -113,6 +119,28 @@ def short_of(what: str, limit: Callable[[], None], folder: Path, arguments: list
     return row
 
 
+def short_of_memory(folder: Path, arguments: list[str], wanted: dict[str, bytes]) -> Row:
+    """A few MiB beyond what the modules take: the same bytes, or one message and then, without the limit, the same."""
+    row = Row(f"memory short in {arguments[0]}")
+    base = int(subprocess.run([sys.executable, "-c", MEMORY_AFTER_IMPORT], capture_output=True, check=True).stdout)
+    for beyond in (8, 32, 64, 128):
+
+        def limit(size: int = base + (beyond << 20)) -> None:
+            resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+
+        out = f"memory-{arguments[0]}-{beyond}" + (".safetensors" if arguments[0] == "synthesize" else "")
+        process = start(folder, arguments, out, limit)
+        _, messages = process.communicate()
+        row.injected += 1
+        found = content(folder / out)
+        row.wrong += (process.returncode == 0 and found != wanted) or (process.returncode != 0 and bool(found))
+        if "Traceback" in messages:
+            row.wrong += 1
+            sys.stderr.write(f"{row.fault}, {beyond} MiB: {messages[-800:]}\n")
+        judge(row, folder, arguments, out, wanted)
+    return row
+
+
 def two_at_once(folder: Path, arguments: list[str], wanted: dict[str, bytes]) -> Row:
     """Two runs on one output: one refuses, the other ends well."""
     row, out = Row("two runs on one output"), "both.safetensors"
@@ -179,6 +207,8 @@ def main() -> int:
             corrupted(folder, SYNTHESIZE, images),
             short_of("disk full in synthesize", small_files, folder, SYNTHESIZE, images),
             short_of("disk full in quantize", small_files, folder, QUANTIZE, network),
+            short_of_memory(folder, SYNTHESIZE, images),
+            short_of_memory(folder, QUANTIZE, network),
         ]
     width = max(len(row.fault) for row in rows)
     sys.stdout.write(f"{'fault'.ljust(width)}  injected  survived  lost  wrong\n")
