@@ -381,8 +381,8 @@ def foreign_student(place: Place) -> list[str]:
 
 
 LONG = "x" * 300
-PROGRESS = ("Note: ", "Downloading: ", "evaluate: ")
-"""How lines begin that tell what is done, up to where it cannot go on."""
+PROGRESS = ("Note: ", "Warning: ", "Downloading: ", "evaluate: ")
+"""How lines begin that tell what is done and seen, up to where it cannot go on."""
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
 OTHER_STATE = {"stem.weight": torch.zeros(1), "conv1.weight": torch.zeros(1)}
 GRAY = ["--num-channels", "1", "--input-size", "16", "--mean", "0.3", "--std", "0.3"]
