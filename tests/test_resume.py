@@ -38,8 +38,8 @@ class MortalFolder(WorkFolder):
         super().__init__(path, interval=0)
         self.lives = lives
 
-    def save_checkpoint(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        super().save_checkpoint(name, tensors, facts)
+    def save_checkpoint(self, name: str, *state: Any) -> None:
+        super().save_checkpoint(name, *state)
         self._die()
 
     def finish(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:

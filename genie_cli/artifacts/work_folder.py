@@ -5,6 +5,11 @@ A work folder is named by the hash of all that determines the result, and holds
 - parts: finished batches or units, for good;
 - checkpoints: the state inside the part at work, in two slots by turns, so that one always stands.
 
+Several processes that work on one part each keep a state of their own, named by rank and number of
+processes, and go on from the newest step that all of them have. None writes over a slot before all
+have filled the other one, so that there is such a step at any moment. Where there is none (another
+number of processes, or file systems of their own), the part starts from its beginning.
+
 Each file says its own content's hash: one that was damaged or cut off counts as not there.
 """
 
@@ -14,18 +19,20 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from genie_cli.artifacts.atomic import atomic_write_bytes
 from genie_cli.artifacts.metadata import tensors_sha256, write_bytes
 from genie_cli.errors import DiskFullError, InputError
+from genie_cli.runtime.distribution import SOLO, Workers
 
 ROOT = ".genie-work"
 """Folder beside an output that holds the work folders of its neighbours."""
@@ -55,16 +62,30 @@ class Work:
     def finish(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Keep a finished part; its checkpoints are no longer needed."""
 
-    def checkpoint(self, name: str) -> Saved | None:
-        """The newest whole checkpoint inside the part called `name`, if there is one."""
+    def checkpoint(self, name: str, workers: Workers = SOLO) -> Saved | None:
+        """The newest whole checkpoint inside the part called `name`, if there is one.
+
+        Args:
+            name: the part.
+            workers: processes that work on it together and all ask; each gets its own state of one step.
+        """
         return None
 
-    def is_due(self) -> bool:
-        """Whether it is time for a checkpoint."""
+    def is_due(self, workers: Workers = SOLO) -> bool:
+        """Whether it is time for a checkpoint; the first of `workers`, which all ask, decides."""
         return False
 
-    def save_checkpoint(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Keep the state inside a part."""
+    def save_checkpoint(
+        self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], workers: Workers = SOLO
+    ) -> None:
+        """Keep the state inside a part.
+
+        Args:
+            name: the part.
+            tensors: the state, of this process.
+            facts: more of it; `step` says how far it is.
+            workers: processes that work on the part together, each of which keeps its state.
+        """
 
 
 NO_WORK = Work()
@@ -93,30 +114,42 @@ class WorkFolder(Work):
     def finish(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """See `Work.finish`."""
         _write(self.path / f"{name}.part", tensors, facts)
-        for slot in self._slots(name):
+        for slot in self.path.glob(f"{name}.checkpoint*"):  # of any number of processes
             slot.unlink(missing_ok=True)
         self._last = time.monotonic()
 
-    def checkpoint(self, name: str) -> Saved | None:
+    def checkpoint(self, name: str, workers: Workers = SOLO) -> Saved | None:
         """See `Work.checkpoint`."""
-        found = [saved for slot in self._slots(name) if (saved := _read(slot)) is not None]
-        newest = max(found, key=lambda saved: saved.facts["turn"], default=None)
-        self._turn = newest.facts["turn"] + 1 if newest is not None else 0
-        return newest
+        slots = self._slots(name, workers)
+        found = [(turn, saved) for turn, slot in enumerate(slots) if (saved := _read(slot)) is not None]
+        step = _newest_common((saved.facts["step"] for _, saved in found), workers)
+        self._turn, chosen = 0, None
+        for turn, saved in found:
+            if saved.facts["step"] == step:
+                self._turn, chosen = turn + 1, saved  # the next one goes to the other slot
+            elif step is None or saved.facts["step"] > step:
+                slots[turn].unlink(missing_ok=True)  # others lack it, and steps taken anew may come to differ
+        return chosen
 
-    def is_due(self) -> bool:
+    def is_due(self, workers: Workers = SOLO) -> bool:
         """See `Work.is_due`."""
-        return time.monotonic() - self._last >= self._interval
+        is_due = workers.is_first and time.monotonic() - self._last >= self._interval
+        return bool(workers.sum_(torch.tensor(float(is_due))))
 
-    def save_checkpoint(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    def save_checkpoint(
+        self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], workers: Workers = SOLO
+    ) -> None:
         """See `Work.save_checkpoint`; without room the run goes on, and less of it can be gone on from."""
+        is_kept = True
         try:
-            _write(self._slots(name)[self._turn % 2], tensors, {**facts, "turn": self._turn})
-            self._turn += 1
+            _write(self._slots(name, workers)[self._turn % 2], tensors, facts)
         except DiskFullError as error:
+            is_kept = False
             if self._warn is not None:
                 self._warn(f"a checkpoint could not be kept, and the run goes on without: {error}")
             self._warn = None
+        if int(workers.sum_(torch.tensor(float(is_kept)))) == workers.size:
+            self._turn += 1  # else the other slot still holds the newest step that all have
         self._last = time.monotonic()
 
     def num_parts(self) -> int:
@@ -139,8 +172,9 @@ class WorkFolder(Work):
         except OSError:
             return
 
-    def _slots(self, name: str) -> tuple[Path, Path]:
-        return self.path / f"{name}.checkpoint0", self.path / f"{name}.checkpoint1"
+    def _slots(self, name: str, workers: Workers) -> list[Path]:
+        owner = f"-{workers.rank}of{workers.size}" if workers.size > 1 else ""
+        return [self.path / f"{name}.checkpoint{turn}{owner}" for turn in (0, 1)]
 
 
 def open_work_folder(
@@ -193,6 +227,12 @@ def find_work_folders(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
             fields = {}
         found.append((about.parent, fields if isinstance(fields, dict) else {}))
     return found
+
+
+def _newest_common(steps: Iterable[int], workers: Workers) -> int | None:
+    """The newest of the steps that every process has."""
+    everyones = workers.all_gather_rows(torch.tensor(sorted(set(steps)), dtype=torch.int64)).tolist()
+    return max((step for step in everyones if everyones.count(step) == workers.size), default=None)
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:

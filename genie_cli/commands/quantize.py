@@ -136,7 +136,6 @@ def _on_images(run: Run, config: QuantizeConfig, teacher: Teacher) -> None:
         "teacher": teacher.sha256,
         "input": teacher.input.model_dump(mode="json"),
         "images": image_set.sha256,
-        "processes": workers.size,
     }
     with run.resumable(config, config.out, determinants, need) as work:
         with run.work() as report:

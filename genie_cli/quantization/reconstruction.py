@@ -132,7 +132,7 @@ def learn_unit(
         dtype: arithmetic of the convolutions.
         on_step: called with (steps done, reconstruction loss) every so many steps.
         workers: processes that share the batch; the gradients are summed over them.
-        work: where the state is kept from time to time, and found again; not with several processes.
+        work: where each process keeps its state from time to time, and finds it again.
         place: what it is called there.
         report: receives a warning where memory runs out and the batch is taken in pieces.
 
@@ -146,7 +146,7 @@ def learn_unit(
     watched = int(workers.sum_(torch.tensor(len(task.held_out)))) if config.patience is not None else 0
     stopping = _EarlyStopping(config) if watched else None
     taken, start = config.num_steps, 0
-    if workers.size == 1 and (left := work.checkpoint(place)) is not None:
+    if (left := work.checkpoint(place, workers)) is not None:
         start = left.facts["step"]
         learner.resume(left.tensors, start)
         if stopping is not None:
@@ -162,10 +162,10 @@ def learn_unit(
             if stopping.is_over(step, held_out_loss, learner.snapshot):
                 taken = step
                 break
-        if step % LOG_EVERY == 0 and workers.size == 1 and work.is_due():
+        if step % LOG_EVERY == 0 and step < config.num_steps and work.is_due(workers):
             watch = stopping.facts() if stopping is not None else {}
             best = stopping.tensors() if stopping is not None else {}
-            work.save_checkpoint(place, {**learner.state(), **best}, {"step": step, **watch})
+            work.save_checkpoint(place, {**learner.state(), **best}, {"step": step, **watch}, workers)
     if stopping is not None and stopping.best is not None:
         learner.restore(stopping.best)
     learner.finish()

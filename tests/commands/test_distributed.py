@@ -25,6 +25,8 @@ EVALUATE = ("evaluate", *DIGITS, "--data", "digits")
 COMMANDS: dict[str, tuple[str, ...]] = {
     "one batch": ("synthesize", *DIGITS, "--n", "4", "--num-steps", "2", "--out", "batch.safetensors"),
     "quantize": (*W4A4, "--performance", "performance.json"),
+    "cut": (*W4A4, "--out", "resumed", "--checkpoint-interval", "0"),
+    "resumed": (*W4A4, "--out", "resumed", "--checkpoint-interval", "0"),
     "evaluate": (*EVALUATE, "--quantized", "quantized", "--json", "--out", "metrics.json"),
     "one image": (*EVALUATE, "--num-images", "1", "--json"),
     # 5 and 4 images: an eighth is one image of the first process and none of the second
@@ -44,10 +46,12 @@ MANY = """
 import contextlib, io, json, os, sys
 import torch
 from genie_cli.app import app
+from genie_cli.artifacts.work_folder import WorkFolder
 from genie_cli.evaluation import accuracy
 from genie_cli.quantization import quantize as library
 
 rank, quantize_network = os.environ["RANK"], library.quantize_network
+save, find, saved, found = WorkFolder.save_checkpoint, WorkFolder.checkpoint, [], {}
 
 
 def recorded(*args):
@@ -60,6 +64,22 @@ def recorded(*args):
     return network
 
 
+def saved_or_cut(self, part, *args):
+    save(self, part, *args)
+    saved.append(part)
+    if (name, rank, len(saved)) == ("cut", "1", 3):
+        sys.exit(9)
+
+
+def find_and_tell(self, part, *args):
+    checkpoint = find(self, part, *args)
+    if checkpoint is not None:
+        found[part] = checkpoint.facts["step"]
+        json.dump(found, open(f"found{rank}.json", "w"))
+    return checkpoint
+
+
+WorkFolder.save_checkpoint, WorkFolder.checkpoint = saved_or_cut, find_and_tell
 library.quantize_network = recorded
 results = {}
 for number, (name, arguments, port) in enumerate(json.load(open("commands.json"))):
@@ -244,6 +264,16 @@ def test_two_end_with_the_same_network(outcomes: Any, by_two: Path, name: str) -
     assert all(torch.equal(codes[key], other_codes[key]) for key in codes)
     assert steps == other_steps and len(steps) == 7
     assert [report[:2] for report in reports] == [report[:2] for report in other_reports]
+
+
+def test_two_go_on_inside_a_unit_to_the_same_bytes(outcomes: Any, by_two: Path) -> None:
+    assert [outcome[0] for outcome in outcomes("cut")] == [OTHER_ENDED, 9]
+    (code, _, stderr), second = outcomes("resumed")
+    assert (code, second) == (0, (0, "", ""))
+    assert "going on where an earlier run was: 2 part(s) done" in stderr
+    assert [json.loads((by_two / f"found{rank}.json").read_text()) for rank in (0, 1)] == [{"unit2": 50}] * 2
+    for path in (by_two / "quantized").iterdir():
+        assert (by_two / "resumed" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_two_quantize_as_well_as_one(by_one: Path, by_two: Path, tmp_path: Path, one_thread: None) -> None:
