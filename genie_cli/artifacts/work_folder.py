@@ -40,6 +40,8 @@ WORK_VERSION = 1
 """Raised whenever a part or a checkpoint of an older genie cannot be continued."""
 DEFAULT_INTERVAL = 180.0
 """Seconds between two checkpoints."""
+RETRIED = ".float32"
+"""Behind the name of a part: its second try's checkpoints, which the first try's would lead astray."""
 _KEY = "genie_work"
 _ABOUT = "about.json"
 
@@ -114,8 +116,9 @@ class WorkFolder(Work):
     def finish(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """See `Work.finish`."""
         _write(self.path / f"{name}.part", tensors, facts)
-        for slot in self.path.glob(f"{name}.checkpoint*"):  # of any number of processes
-            slot.unlink(missing_ok=True)
+        for tried in (name, f"{name}{RETRIED}"):
+            for slot in self.path.glob(f"{tried}.checkpoint*"):  # of any number of processes
+                slot.unlink(missing_ok=True)
         self._last = time.monotonic()
 
     def checkpoint(self, name: str, workers: Workers = SOLO) -> Saved | None:

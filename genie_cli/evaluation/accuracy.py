@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from genie_cli.data.labeled import LabeledImages
+from genie_cli.errors import NumbersError
 from genie_cli.runtime.distribution import SOLO, Workers
-from genie_cli.runtime.progress import Advanced, Reporter, StageFinished, StageStarted, silent
+from genie_cli.runtime.progress import Advanced, Note, Reporter, StageFinished, StageStarted, silent
 from genie_cli.runtime.shortage import Pieces
+from genie_cli.student.bad_layer import bad_layer
 
 STAGE = "evaluate"
 
@@ -75,6 +77,7 @@ def evaluate(
 
     Raises:
         InputError: an image that cannot be used.
+        NumbersError: logits that are not finite, in float32 too.
         WorkerError: another process has ended.
     """
     num_images = data.num_images
@@ -84,15 +87,16 @@ def evaluate(
     seen, right = torch.zeros(num_classes, dtype=torch.int64), torch.zeros(num_classes, dtype=torch.int64)
     right_top5 = right_teacher = agreeing = done = 0
     in_pieces = Pieces(report)
-    for images, labels in data.batches(batch_size, own_batches):
+    for index, (images, labels) in zip(own_batches, data.batches(batch_size, own_batches), strict=True):
         images = images.to(device).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            logits = in_pieces(network, images).float().cpu()
-            guesses = logits.argmax(1)
-            if teacher is not None:
-                teacher_guesses = in_pieces(teacher, images).float().cpu().argmax(1)
-                right_teacher += int((teacher_guesses == labels).sum())
-                agreeing += int((teacher_guesses == guesses).sum())
+        batch = f"Batch {index + 1}"
+        logits = _finite_logits(network, images, dtype, in_pieces, f"{batch} through the network", report)
+        guesses = logits.argmax(1)
+        if teacher is not None:
+            what = f"{batch} through the teacher"
+            teacher_guesses = _finite_logits(teacher, images, dtype, in_pieces, what, report).argmax(1)
+            right_teacher += int((teacher_guesses == labels).sum())
+            agreeing += int((teacher_guesses == guesses).sum())
         top5 = logits.topk(min(5, num_classes), dim=1).indices
         right_top5 += int((top5 == labels[:, None]).any(1).sum())
         seen += _count(labels, num_classes)
@@ -121,6 +125,29 @@ def evaluate(
         teacher_top1=share(right_teacher) if teacher is not None else None,
         agreement=share(agreeing) if teacher is not None else None,
     )
+
+
+def _finite_logits(
+    network: nn.Module, images: Tensor, dtype: torch.dtype, in_pieces: Pieces, what: str, report: Reporter
+) -> Tensor:
+    """The logits on the CPU, in float32 where those of `dtype` are not finite.
+
+    Raises:
+        NumbersError: those of float32 are not finite either.
+    """
+    with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+        logits = in_pieces(network, images).float().cpu()
+    bad = int((~logits.isfinite()).any(1).sum())
+    if not bad:
+        return logits
+    with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+        layer = bad_layer(network, images[~logits.isfinite().all(1)][:1])
+    where = f", first at layer '{layer}'" if layer is not None else ""
+    problem = f"{what}: the logits of {bad} of {len(images)} images are NaN or infinite{where}."
+    if dtype == torch.float32:
+        raise NumbersError(f"{problem} Check the network's weights, and that the images are normalised for it.")
+    report(Note(f"{problem} The batch is tried again in float32.", warning=True))
+    return _finite_logits(network, images, torch.float32, in_pieces, what, report)
 
 
 def _count(labels: Tensor, num_classes: int) -> Tensor:

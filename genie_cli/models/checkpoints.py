@@ -76,10 +76,21 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], source: str) -> Non
         problems.append(f"'{key}' has shape {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}")
     if problems:
         raise InputError(f"{source} does not fit this network: {'; '.join(problems)}. Check --model and --weights.")
+    check_numbers(state, source)
+    model.load_state_dict({**wanted, **{k: v for k, v in state.items() if k in wanted}})
+
+
+def check_numbers(state: Mapping[str, Tensor], source: str) -> None:
+    """Look for what no network can compute with.
+
+    Raises:
+        InputError: the tensor that holds NaN, infinity, or a negative variance.
+    """
     for key, value in state.items():
         if torch.is_floating_point(value) and not torch.isfinite(value).all():
             raise InputError(f"{source} holds NaN or infinity in '{key}'.")
-    model.load_state_dict({**wanted, **{k: v for k, v in state.items() if k in wanted}})
+        if key.endswith("running_var") and bool((value < 0).any()):
+            raise InputError(f"{source} holds a negative variance in '{key}': {float(value.min()):.3g}.")
 
 
 def state_sha256(model: nn.Module) -> str:

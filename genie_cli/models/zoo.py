@@ -12,7 +12,7 @@ from torch import nn
 from genie_cli.config import InputSpec, ModelConfig
 from genie_cli.errors import GenieError, InputError, UsageError, nearest
 from genie_cli.models import torchvision_zoo
-from genie_cli.models.checkpoints import load_into, read_state
+from genie_cli.models.checkpoints import check_numbers, load_into, read_state
 from genie_cli.models.factories import call_factory
 from genie_cli.models.source import Source, looks_like_file, no_weights
 from genie_cli.models.teacher import Teacher, make_teacher
@@ -51,6 +51,8 @@ def load_teacher(config: ModelConfig) -> Teacher:
         state, what = read_state(Path(config.weights)), f"Weights file {config.weights}"
     if state is not None:
         load_into(network, {k: v for k, v in state.items() if not k.startswith(source.ignored)}, what)
+    else:  # a factory may bring weights of its own
+        check_numbers(network.state_dict(), f"Model '{config.name}'")
     return make_teacher(display_name(config.name), network, describe_input(config, source.input, network))
 
 

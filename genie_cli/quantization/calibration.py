@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from genie_cli.config import QuantizeConfig
+from genie_cli.errors import NumbersError
 from genie_cli.models.graph.subgraph import extract
 from genie_cli.quantization.activation_store import ActivationStore
 from genie_cli.runtime.distribution import SOLO, Workers
@@ -46,6 +47,9 @@ def calibrate_sites(
         rows: images looked at together.
         workers: processes that hold other images; all find the same step sizes.
         in_pieces: how to go on where memory runs out.
+
+    Raises:
+        NumbersError: a value that is not finite.
     """
     if not sites:
         return {}
@@ -78,6 +82,11 @@ def calibrate_sites(
     quantizers = {}
     for site, kept, ends in zip(sites, samples, extremes, strict=True):
         span = workers.all_gather_rows(torch.stack(ends))
+        if not span.isfinite().all():
+            raise NumbersError(
+                f"Activation '{site.name}' takes values that are NaN or infinite: its step size cannot be found. Check "
+                "the network's weights, and that the images are normalised for it."
+            )
         values = workers.all_gather_rows(torch.cat(kept))
         signed = bool(span.amin() < 0)
         if config.activation_range == "search":

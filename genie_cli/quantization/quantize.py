@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from genie_cli.artifacts.work_folder import NO_WORK, Work
 from genie_cli.config import QuantizeConfig
+from genie_cli.errors import NumbersError
 from genie_cli.models.graph.folding import FoldedGraph, fold_batch_norms
 from genie_cli.models.graph.placement import move
 from genie_cli.models.teacher import Teacher
@@ -113,6 +115,7 @@ def quantize_network(
 
     Raises:
         UsageError: unknown protocol, an override that matches no layer, or a memory limit below what one batch needs.
+        NumbersError: a value that is not finite, in float32 too.
     """
     folded = fold_batch_norms(teacher.graph)
     plan = assign_bits(
@@ -180,6 +183,11 @@ def quantize_network(
             outputs = forward(student, quantized, pool, piece.rows, in_pieces)
             quantized.release()
             error, held_out_error = _relative_errors(outputs, targets, held_out, workers)
+            if not all(math.isfinite(share) for share in (error, held_out_error or 0.0)):
+                raise NumbersError(
+                    f"Unit '{unit.name}': its outputs hold NaN or infinity on these images. Check the network's "
+                    "weights, and that the images are normalised for it."
+                )
             reports.append(UnitReport(unit.name, unit.layers, learned.num_steps, error, held_out_error))
             report(Advanced(STAGE, done, where, {"error": error}))
             full, quantized = targets, outputs

@@ -154,11 +154,13 @@ def learn_unit(
     for step in range(start + 1, config.num_steps + 1):
         learner.step()
         if step % LOG_EVERY == 0 or step == config.num_steps:
-            on_step(step, loss := float(learner.loss))
-            if not math.isfinite(loss):
-                raise NumbersError(f"Unit '{task.name}': the loss is {loss} at step {step}{learner.blamed()}.")
+            learner.check_numbers()
+            on_step(step, float(learner.loss))
         if stopping is not None and stopping.is_due(step):
+            learner.check_numbers()
             held_out_loss = learner.held_out_loss()
+            if not math.isfinite(held_out_loss):
+                raise NumbersError(f"Unit '{task.name}': the held-out loss is {held_out_loss} at step {step}.")
             if stopping.is_over(step, held_out_loss, learner.snapshot):
                 taken = step
                 break
@@ -212,6 +214,7 @@ class _Learner:
         self._beta = torch.zeros((), device=device)
         self.loss = torch.zeros((), device=device)
         """Reconstruction loss of the last step."""
+        self._num_finite = torch.zeros(1, dtype=torch.int64, device=device)  # counted there: reading makes a GPU wait
         self._done = 0
         self._start_over()
         task.student.train()
@@ -259,6 +262,7 @@ class _Learner:
             weight.keep_step_positive()
         for activation in self._activations:
             activation.keep_step_positive()
+        self._num_finite += self.loss.isfinite()
 
     def _make_gradients(self, regularized: bool) -> None:
         assert self._inputs is not None
@@ -352,16 +356,36 @@ class _Learner:
         if self._optimizer is not None:
             restore_optimizer(self._optimizer, without_prefix("optimizer", state))
         self._done = steps_done
+        self._num_finite.fill_(steps_done)  # a state is kept behind a check
 
-    def blamed(self) -> str:
-        """Which layers and sites hold what is not finite, for a message."""
+    def check_numbers(self) -> None:
+        """Look at all steps so far, and at what the last one has changed.
+
+        Raises:
+            NumbersError: the first step whose loss was not finite in any process, or what holds such a value.
+        """
         task = self._task
         learned = {
-            **{n: w.offset for n, w in task.weights.items()},
-            **{n: a.step_size for n, a in task.activations.items()},
+            **{f"step sizes of '{n}'": w.offset for n, w in task.weights.items()},
+            **{f"step size of '{n}'": a.step_size for n, a in task.activations.items()},
+            **{
+                f"roundings of '{n}'": own
+                for n, own in zip(task.weights, self._elements.detach().split(self._sizes), strict=True)
+            },
         }
-        names = [name for name, values in learned.items() if not bool(torch.isfinite(values).all())]
-        return f", and so are the step sizes of {', '.join(names[:3])}" if names else ""
+        is_finite = torch.stack([values.isfinite().all() for values in learned.values()]).tolist()
+        names = [name for name, fine in zip(learned, is_finite, strict=True) if not fine]
+        own = torch.tensor([[int(self._num_finite), -len(names)]])
+        num_finite, fewest = self._workers.all_gather_rows(own).amin(0).tolist()
+        if num_finite == self._done and fewest == 0:
+            return
+        held = f", and the {', '.join(names[:3])} are not finite" if names else ""
+        what = f"the loss is NaN or infinite at step {num_finite + 1}"
+        if num_finite == self._done:
+            what = f"the gradients are NaN or infinite by step {num_finite}"
+        error = NumbersError(f"Unit '{task.name}': {what}{held}.")
+        error.is_shared = True  # all processes look at what all have
+        raise error
 
     def snapshot(self) -> list[Tensor]:
         """A copy of all that learns."""

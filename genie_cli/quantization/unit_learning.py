@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx, nn
 
-from genie_cli.artifacts.work_folder import NO_WORK, Work
+from genie_cli.artifacts.work_folder import NO_WORK, RETRIED, Work
 from genie_cli.config import QuantizeConfig
 from genie_cli.errors import NumbersError
 from genie_cli.models.graph.folding import FoldedGraph
@@ -104,15 +104,19 @@ def learn(
         found = finished_part(work, place, device, workers)
         if found is not None:
             return found
-        task = _make_task(part, folded, initial, own, config, device, weights, activations)
+
+        def attempt(dtype: torch.dtype, place: str) -> tuple[UnitTask, int]:
+            task = _make_task(part, folded, initial, own, config, device, weights, activations)
+            return task, learn_unit(task, config, device, dtype, on_step, workers, work, place, report)
+
         try:
-            taken = learn_unit(task, config, device, dtype, on_step, workers, work, place, report)
+            task, taken = attempt(dtype, place)
         except NumbersError as error:
-            if dtype == torch.float32 or workers.size > 1:
+            if dtype == torch.float32:
                 raise
             report(Note(f"{error} It is tried again in float32.", warning=True))
-            task = _make_task(part, folded, initial, own, config, device, weights, activations)
-            taken = learn_unit(task, config, device, torch.float32, on_step, workers, work, place, report)
+            # From its start, and kept apart: a checkpoint comes by the clock, and may hold the cause already.
+            task, taken = attempt(torch.float32, f"{place}{RETRIED}")
         result = LearnedUnit(*_hardened(task), taken)
         if workers.is_first:
             saved = pack_unit(result.weights, result.activations, taken)

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from genie_cli.artifacts.work_folder import NO_WORK, Saved, Work
+from genie_cli.artifacts.work_folder import NO_WORK, RETRIED, Saved, Work
 from genie_cli.config import SynthesizeConfig
 from genie_cli.errors import NumbersError
 from genie_cli.models.teacher import Teacher
@@ -107,14 +107,15 @@ def synthesize_images(
     def distill(index: int, on_row: Callable[[LogRow], None]) -> Saved:
         try:
             batch = _Batch(networks, teacher, student, index, sizes[index], config, device, dtype)
-            return _distill_batch(batch, index, config.num_steps, on_row, work)
+            return _distill_batch(batch, index, config.num_steps, on_row, work, f"batch{index}")
         except NumbersError as error:
             if dtype == torch.float32:
                 raise
             report(Note(f"{error} It is tried again in float32.", warning=True))
         exact = [network.in_float32() for network in networks]
         batch = _Batch(exact, teacher, student, index, sizes[index], config, device, torch.float32)
-        return _distill_batch(batch, index, config.num_steps, on_row, work)
+        # From its start, and kept apart: a checkpoint comes by the clock, and may hold the cause already.
+        return _distill_batch(batch, index, config.num_steps, on_row, work, f"batch{index}{RETRIED}")
 
     def try_size(batch_size: int) -> None:
         largest = max(batch_sizes(config.num_images, batch_size))
@@ -182,6 +183,8 @@ class _Batch:
         ]
         self.loss = torch.zeros((), device=device)
         """Loss of the last step."""
+        self.num_finite = torch.zeros((), dtype=torch.int64, device=device)
+        """Steps whose loss was finite, counted there: reading a loss makes a GPU wait."""
         self._replayed = ReplayedStep(self._learn, device)
 
     @property
@@ -205,6 +208,7 @@ class _Batch:
         """Go on from a state."""
         self._step_index.copy_(state["step_index"])
         self._generator_lr.copy_(state["generator_lr"])
+        self.num_finite.copy_(state["step_index"].squeeze(0))  # a state is kept behind a check
         self._source.restore(without_prefix("source", state))
         self._schedule.restore(without_prefix("schedule", state))
         for i, optimizer in enumerate(self._optimizers):
@@ -258,20 +262,24 @@ class _Batch:
         self._schedule.step(loss.detach())
         self._step_index += 1
         self.loss.copy_(loss.detach())
+        self.num_finite += self.loss.isfinite()
 
 
-def _distill_batch(batch: _Batch, index: int, num_steps: int, on_row: Callable[[LogRow], None], work: Work) -> Saved:
-    """Take a batch's steps, from the newest checkpoint on, and keep what came out."""
-    name, rows, taken = f"batch{index}", [], 0
+def _distill_batch(
+    batch: _Batch, index: int, num_steps: int, on_row: Callable[[LogRow], None], work: Work, name: str
+) -> Saved:
+    """Take a batch's steps, from the newest checkpoint called `name` on, and keep what came out."""
+    rows, taken = [], 0
     if (left := work.checkpoint(name)) is not None:
         batch.restore(left.tensors)
         rows, taken = _rows(left), left.facts["step"]
 
     def log(step: int, loss: float, rate: float) -> None:
-        if not math.isfinite(loss):
+        num_finite, counted = int(batch.num_finite), min(step, num_steps - 1)  # the last pass only looks
+        if num_finite < counted or not math.isfinite(loss):
             raise NumbersError(
-                f"Batch {index + 1}: the loss is {loss} at step {step}; lower rates may help, such as "
-                "--set generator_lr=0.001 and --set latent_lr=0.01."
+                f"Batch {index + 1}: the loss is NaN or infinite at step {num_finite + 1}; lower rates may help, such "
+                "as --set generator_lr=0.001 and --set latent_lr=0.01."
             )
         rows.append(LogRow(index + 1, step, loss, rate))
         on_row(rows[-1])
@@ -288,7 +296,7 @@ def _distill_batch(batch: _Batch, index: int, num_steps: int, on_row: Callable[[
     log(num_steps, float(loss), batch.code_lr)
     # the images are those of the last forward pass, as the authors keep them
     finished = Saved({"images": images.cpu().clone().contiguous()}, {"log": [astuple(row) for row in rows]})
-    work.finish(name, finished.tensors, finished.facts)
+    work.finish(f"batch{index}", finished.tensors, finished.facts)
     return finished
 
 

@@ -1,0 +1,52 @@
+"""Where in a network numbers first go wrong."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from genie_cli.models.graph.capture import WEIGHT_LAYERS
+
+
+@torch.no_grad()
+def bad_layer(network: nn.Module, images: Tensor) -> str | None:
+    """The weight layer at or behind which the first value of a teacher or student is NaN or infinite.
+
+    None where all values are finite, the images themselves are not, or the network is no graph.
+    """
+    if not isinstance(network, fx.GraphModule):
+        return None
+    watch = _Watch(network)
+    watch.run(images)
+    return watch.found
+
+
+class _Watch(fx.Interpreter):
+    """Runs a graph and looks at each value."""
+
+    found: str | None = None
+    _layer: str | None = None
+    _is_over = False
+
+    def run_node(self, n: fx.Node) -> Any:
+        """The node's value."""
+        value = super().run_node(n)
+        if self._is_over:
+            return value
+        weight = n.args[1] if n.target in WEIGHT_LAYERS else None
+        if isinstance(weight, fx.Node):
+            self._layer = _layer_name(str(weight.target))
+        if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
+            self.found, self._is_over = self._layer, True
+        return value
+
+
+def _layer_name(weight: str) -> str:
+    """The layer of a stored weight, or of the module that computes it (`build.insert_quantizers`)."""
+    owner, _, leaf = weight.rpartition(".")
+    if owner == "weight_quantizers":
+        return re.sub("_(.)", lambda found: "." if found[1] == "d" else "_", leaf)
+    return owner or weight
