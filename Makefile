@@ -26,7 +26,7 @@ demo: install  ## the whole pipeline on the embedded digits network
 	@cat outputs/report/table.md
 
 test: install  ## all tests
-	$(RUN) python -m pytest -n 2 --dist worksteal
+	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal
 
 lint: install  ## ruff, mypy, import contracts
 	$(RUN) ruff check .
