@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,12 +12,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
+from genie_cli.app import app
 from genie_cli.artifacts.work_folder import ROOT, WorkFolder
 from genie_cli.config import ModelConfig, QuantizeConfig, SynthesizeConfig, build
 from genie_cli.models.teacher import Teacher
 from genie_cli.models.zoo import load_teacher
 from genie_cli.quantization import presets as quantizers
+from genie_cli.quantization import reconstruction
 from genie_cli.quantization.quantize import QuantizedNetwork, quantize_network
 from genie_cli.synthesis import presets as synthesizers
 from genie_cli.synthesis.distill import Synthesis, synthesize_images
@@ -69,7 +70,7 @@ def teacher() -> Teacher:
 
 @pytest.mark.parametrize("preset", ["genie", "zeroq", "gba", "qimera", "intraq"])
 def test_synthesis_goes_on_to_the_same_bytes(preset: str, teacher: Teacher, tmp_path: Path):
-    options = {**synthesizers.preset_options(preset), "num_steps": 35, "num_images": 8, "batch_size": 4}
+    options = {**synthesizers.preset_options(preset), "num_steps": 25, "num_images": 4, "batch_size": 2}
     config = build(SynthesizeConfig, options, {"latent_lr_patience": 3})
 
     def run(work: Any) -> Synthesis:
@@ -86,14 +87,17 @@ def test_synthesis_goes_on_to_the_same_bytes(preset: str, teacher: Teacher, tmp_
     ("preset", "more"),
     [
         ("genie-m", {}),
-        ("genie-m", {"patience": 60, "holdout": 0.25, "num_steps": 200}),
+        ("genie-m", {"patience": 8, "holdout": 0.25, "num_steps": 30}),
         ("adaround", {}),
         ("adaquant", {}),
-        ("lsq", {}),
+        ("lsq", {"num_steps": 22}),  # the network is its only unit
     ],
 )
-def test_quantization_goes_on_to_the_same_bytes(preset: str, more: dict[str, Any], teacher: Teacher, tmp_path: Path):
-    options = {**quantizers.preset_options(preset), "num_steps": 110, "batch_size": 4, "weight_bits": 3, **more}
+def test_quantization_goes_on_to_the_same_bytes(
+    preset: str, more: dict[str, Any], teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(reconstruction, "LOG_EVERY", 5)  # steps between two chances for a checkpoint
+    options = {**quantizers.preset_options(preset), "num_steps": 12, "batch_size": 4, "weight_bits": 3, **more}
     config = build(QuantizeConfig, options)
     images = torch.randn(12, 1, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -101,7 +105,7 @@ def test_quantization_goes_on_to_the_same_bytes(preset: str, more: dict[str, Any
         return quantize_network(teacher, images, config, CPU, torch.float32, work=work)
 
     whole = quantize_network(teacher, images, config, CPU, torch.float32)
-    resumed, deaths = until_done(run, tmp_path, lives=2)
+    resumed, deaths = until_done(run, tmp_path, lives=4)
     assert deaths >= 1
     assert resumed.units == whole.units
     for name, weight in whole.weights.items():
@@ -111,26 +115,38 @@ def test_quantization_goes_on_to_the_same_bytes(preset: str, more: dict[str, Any
     assert {name: float(a.step_size) for name, a in resumed.activations.items()} == steps
 
 
-def test_command_killed_with_signal_9_goes_on_and_leaves_nothing(tmp_path: Path):
+KILLED = """
+import os, signal, sys
+from genie_cli.app import app
+from genie_cli.artifacts.work_folder import WorkFolder
+
+save = WorkFolder.save_checkpoint
+
+
+def save_and_die(*args):
+    save(*args)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+WorkFolder.save_checkpoint = save_and_die
+app(sys.argv[1:], prog_name="genie")
+"""
+
+
+def test_command_killed_with_signal_9_goes_on_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+
     def command(out: str) -> list[str]:
-        return [
-            *(sys.executable, "-m", "genie_cli", "synthesize", "--model", "digits_resnet", "--n", "32"),
-            *("--batch-size", "16", "--num-steps", "400", "--checkpoint-interval", "0", "--out", out),
-        ]
+        options = ("--model", "digits_resnet", "--n", "4", "--batch-size", "2", "--num-steps", "25")
+        return ["synthesize", *options, "--checkpoint-interval", "0", "--out", out]
 
-    def start(out: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(command(out), cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    assert start("whole.safetensors").wait() == 0
-    killed = start("resumed.safetensors")
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(f"{ROOT}/*/*.checkpoint*")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.communicate()
-    assert not (tmp_path / "resumed.safetensors").exists()
-    _, messages = (resumed := start("resumed.safetensors")).communicate()
-    assert resumed.returncode == 0
-    assert "going on where an earlier run was" in messages
-    assert (tmp_path / "resumed.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
-    assert not (tmp_path / ROOT).exists()
+    assert CliRunner().invoke(app, command("whole.safetensors")).exit_code == 0
+    killed = subprocess.run([sys.executable, "-c", KILLED, *command("resumed.safetensors")], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed
+    assert list(Path(ROOT).glob("*/*.checkpoint*"))
+    assert not Path("resumed.safetensors").exists()
+    resumed = CliRunner().invoke(app, command("resumed.safetensors"))
+    assert resumed.exit_code == 0
+    assert "going on where an earlier run was" in resumed.stderr
+    assert Path("resumed.safetensors").read_bytes() == Path("whole.safetensors").read_bytes()
+    assert not Path(ROOT).exists()
