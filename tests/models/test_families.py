@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torchvision.models import VGG
 
 from genie_cli.config import InputSpec, ModelConfig, QuantizeConfig
 from genie_cli.models.graph.batch_norm import batch_norm_sites
@@ -129,6 +130,9 @@ def case(request: pytest.FixtureRequest) -> Case:
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
         network = load_architecture(ModelConfig(name=family.name))
+        if isinstance(network, VGG):  # 120 million weights that only take time
+            network.classifier[0], network.classifier[3] = nn.Linear(512 * 7 * 7, 64), nn.Linear(64, 64)
+            network.classifier[6] = nn.Linear(64, 1000)
         images = blurred_noise(family.size, seed=1)
         randomize_batch_norms(network, blurred_noise(family.size, seed=2))
         logits = network(images)
@@ -240,6 +244,21 @@ def test_units_cover_the_graph_once_and_in_order(case: Case) -> None:
         assert tuple(layer.name for layer in weight_layers(piece)) == unit.layers
         value = piece(value)
     assert torch.equal(value, folded(case.images))
+
+
+def test_protocol_hardware_adds_outputs(case: Case) -> None:
+    graph = case.folded.graph
+    plan = assign_bits(graph, PROTOCOLS["hardware"], 4, 4)
+    sites, ait = plan.activations, assign_bits(graph, PROTOCOLS["ait"], 4, 4).activations
+    assert {site.name for site in ait} <= {site.name for site in sites}
+    assert len({site.node for site in sites}) == len({site.name for site in sites}) == len(sites)
+    assert {site.bits for site in sites} == {4}
+    assert set(plan.weights.values()) == {4}
+    if case.family.name != "squeezenet1_0":  # its last convolution's output is read by a relu and a pooling
+        assert sites[-1].name == f"{weight_layers(graph)[-1].name}.output"
+    # mobilenets: each addition is read by a convolution
+    more = {"resnet18": 2, "mobilenet_v2": 1, "mobilenet_v3_small": 1, "vgg11_bn": 1, "squeezenet1_0": 1}
+    assert case.family.name not in more or len(sites) == len(ait) + more[case.family.name]
 
 
 def test_quantizers_that_change_nothing_give_the_folded_logits(case: Case) -> None:

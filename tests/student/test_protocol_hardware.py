@@ -163,24 +163,6 @@ def test_activation_functions_are_those_that_capture_gives() -> None:
     assert set(ACTIVATION_FUNCTIONS) <= found
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "mobilenet_v3_small", "densenet121", "googlenet"])
-def test_families(name: str) -> None:
-    graph = fold_batch_norms(load_untrained(ModelConfig(name=name, input_size=64)).graph).graph
-    sites = plan_of(graph).activations
-    ait = plan_of(graph, "ait").activations
-    assert {site.name for site in ait} <= {site.name for site in sites}
-    assert len({site.node for site in sites}) == len({site.name for site in sites}) == len(sites)
-    assert {site.bits for site in sites} == {4}
-    assert set(plan_of(graph).weights.values()) == {4}
-    last = weight_layers(graph)[-1].name
-    assert sites[-1].name == f"{last}.output"
-    behind_inputs = {"resnet18": 2, "mobilenet_v2": 1, "mobilenet_v3_small": 1}  # sites that `ait` lacks
-    if name == "mobilenet_v2":
-        assert len(sites) == len(ait) + 1  # each addition is read by a convolution
-    elif name in behind_inputs:
-        assert len(sites) == len(ait) + behind_inputs[name]
-
-
 def test_names_of_the_other_protocols_are_as_they_were() -> None:
     graph = fold_batch_norms(load_untrained(ModelConfig(name="digits_resnet")).graph).graph
     names = [site.name for site in plan_of(graph, "ait").activations]
