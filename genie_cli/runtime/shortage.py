@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -10,7 +11,11 @@ from torch import Tensor
 
 from genie_cli.runtime.progress import Note, Reporter, silent
 
-_CPU_ALLOCATOR = "DefaultCPUAllocator: can't allocate memory"
+_SAID_OF_SHORTAGE = re.compile(
+    r"DefaultCPUAllocator: can't allocate memory|^could not create a primitive$|"  # oneDNN has no room for its code
+    r"^Resource temporarily unavailable$|^std::bad_alloc$"  # no room for a thread's stack
+)
+"""What runtime errors say where memory is short on the host."""
 _T = TypeVar("_T")
 
 
@@ -21,7 +26,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if not isinstance(error, RuntimeError):
         return False
     cause = error.__context__
-    return _CPU_ALLOCATOR in str(error) or (cause is not None and is_out_of_memory(cause))
+    return _SAID_OF_SHORTAGE.search(str(error)) is not None or (cause is not None and is_out_of_memory(cause))
 
 
 def fits(attempt: Callable[[], None]) -> bool:

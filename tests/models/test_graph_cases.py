@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from genie_cli.config import InputSpec
-from genie_cli.errors import InputError
+from genie_cli.errors import DeviceError, InputError
 from genie_cli.models.graph.batch_norm import batch_norm_sites
 from genie_cli.models.graph.capture import capture
 from genie_cli.models.graph.cuts import cut_points, data_nodes
@@ -700,3 +700,12 @@ def test_extract_with_several_outputs(residual: FoldedGraph, images: Tensor) -> 
     assert torch.equal(logits, residual.graph(images))
     rest = extract(residual.graph, nodes[8:], nodes[7], [nodes[15]])
     assert torch.equal(rest(block), logits)
+
+
+def test_no_memory_for_the_capture_is_no_fault_of_the_network() -> None:
+    class Starved(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            raise MemoryError
+
+    with pytest.raises(DeviceError, match="captured"):
+        capture(Starved(), SPEC)

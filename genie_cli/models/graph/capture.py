@@ -25,8 +25,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from genie_cli.config import InputSpec
-from genie_cli.errors import InputError
+from genie_cli.errors import DeviceError, InputError
 from genie_cli.models.graph.tensors import delete_tensor, get_tensor, named_tensors, set_tensor
+from genie_cli.runtime.shortage import is_out_of_memory
 
 aten = torch.ops.aten
 WEIGHT_LAYERS = (
@@ -48,6 +49,7 @@ def capture(model: nn.Module, spec: InputSpec) -> fx.GraphModule:
     Raises:
         InputError: the network cannot be exported, or it does not map one image batch to one
             ``[B, num_classes]`` tensor.
+        DeviceError: no memory for it.
     """
     model = model.eval()
     example = torch.zeros(_TRACE_BATCH, spec.num_channels, spec.size, spec.size)
@@ -56,6 +58,8 @@ def capture(model: nn.Module, spec: InputSpec) -> fx.GraphModule:
             exported = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
             traced = exported.run_decompositions({}).module(check_guards=False)
     except Exception as error:  # torch.export raises many types; each means the same to the user
+        if is_out_of_memory(error):
+            raise DeviceError("Memory runs out while the network is captured: it needs more than there is.") from None
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise InputError(
             f"The network cannot be captured for input {tuple(example.shape[1:])}: {reason.strip()[:300]}. "
