@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN := PATH="$(abspath $(BIN)):$$PATH"
 
-.PHONY: install demo test lint bench fuzz chaos clean
+.PHONY: install demo test coverage lint bench fuzz chaos clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -27,6 +27,10 @@ demo: install  ## the whole pipeline on the embedded digits network
 
 test: install  ## all tests
 	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal
+
+coverage: install  ## all tests, which must take 95 % of the branches of artifacts, runtime and configuration
+	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal --cov --cov-branch --cov-report=
+	$(RUN) python .ci/branches.py 95 'genie_cli/artifacts/*' 'genie_cli/runtime/*' genie_cli/config.py
 
 lint: install  ## ruff, mypy, import contracts
 	$(RUN) ruff check .

@@ -296,6 +296,66 @@ def test_wrong_types(cls: Any, key: str, value: Any, expected: str) -> None:
     assert len(message) < 250
 
 
+@pytest.mark.parametrize(
+    ("cls", "options", "message"),
+    [
+        (SynthesizeConfig, {"generator": False, "latents": "sampled"}, "latents = 'sampled' need a generator"),
+        (SynthesizeConfig, {"generator": False, "conditioning": "label"}, "conditioning = 'label' needs a generator"),
+        (SynthesizeConfig, {"margin_low": 0.9}, "margin_low = 0.9 is above margin_high = 0.8"),
+        (SynthesizeConfig, {"discrepancy_weight": 1}, "needs a quantized student: give --student DIR"),
+        (SynthesizeConfig, {"student": "q"}, "student = q is not used without a discrepancy_weight above 0"),
+        (SynthesizeConfig, {"preset": "mixmix"}, "needs several networks: give --model more than once"),
+        (QuantizeConfig, {"loss": "kl"}, "loss = 'kl' compares classes: it needs unit = 'network', not 'block'"),
+        (QuantizeConfig, {"rounding": "nearest", "activation_step_lr": 0}, "leaves nothing to learn"),
+    ],
+)
+def test_options_that_do_not_fit_together(cls: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        build(cls, options, where="section")
+    assert message in str(caught.value)
+    assert str(caught.value).startswith("section: ")
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [
+        (SynthesizeConfig, {"generator": False}),
+        (SynthesizeConfig, {"latents": "sampled", "conditioning": "label"}),
+        (SynthesizeConfig, {"margin_low": 0.8}),
+        (SynthesizeConfig, {"student": "q", "discrepancy_weight": 1}),
+        (SynthesizeConfig, {"preset": "mixmix", "other_teachers": [{"name": "resnet18"}]}),
+        (QuantizeConfig, {"loss": "kl", "unit": "network"}),
+        (QuantizeConfig, {"rounding": "nearest"}),
+        (QuantizeConfig, {"rounding": "nearest", "activation_step_lr": 0, "reconstruct": False}),
+    ],
+)
+def test_options_that_fit_together(cls: Any, options: dict[str, Any]) -> None:
+    assert isinstance(build(cls, options), cls)
+
+
+@pytest.mark.parametrize("bits", [8, [8], [8, 8, 8], [1, 8], [8, 9], ["8", 8], [True, 8], {"weight": 8}, None])
+def test_bits_of_a_layer_that_cannot_be_used_name_the_layer(bits: Any) -> None:
+    with pytest.raises(
+        UsageError, match=r"^bits_override = .* cannot be used: 'layer1\.\*' needs two numbers from 2 to 8"
+    ):
+        build(QuantizeConfig, {"bits_override": {"fc": [8, 8], "layer1.*": bits}})
+
+
+def test_bits_of_layers() -> None:
+    config = build(QuantizeConfig, {"bits_override": {"fc": [8, 4], "layer1.*": (2, 8)}})
+    assert config.bits_override == {"fc": (8, 4), "layer1.*": (2, 8)}
+    with pytest.raises(UsageError, match=r"bits_override = \[8, 8\] cannot be used"):
+        build(QuantizeConfig, {"bits_override": [8, 8]})
+
+
+@pytest.mark.parametrize(
+    ("options", "learns"),
+    [({}, True), ({"latents": "learned"}, True), ({"latents": "sampled"}, False), ({"generator": False}, False)],
+)
+def test_whether_latents_learn(options: dict[str, Any], learns: bool) -> None:
+    assert build(SynthesizeConfig, options).learns_latents == learns
+
+
 @pytest.mark.parametrize("value", ["0.5,half", "nan", "0.5,,0.5", "", [0.5, "x"], [float("inf")], {"a": 1}, 10**400])
 def test_means_that_are_no_numbers(value: Any) -> None:
     with pytest.raises(UsageError, match="mean = "):

@@ -57,6 +57,18 @@ def test_a_file_system_that_does_not_tell_is_not_refused(free: Any, tmp_path: Pa
     check_room(tmp_path / "out", DiskNeed(20 * MIB, 20 * MIB))
 
 
+def test_a_file_system_that_cannot_be_asked_is_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: list[Path] = []
+
+    def disk_usage(path: Path) -> Any:
+        asked.append(Path(path))
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    check_room(tmp_path / "out", DiskNeed(1 << 60))
+    assert asked == [tmp_path]
+
+
 def test_room_for_activations_is_looked_at_where_they_go(free: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     other = tmp_path / "temporary"
     other.mkdir()

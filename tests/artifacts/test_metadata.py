@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import pickle
@@ -14,6 +15,7 @@ import safetensors
 import safetensors.torch
 import torch
 
+from genie_cli.artifacts import metadata
 from genie_cli.artifacts.metadata import FORMAT_VERSION, encode, file_sha256, read, sniff, write_bytes
 from genie_cli.errors import InputError
 
@@ -171,6 +173,17 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
         read(Path("/dev/null"), "images")
     with pytest.raises(InputError, match="cannot be read"):
         read(tmp_path / ("x" * 300), "images")
+
+
+def test_a_disk_that_fails_is_not_taken_for_a_damaged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path, framework: str) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    path = write(tmp_path / "a")
+    monkeypatch.setattr(metadata, "safe_open", fail)
+    with pytest.raises(InputError) as caught:
+        read(path, "images")
+    assert str(caught.value) == f"{path} cannot be read: Input/output error."
 
 
 @pytest.mark.parametrize("kind", ["images", "quantized_weights", "step_sizes"])

@@ -19,6 +19,7 @@ import torch
 import genie_cli
 from genie_cli.artifacts.atomic import check_writable
 from genie_cli.artifacts.metadata import encode, read, sniff, tensors_sha256, write_bytes
+from genie_cli.artifacts.metrics import read_metrics
 from genie_cli.artifacts.quantized import (
     ActivationEntry,
     ActivationStep,
@@ -207,6 +208,12 @@ def test_steps_are_checked_on_creation(step_size: float) -> None:
         ActivationStep(step_size, 4, False)
 
 
+@pytest.mark.parametrize("bits", [1, 9])
+def test_bits_of_a_step_are_checked_on_creation(bits: int) -> None:
+    with pytest.raises(ValueError, match=rf"bits must be in 2\.\.8, got {bits}"):
+        ActivationStep(0.1, bits, False)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -326,6 +333,22 @@ def test_an_incomplete_folder_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "q" / name).unlink()
     with pytest.raises(InputError, match=f"no complete quantized network, it lacks {name}"):
         load_quantized(tmp_path / "q")
+
+
+@pytest.mark.parametrize("name", [W, S, "metrics.json"])
+def test_a_folder_in_the_place_of_a_file_is_refused(tmp_path: Path, name: str) -> None:
+    save_quantized(tmp_path / "q", make())
+    (tmp_path / "q" / name).unlink()
+    (tmp_path / "q" / name).mkdir()
+    with pytest.raises(InputError, match=rf"{name}"):
+        load_quantized(tmp_path / "q")
+
+
+def test_metrics_that_cannot_be_read_say_why(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"absent\.json cannot be read: No such file or directory\.$"):
+        read_metrics(tmp_path / "absent.json")
+    with pytest.raises(InputError, match=r"cannot be read: Is a directory\.$"):
+        read_metrics(tmp_path)
 
 
 def test_paths_that_are_no_folders(tmp_path: Path) -> None:

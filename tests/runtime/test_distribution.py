@@ -1,18 +1,24 @@
-"""Processes that work together: what one knows of the others, alone and with a second one in a real launch."""
+"""Processes that work together: what one knows of the others, alone and with a second one in a real process."""
 
 from __future__ import annotations
 
 import os
+import runpy
+import socket
 import subprocess
 import sys
+from datetime import timedelta
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from genie_cli.errors import DeviceError, GenieError, InputError, UsageError, WorkerError
+from genie_cli.runtime import distribution
 from genie_cli.runtime.distribution import SOLO, Workers, joined_workers, local_device, processes_here
 
 CPU = torch.device("cpu")
@@ -22,7 +28,7 @@ VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 SCRIPT = """
 import sys
 import torch
-from genie_cli.errors import GenieError, InputError, UsageError
+from genie_cli.errors import GenieError, InputError, UsageError, WorkerError
 from genie_cli.runtime.distribution import joined_workers
 
 seen = {}
@@ -62,25 +68,47 @@ with joined_workers(torch.device("cpu")) as workers:
     except InputError as error:
         seen["agreeing"] = str(error)
     seen["after all that"] = workers.sum_(torch.ones(1))
+    if rank == 0:  # while the other one ends
+        try:
+            workers.sum_(torch.ones(1))
+        except WorkerError as error:
+            seen["left alone"] = str(error)
 torch.save(seen, f"{sys.argv[1]}/{rank}.pt")
 """
 
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of two processes has seen."""
+    """What each of two processes has seen; the first one is this process."""
     folder = tmp_path_factory.mktemp("two")
     (folder / "script.py").write_text(SCRIPT)
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    done = subprocess.run(
-        [*torchrun, folder / "script.py", folder, ",".join(DTYPES)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        encoding="utf-8",
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    arguments = [str(folder / "script.py"), str(folder), ",".join(DTYPES)]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    environments = [{**common, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"} for rank in "01"]
+    # PyTorch numbers a process's groups, and two processes meet under equal numbers: parting starts anew, at 0
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.destroy_process_group()
+    with pytest.MonkeyPatch.context() as patch:
+        # should the second one not get as far as to join
+        patch.setattr(distribution, "_TIMEOUT", timedelta(seconds=100))
+        second = subprocess.Popen(
+            [sys.executable, *arguments],
+            env={**os.environ, **environments[1]},
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+        )
+        for name, value in environments[0].items():
+            patch.setenv(name, value)
+        patch.setattr(sys, "argv", arguments)
+        try:
+            runpy.run_path(arguments[0])
+            stderr = second.communicate(timeout=100)[1]
+        finally:
+            second.kill()
+            second.wait()
+    assert second.returncode == 0, stderr
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 
@@ -126,6 +154,14 @@ def test_two_agree_on_what_is_wrong(seen: list[dict[str, Any]]):
         assert each["after all that"].item() == 2
 
 
+def test_one_whose_peer_has_ended_says_so(seen: list[dict[str, Any]]):
+    message = seen[0]["left alone"]
+    assert message.startswith("Another process of this run has ended or cannot be reached; its own message says why (")
+    assert message.endswith(").")
+    assert ".cc:" not in message  # a place in gloo's source
+    assert "left alone" not in seen[1]
+
+
 # --- one process
 
 
@@ -157,6 +193,24 @@ def test_shares_are_a_partition_as_even_as_can_be(size: int, count: int):
 
 def test_what_only_some_processes_know():
     assert (GenieError("x").is_shared, WorkerError("x").is_shared) == (None, False)
+
+
+@pytest.mark.parametrize(
+    ("variables", "found"),
+    [
+        ({"WORLD_SIZE": "two", "RANK": "0"}, "WORLD_SIZE=two, RANK=0, no LOCAL_WORLD_SIZE"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "no MASTER_ADDR, no MASTER_PORT"),
+        ({"WORLD_SIZE": "2", "RANK": "first", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}, "RANK=first"),
+    ],
+)
+def test_an_environment_of_something_else(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], found: str):
+    for name in (*VARIABLES, "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=rf"not torchrun's .*{found}.*start genie by torchrun, or unset WORLD_SIZE"):
+        joined_workers(CPU).__enter__()
+    assert not dist.is_initialized()
 
 
 # --- devices
@@ -204,3 +258,36 @@ def test_device_without_torchrun(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("LOCAL_RANK")
     assert local_device(torch.device("cuda")) == torch.device("cuda")
     assert chosen == []
+
+
+def test_processes_with_gpus_are_joined_by_nccl_and_part_after_an_error(monkeypatch: pytest.MonkeyPatch):
+    calls: list[Any] = []
+    monkeypatch.setattr(dist, "init_process_group", lambda *args, **options: calls.append((*args, options)))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: calls.append("parted"))
+    launched(monkeypatch, 1, size=2, num_gpus=2)
+    with pytest.raises(InputError, match="gone"), joined_workers(torch.device("cuda", 1)) as workers:
+        assert (workers.rank, workers.size) == (1, 2)
+        raise InputError("gone")
+    (backend, options), parted = calls
+    assert (backend, parted) == ("nccl", "parted")
+    assert options["device_id"] == torch.device("cuda", 1)
+    assert options["timeout"] >= timedelta(hours=1)  # another process may have an hour's work more
+
+
+def test_what_nccl_sums_travels_over_the_gpu_and_comes_back(monkeypatch: pytest.MonkeyPatch):
+    on_gpu: list[Tensor] = []
+
+    def cuda(tensor: Tensor) -> Tensor:
+        on_gpu.append(tensor.clone())
+        return on_gpu[-1]
+
+    def all_reduce(tensor: Tensor) -> None:
+        assert tensor is on_gpu[-1]
+        tensor.mul_(2)
+
+    monkeypatch.setattr(dist, "get_backend", lambda: "nccl")
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    monkeypatch.setattr(Tensor, "cuda", cuda)
+    total = torch.tensor([1.0, 2.0])
+    assert Workers(0, 2).sum_(total) is total
+    assert total.tolist() == [2.0, 4.0]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -167,6 +168,34 @@ def test_cgroup_limits_the_free_memory(tmp_path: Path, monkeypatch: pytest.Monke
     assert free_memory(CPU) == 0
 
 
+def test_the_limit_on_the_address_space_counts_what_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(memory, "_PROC", tmp_path)
+    process = SimpleNamespace(memory_info=lambda: SimpleNamespace(vms=1000))
+    monkeypatch.setattr(memory.resource, "getrlimit", lambda which: (1500, memory.resource.RLIM_INFINITY))
+    monkeypatch.setattr(psutil, "Process", lambda: process)
+    assert free_memory(CPU) == 500
+
+
+def test_free_memory_of_a_gpu_is_what_its_driver_says(monkeypatch: pytest.MonkeyPatch):
+    asked: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: asked.append(device) or (123, 456))
+    assert free_memory(torch.device("cuda", 1)) == 123
+    assert asked == [torch.device("cuda", 1)]
+
+
+@pytest.fixture
+def windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither /proc nor limits of a process, as on Windows."""
+    monkeypatch.setattr(memory, "sys", SimpleNamespace(platform="win32"))
+    monkeypatch.delattr(memory, "resource")
+    monkeypatch.setattr(memory, "_PROC", tmp_path)
+
+
+def test_free_memory_without_limits_of_a_process(windows: None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=12345))
+    assert free_memory(CPU) == 12345
+
+
 # --- peak
 
 
@@ -191,6 +220,26 @@ def test_peak_without_proc_is_that_of_the_system(tmp_path: Path, monkeypatch: py
     from_system = peak_memory(CPU)["host"]
     resident = psutil.Process().memory_info().rss
     assert from_proc > 0.5 * resident and from_system > 0.5 * resident
+
+
+@pytest.mark.parametrize(("platform", "unit"), [("linux", 1024), ("darwin", 1)])
+def test_units_of_the_systems_peak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, platform: str, unit: int):
+    monkeypatch.setattr(memory, "_PROC", tmp_path)
+    monkeypatch.setattr(memory, "sys", SimpleNamespace(platform=platform))
+    monkeypatch.setattr(memory.resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=7000))
+    assert peak_memory(CPU) == {"host": 7000 * unit}
+
+
+def test_peak_on_windows_is_that_of_the_working_set(windows: None, monkeypatch: pytest.MonkeyPatch):
+    process = SimpleNamespace(memory_info=lambda: SimpleNamespace(peak_wset=6000))
+    monkeypatch.setattr(psutil, "Process", lambda: process)
+    assert peak_memory(CPU) == {"host": 6000}
+
+
+def test_peak_of_a_gpu_is_that_of_torch(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 40 + device.index)
+    peak = peak_memory(torch.device("cuda", 2))
+    assert peak["device"] == 42 and peak["host"] > 0
 
 
 @pytest.mark.cuda

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from genie_cli.runtime.progress import Event, Note
-from genie_cli.runtime.shortage import Pieces, is_out_of_memory
+from genie_cli.runtime.shortage import Pieces, fits, is_out_of_memory
 
 
 def allocator_error() -> RuntimeError:
@@ -22,6 +24,9 @@ def test_what_counts_as_a_shortage():
     assert is_out_of_memory(allocator_error())
     assert is_out_of_memory(MemoryError())
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert is_out_of_memory(RuntimeError("could not create a primitive"))
+    assert is_out_of_memory(RuntimeError("Resource temporarily unavailable"))
+    assert not is_out_of_memory(RuntimeError("could not create a primitive descriptor for a convolution"))
     assert not is_out_of_memory(RuntimeError("shapes do not fit"))
     assert not is_out_of_memory(ValueError("DefaultCPUAllocator: can't allocate memory"))
 
@@ -33,6 +38,23 @@ def test_a_recording_that_a_shortage_broke_off_counts_too():
         finally:
             raise RuntimeError("the capture was invalidated")
     assert is_out_of_memory(caught.value)
+
+
+def test_a_gpu_gets_back_what_a_failed_attempt_has_held(monkeypatch: pytest.MonkeyPatch):
+    held: list[weakref.ref[Tensor]] = []
+    given_back: list[bool] = []
+
+    def attempt() -> None:
+        tensor = torch.ones(3)
+        held.append(weakref.ref(tensor))
+        raise MemoryError
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given_back.append(held[0]() is None))
+    assert fits(lambda: None)
+    assert given_back == []
+    assert not fits(attempt)
+    assert given_back == [True]  # once, when the attempt's tensors were gone
 
 
 @given(size=st.integers(1, 40), fits=st.integers(1, 40))
