@@ -245,6 +245,7 @@ def _take_terminal() -> None:
     import fcntl
     import termios
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and their children, ignore it
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 

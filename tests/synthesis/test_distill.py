@@ -143,7 +143,7 @@ def test_each_batch_and_purpose_draws_from_a_place_of_its_own(small: Teacher, mo
         monkeypatch.setattr(module, "make_generator", lambda device, *place: make_generator(device, seed(*place)))
     monkeypatch.setattr(image_source, "derive_seed", seed)
     run(small, num_images=12, seed=9)
-    assert len(places) == len(set(places)) == 9  # three batches: generator, latents, swing
+    assert len(places) == len(set(places)) == 12  # three batches: generator, conditioning, latents, swing
     assert {place[0] for place in places} == {9} and {place[-1] for place in places} == {0, 1, 2}
 
 
