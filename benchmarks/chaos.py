@@ -107,10 +107,13 @@ def judge(row: Row, folder: Path, arguments: list[str], out: str, wanted: dict[s
         sys.stderr.write(f"{row.fault}: exit code {code}, {messages[-500:]}\n")
 
 
-def killed(folder: Path, arguments: list[str], wanted: dict[str, bytes], seconds: float, kills: int) -> Row:
-    """Kill -9 at random moments between the start and the end, then start again until it is done."""
+def killed(folder: Path, arguments: list[str], wanted: dict[str, bytes], seconds: float, kills: int, end: float) -> Row:
+    """Kill -9 at random moments between the start and the end, then start again; no more of it after `end`."""
     row, draw = Row(f"kill -9 of {arguments[0]}"), random.Random(0)
     for i in range(kills):
+        if time.monotonic() > end:
+            sys.stderr.write(f"{row.fault}: out of time after {i} of {kills}\n")
+            break
         out = f"killed-{arguments[0]}-{i}" + (".safetensors" if arguments[0] == "synthesize" else "")
         process = Run(folder, arguments, out)
         time.sleep(draw.uniform(0.0, 1.0) * seconds)
@@ -201,8 +204,10 @@ def main() -> int:
     """Inject, print, write; 1 where something was lost or wrong."""
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options.add_argument("--kills", type=int, default=20, help="of each command")
+    options.add_argument("--seconds", type=float, default=600, help="about the most that it takes")
     options.add_argument("--out", type=Path, help="JSON file to write")
     args = options.parse_args()
+    started_at = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         started = time.monotonic()
@@ -216,11 +221,12 @@ def main() -> int:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
 
+        first_end, second_end = (started_at + share * args.seconds for share in (0.35, 0.7))  # the rest takes a third
         rows: list[Row] = []
         sys.stdout.write("fault                      injected  survived  lost  wrong\n")
         for inject in (
-            lambda: killed(folder, SYNTHESIZE, images, synthesis_seconds, args.kills),
-            lambda: killed(folder, QUANTIZE, network, quantization_seconds, args.kills),
+            lambda: killed(folder, SYNTHESIZE, images, synthesis_seconds, args.kills, first_end),
+            lambda: killed(folder, QUANTIZE, network, quantization_seconds, args.kills, second_end),
             lambda: two_at_once(folder, SYNTHESIZE, images),
             lambda: corrupted(folder, SYNTHESIZE, images),
             lambda: short_of("disk full in synthesize", small_files, folder, SYNTHESIZE, images),
