@@ -22,6 +22,8 @@ def clean(
         raise InputError(f"Folder {folder} does not exist.")
     rows = []
     for path, about in find_work_folders(folder):
+        if path.parent.is_symlink():  # what lies behind belongs to another place
+            continue
         out = path.parent.parent / Path(str(about.get("out", ""))).name  # a name, never a path
         in_use = is_locked(out)
         size = sum(file.stat().st_size for file in path.iterdir() if file.is_file())

@@ -77,3 +77,10 @@ def test_links_are_not_followed(genie: Any, works: list[WorkFolder], tmp_path: P
     works[0].path.symlink_to(elsewhere)
     genie("clean", "--remove")
     assert (elsewhere / "about.json").exists()
+
+
+def test_a_link_to_other_runs_is_not_followed(genie: Any, works: list[WorkFolder], tmp_path: Path) -> None:
+    elsewhere = works[0].path.parent.rename(tmp_path / "elsewhere")
+    Path("a", ROOT).symlink_to(elsewhere)
+    assert "a/images" not in genie("clean", "--remove").stdout
+    assert (elsewhere / works[0].path.name / "about.json").exists()
