@@ -10,7 +10,6 @@ import torch
 
 from genie_cli.artifacts.disk import TENSOR_BYTES
 from genie_cli.artifacts.quantized import save_quantized
-from genie_cli.artifacts.work_folder import WorkFolder
 from genie_cli.config import QuantizeConfig, build
 from genie_cli.models.graph.cuts import data_nodes
 from genie_cli.models.graph.folding import fold_batch_norms
@@ -29,20 +28,6 @@ from genie_cli.student.protocol import assign_bits, find_protocol
 
 CPU = torch.device("cpu")
 NUM_IMAGES = 12
-
-
-class Measured(WorkFolder):
-    """Knows the sizes of the largest checkpoint and of all parts."""
-
-    largest = parts = 0
-
-    def save_checkpoint(self, name: str, *saved: Any) -> None:
-        super().save_checkpoint(name, *saved)
-        self.largest = max(self.largest, *(file.stat().st_size for file in self.path.glob("*.checkpoint*")))
-
-    def finish(self, name: str, *saved: Any) -> None:
-        super().finish(name, *saved)
-        self.parts += (self.path / f"{name}.part").stat().st_size
 
 
 def configured(preset: str, **more: Any) -> QuantizeConfig:
@@ -69,6 +54,7 @@ def test_sizes_are_those_of_the_files(
     digits_teacher: Teacher,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    measured_work: Any,
 ):
     for module in ("quantize", "disk_need"):
         monkeypatch.setattr(
@@ -76,8 +62,7 @@ def test_sizes_are_those_of_the_files(
         )
     config = configured(preset, **more)
     images = torch.randn(NUM_IMAGES, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-    (tmp_path / "work").mkdir()
-    work = Measured(tmp_path / "work", interval=0)
+    work = measured_work
     network = quantize_network(digits_teacher, images, config, CPU, torch.float32, work=work)
     save_quantized(tmp_path / "out", to_artifact(network, digits_teacher, None, config, CPU))
 

@@ -10,7 +10,6 @@ import torch
 
 from genie_cli.artifacts.disk import TENSOR_BYTES, DiskNeed
 from genie_cli.artifacts.images import save_images
-from genie_cli.artifacts.work_folder import WorkFolder
 from genie_cli.config import InputSpec, ModelConfig, SynthesizeConfig, build
 from genie_cli.models.zoo import load_teacher
 from genie_cli.synthesis import presets
@@ -21,27 +20,12 @@ from genie_cli.synthesis.export import to_artifact
 CPU = torch.device("cpu")
 
 
-class Measured(WorkFolder):
-    """Knows the sizes of the largest checkpoint and of all parts."""
-
-    largest = parts = 0
-
-    def save_checkpoint(self, name: str, *saved: Any) -> None:
-        super().save_checkpoint(name, *saved)
-        self.largest = max(self.largest, *(file.stat().st_size for file in self.path.glob("*.checkpoint*")))
-
-    def finish(self, name: str, *saved: Any) -> None:
-        super().finish(name, *saved)
-        self.parts += (self.path / f"{name}.part").stat().st_size
-
-
 @pytest.mark.parametrize("preset", ["genie", "zeroq", "gba", "qimera"])
-def test_sizes_are_those_of_the_files(preset: str, tmp_path: Path):
+def test_sizes_are_those_of_the_files(preset: str, tmp_path: Path, measured_work: Any):
     teacher = load_teacher(ModelConfig(name="digits_resnet"))
     options = {**presets.preset_options(preset), "num_steps": 12, "num_images": 24, "batch_size": 8}
     config = build(SynthesizeConfig, options)
-    (tmp_path / "work").mkdir()
-    work = Measured(tmp_path / "work", interval=0)
+    work = measured_work
     result = synthesize_images(teacher, config, CPU, torch.float32, work=work)
     save_images(tmp_path / "out", *to_artifact(result.images, [teacher], config, CPU))
     checkpoint = checkpoint_bytes(teacher.input, teacher.num_classes, 8, config)
