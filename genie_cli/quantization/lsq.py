@@ -27,13 +27,11 @@ class _FakeQuantize(torch.autograd.Function):
     With t = x / s, q = clip(round(t)): dx' / dx = 1 inside the grid, else 0; dx' / ds = q - t inside,
     else q (Esser et al. 2020, Eq. 3, without the gradient scale). Elements that pass as they are have
     gradients 1 and 0: they are worked on as t near 0, which is inside the grid and has no error.
-
-    With `rectify`, of ``relu(x)``: no gradient passes where x is not above 0.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, step_size: Tensor, quant_min: int, quant_max: int, draw: Draw | None, rectify: bool
+        ctx: Any, x: Tensor, step_size: Tensor, quant_min: int, quant_max: int, draw: Draw | None
     ) -> Tensor:
         result = torch.empty_like(x)
         kept = torch.empty_like(x) if ctx.needs_input_grad[0] else None
@@ -41,7 +39,7 @@ class _FakeQuantize(torch.autograd.Function):
         bounds = (quant_min - 0.5, quant_max + 0.5)
         inverse = step_size.reciprocal()
         for own in chunks(x):
-            exact = (x[own].relu() if rectify else x[own]).float()
+            exact = x[own].float()
             scaled = exact * inverse
             if draw is not None:
                 scaled.mul_(draw(exact))
@@ -51,16 +49,16 @@ class _FakeQuantize(torch.autograd.Function):
             torch.sub(codes, inside(scaled, scaled, *bounds), out=slope[own])
             result[own] = torch.addcmul(exact, codes.sub_(scaled), step_size)
         ctx.save_for_backward(kept, slope)
-        ctx.bounds = (0, quant_max + 0.5) if rectify else bounds
+        ctx.bounds = bounds
         return result
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None, None, None]:
         kept, slope = ctx.saved_tensors
         grad = grads[0]
         parts = [(grad[own].float() * slope[own]).sum() for own in chunks(grad)]
         grad_x = inside(grad, kept, *ctx.bounds) if kept is not None else None
-        return grad_x, torch.stack(parts).sum().view(1), None, None, None, None
+        return grad_x, torch.stack(parts).sum().view(1), None, None, None
 
 
 class LearnedActivationQuantizer(nn.Module):
@@ -80,8 +78,6 @@ class LearnedActivationQuantizer(nn.Module):
         self.step_size = nn.Parameter(torch.tensor([step_size]))
         self.masks: RandomMasks | None = None
         """1 where an element is quantized; None: nothing is dropped."""
-        self.rectify = False
-        """Quantize ``relu(x)``."""
 
     def drop_with(self, generator: torch.Generator) -> None:
         """Drop quantization from now on, at places that `generator` draws."""
@@ -93,7 +89,7 @@ class LearnedActivationQuantizer(nn.Module):
             return fake_quantize(x, self.step_size.detach().to(x.dtype), self.bits, self.signed)
         draw = self.masks.draw if self.drop_prob > 0 and self.masks is not None else None
         quant_min, quant_max = code_range(self.bits, self.signed)
-        result: Tensor = _FakeQuantize.apply(x, self.step_size, quant_min, quant_max, draw, self.rectify)
+        result: Tensor = _FakeQuantize.apply(x, self.step_size, quant_min, quant_max, draw)
         return result
 
     @torch.no_grad()

@@ -90,7 +90,6 @@ class UnitTask:
         quantized_inputs: the same from the already quantized units before, ``[n, ...]``.
         targets: the teacher's output of the unit, ``[n, C, ...]``.
         held_out: rows that are never trained on; what early stopping watches.
-        rectify: the unit's output is the ReLU of the student's.
     """
 
     name: str
@@ -102,7 +101,6 @@ class UnitTask:
     quantized_inputs: ActivationStore
     targets: ActivationStore
     held_out: Tensor
-    rectify: bool
 
 
 def learn_unit(
@@ -297,7 +295,7 @@ class _Learner:
             own, wanted = (functional.log_softmax(logits.float(), 1) for logits in (output, targets))
             divergence: Tensor = functional.kl_div(own, wanted, reduction="batchmean", log_target=True)
             return divergence
-        return squared_error(output, targets, self._task.rectify)
+        return squared_error(output, targets)
 
     def _sum_gradients(self) -> None:
         if self._workers.size == 1:

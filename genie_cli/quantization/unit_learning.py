@@ -16,7 +16,6 @@ from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.pooling import repeat_max_pool_gradients
 from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.quantization.activation_store import ActivationPool, ActivationStore
-from genie_cli.quantization.fused_relu import fuse_relus
 from genie_cli.quantization.lsq import LearnedActivationQuantizer
 from genie_cli.quantization.pieces import Piece, layer_by_layer
 from genie_cli.quantization.reconstruction import LearnedWeight, SoftWeightSlot, UnitTask, learn_unit
@@ -225,8 +224,7 @@ def _make_task(
     all_weights: dict[str, nn.Module] = {**slots, **{n: w.to(device) for n, w in finished_weights.items()}}
     all_activations: dict[str, nn.Module] = {**finished_activations, **activations}
     student = repeat_max_pool_gradients(insert_quantizers(piece.teacher, piece.plan, all_weights, all_activations))
-    rectify = config.loss == "squared" and fuse_relus(student)
     return UnitTask(
         piece.name, student.to(device), slots, weights, activations, data.full_inputs, data.quantized_inputs,
-        data.targets, data.held_out, rectify,
+        data.targets, data.held_out,
     )  # fmt: skip
