@@ -63,10 +63,11 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     loss_of_batch = distill._Batch._images_and_loss
 
     def break_steps(always: bool) -> None:
-        def unit(self: Any, output: Tensor, targets: Tensor) -> Tensor:
+        def unit(self: Any, output: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
             is_bad = self._task.name == "layer2" and self._done == FAILS_AFTER
             is_bad &= always or self._dtype == torch.bfloat16
-            return loss_of_unit(self, output, targets) * (torch.nan if is_bad else 1)
+            loss, gradient = loss_of_unit(self, output, targets)
+            return (loss * torch.nan, gradient * torch.nan) if is_bad else (loss, gradient)
 
         def batch(self: Any) -> tuple[Tensor, Tensor]:
             images, loss = loss_of_batch(self)
@@ -140,7 +141,7 @@ def test_gradients_of_the_last_step_count(teacher: Teacher, monkeypatch: pytest.
     def poisoned(self: Any, regularized: bool) -> None:
         step(self, regularized)
         if self._task.name == "layer1" and self._done == 19:
-            self._weights[0].offset.data[0] = torch.nan
+            self._parameters.offsets.data[0] = torch.nan
 
     monkeypatch.setattr(reconstruction._Learner, "_learn", poisoned)
     with pytest.raises(NumbersError, match=r"Unit 'layer1': the gradients .* step 20, and the step sizes of 'layer1"):

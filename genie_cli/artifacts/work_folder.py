@@ -36,7 +36,7 @@ from genie_cli.runtime.distribution import SOLO, Workers
 
 ROOT = ".genie-work"
 """Folder beside an output that holds the work folders of its neighbours."""
-WORK_VERSION = 1
+WORK_VERSION = 2
 """Raised whenever a part or a checkpoint of an older genie cannot be continued."""
 DEFAULT_INTERVAL = 180.0
 """Seconds between two checkpoints."""

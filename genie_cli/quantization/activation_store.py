@@ -258,8 +258,11 @@ class _FileStore(ActivationStore):
 
 
 def _anonymous_memory(num_bytes: int) -> mmap.mmap:
-    """Memory outside the heap, returned to the system once nothing refers to it."""
-    return mmap.mmap(-1, num_bytes)
+    """Memory outside the heap, returned to the system once nothing refers to it; in huge pages where there are any."""
+    memory = mmap.mmap(-1, num_bytes)
+    with suppress(AttributeError, OSError):  # other systems
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -18,7 +18,7 @@ from genie_cli.models.graph.tensors import get_tensor, named_tensors
 from genie_cli.models.teacher import Teacher
 from genie_cli.quantization.memory_budget import ActivationBudget, activation_budget, numel_an_image
 from genie_cli.quantization.units import Unit, reconstruction_units
-from genie_cli.runtime.determinism import MASK_POOL
+from genie_cli.runtime.determinism import MASK_CUTS, MASK_POOL
 from genie_cli.runtime.distribution import processes_here
 from genie_cli.student.protocol import BitPlan, assign_bits, find_protocol
 
@@ -28,6 +28,8 @@ _CHANNEL_BYTES = _FLOAT + torch.int32.itemsize
 """Of a channel of an integer weight: scale and zero point."""
 _STATES = 2
 """Random numbers' states in a checkpoint: of the dropping and of the batches."""
+_OTHERS = 7
+"""Tensors in a checkpoint beside what learns: loss, micro-batches, masks, batches and those states."""
 
 
 def quantization_need(
@@ -102,11 +104,11 @@ def checkpoint_bytes(folded: fx.GraphModule, unit: Unit, plan: BitPlan, config: 
     num_sites = sum(site.node in nodes for site in plan.activations)
     learned = (max(sizes) if config.unit == "layer" else sum(sizes)) + num_sites
     values = 3 + (config.patience is not None)
-    num_tensors = (values + 1) * (1 + len(unit.layers) + num_sites)
-    masks = (1 + num_sites) * MASK_POOL if config.drop_prob else 0
+    num_tensors = (values + 1) * 2  # of elements and of offsets, with Adam's counts of steps
+    masks = MASK_POOL + MASK_CUTS * _INDEX if config.drop_prob else 0
     rest = (num_images + config.batch_size) * _INDEX
     states = _STATES * len(torch.random.get_rng_state())
-    return learned * values * _FLOAT + masks + rest + states + num_tensors * TENSOR_BYTES
+    return learned * values * _FLOAT + masks + rest + states + (num_tensors + _OTHERS) * TENSOR_BYTES
 
 
 def activations_on_disk(

@@ -24,7 +24,7 @@ from genie_cli.quantization.units import reconstruction_units
 from genie_cli.runtime.determinism import make_generator
 from genie_cli.runtime.distribution import SOLO, Workers
 from genie_cli.runtime.progress import Advanced, Reporter, StageFinished, StageStarted, silent
-from genie_cli.runtime.settings import release_freed_memory
+from genie_cli.runtime.settings import release_freed_memory, settled_objects
 from genie_cli.runtime.shortage import Pieces
 from genie_cli.student.build import insert_quantizers
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
@@ -137,7 +137,7 @@ def quantize_network(
     reports = []
     held_out = _held_out_rows(len(images), config)
     in_pieces = Pieces(report)
-    with ActivationPool(device, budget.device, budget.host, report=report) as pool:
+    with settled_objects(), ActivationPool(device, budget.device, budget.host, report=report) as pool:
         full = quantized = _store_images(images, pool)
         for position, unit in enumerate(units):
             piece = cut_out(folded.graph, unit, plan, device)
@@ -219,6 +219,11 @@ def _store_images(images: ImageRows, pool: ActivationPool) -> ActivationStore:
     return store
 
 
+def _squared_norms(rows: Tensor) -> Tensor:
+    """Of each row ``[n, ...]``, summed in float64."""
+    return rows.square().sum(tuple(range(1, rows.dim())), dtype=torch.float64)
+
+
 def _relative_errors(
     values: ActivationStore, targets: ActivationStore, held_out: Tensor, workers: Workers
 ) -> tuple[float, float | None]:
@@ -229,8 +234,7 @@ def _relative_errors(
     for first in range(0, len(values), _ROWS):
         last = min(first + _ROWS, len(values))
         value, target = values.read(first, last), targets.read(first, last)
-        error = (value - target).double().square().flatten(1).sum(1).cpu()
-        norm = target.double().square().flatten(1).sum(1).cpu()
+        error, norm = (_squared_norms(rows).cpu() for rows in (value - target, target))
         for row, chosen in enumerate((~is_held_out[first:last], is_held_out[first:last])):
             sums[row] += torch.stack([error[chosen].sum(), norm[chosen].sum()])
     errors = [error / norm if norm else 0.0 for error, norm in workers.sum_(sums).tolist()]

@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional
 
-from genie_cli.artifacts.work_folder import NO_WORK, Saved, Work
+from genie_cli.artifacts.work_folder import NO_WORK, Work
 from genie_cli.config import QuantizeConfig
 from genie_cli.errors import NumbersError
 from genie_cli.quantization.activation_store import ActivationStore
+from genie_cli.quantization.batches import Batches, complement
+from genie_cli.quantization.early_stopping import EarlyStopping
 from genie_cli.quantization.lsq import LearnedActivationQuantizer
 from genie_cli.quantization.micro_batches import MicroBatches
-from genie_cli.quantization.rounding import (
-    largest_rate,
-    rectified_sigmoid,
-    rounding_beta,
-    rounding_regularizer,
-)
-from genie_cli.quantization.squared_error import squared_error
+from genie_cli.quantization.reconstruction_loss import kl_divergence, squared_error
+from genie_cli.quantization.rounding import rounding_beta
+from genie_cli.quantization.unit_parameters import LearnedWeight, UnitParameters
 from genie_cli.runtime.determinism import RandomMasks, make_generator
 from genie_cli.runtime.distribution import SOLO, Workers
 from genie_cli.runtime.progress import Reporter, silent
 from genie_cli.runtime.replay import ReplayedStep
 from genie_cli.runtime.shortage import Pieces
 from genie_cli.runtime.state import optimizer_state, prefixed, restore_optimizer, without_prefix
-from genie_cli.student.modules import IntegerWeight
 
 LOG_EVERY = 50
 """Steps between progress reports: reading the loss makes a GPU wait."""
@@ -49,31 +44,6 @@ class SoftWeightSlot(nn.Module):
         """The weight of this step."""
         assert self.value is not None
         return self.value
-
-
-class LearnedWeight(Protocol):
-    """A weight whose elements and step size can learn: softbits, or the weight behind nearest rounding."""
-
-    bits: int
-    offset: nn.Parameter
-    """Of the step size."""
-
-    @property
-    def elements(self) -> nn.Parameter:
-        """What learns element by element, in the shape of the weight."""
-        ...
-
-    def weight(self, values: Tensor, /) -> Tensor:
-        """The weight of those values."""
-        ...
-
-    def keep_step_positive(self) -> None:
-        """Called after each optimizer step."""
-        ...
-
-    def harden(self) -> IntegerWeight:
-        """The finished integers."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -142,7 +112,7 @@ def learn_unit(
     """
     learner = _Learner(task, config, device, dtype, workers, report)
     watched = int(workers.sum_(torch.tensor(len(task.held_out)))) if config.patience is not None else 0
-    stopping = _EarlyStopping(config) if watched else None
+    stopping = EarlyStopping(config, LOG_EVERY) if watched else None
     taken, start = config.num_steps, 0
     if (left := work.checkpoint(place, workers)) is not None:
         start = left.facts["step"]
@@ -186,25 +156,21 @@ class _Learner:
     ) -> None:
         self._task, self._config, self._device, self._dtype, self._workers = task, config, device, dtype, workers
         self._generator = make_generator(device, config.seed, "drop", task.name, *_own_place(workers))
+        self._masks = RandomMasks(1 - config.drop_prob, self._generator)
         for activation in task.activations.values():
-            activation.drop_with(self._generator)
-        self._mixing = RandomMasks(config.drop_prob, self._generator)
-        self._weights, self._activations = list(task.weights.values()), list(task.activations.values())
-        # One tensor for all layers: softbits and regularizer are computed in one go.
-        self._elements = nn.Parameter(torch.cat([weight.elements.detach().flatten() for weight in self._weights]))
-        self._sizes = [weight.elements.numel() for weight in self._weights]
-        self._has_softbits = config.rounding in ("genie", "adaround")
-        self._groups = _parameter_groups(self._elements, self._weights, self._activations, config, device)
+            activation.masks = self._masks
+        self._activations = list(task.activations.values())
+        self._parameters = UnitParameters(task.weights, task.activations, config, device)
+        self._groups = self._parameters.groups()
         on_cuda = device.type == "cuda"
         adam = partial(torch.optim.Adam, fused=True, capturable=on_cuda)
         self._optimizer = adam(self._groups) if self._groups else None  # all rates may be 0
-        self._parameters = [parameter for group in self._groups for parameter in group["params"]]
         total = min(config.batch_size, int(workers.sum_(torch.tensor(float(len(task.targets) - len(task.held_out))))))
         own = total // workers.size + (workers.rank < total % workers.size)
         self._share = own / total
-        trained = _complement(task.held_out, len(task.targets))
+        trained = complement(task.held_out, len(task.targets))
         draws = make_generator(torch.device("cpu"), config.seed, "batches", task.name, *_own_place(workers))
-        self._batches = _Batches(trained, max(own, 1), draws)
+        self._batches = Batches(trained, max(own, 1), draws)
         self._micro_batches = MicroBatches(max(own, 1), task.name, report)
         self._in_pieces = Pieces(report)
         self._inputs: tuple[Tensor, Tensor, Tensor] | None = None
@@ -229,7 +195,7 @@ class _Learner:
         config = self._config
         self._load(self._batches.draw())
         beta = rounding_beta(self._done, config.num_steps, config.warmup, config.beta_start, config.beta_end)
-        regularized = beta is not None and self._has_softbits
+        regularized = beta is not None and self._parameters.has_softbits
         if beta is not None:
             self._beta.fill_(beta)
         decay = 0.5 * (1 + math.cos(math.pi * self._done / config.num_steps))
@@ -256,10 +222,7 @@ class _Learner:
         if self._optimizer is not None:
             self._sum_gradients()
             self._optimizer.step()
-        for weight in self._weights:
-            weight.keep_step_positive()
-        for activation in self._activations:
-            activation.keep_step_positive()
+        self._parameters.keep_steps_positive()
         self._num_finite += self.loss.isfinite()
 
     def _make_gradients(self, regularized: bool) -> None:
@@ -267,57 +230,58 @@ class _Learner:
         full, quantized, targets = self._inputs
         config, task = self._config, self._task
         if config.drop_prob > 0:
-            quantized = torch.lerp(quantized, full, self._mixing.draw(quantized))
+            quantized = torch.lerp(full, quantized, self._masks.draw(quantized))
         if self._optimizer is not None:
             self._optimizer.zero_grad(set_to_none=True)
         self.loss.zero_()
         for share, (inputs, wanted) in self._micro_batches.split(quantized, targets):
-            values = rectified_sigmoid(self._elements) if self._has_softbits else self._elements
-            parts = zip(task.weights.items(), values.split(self._sizes), strict=True)
-            for (name, weight), own in parts:
-                task.slots[name].value = weight.weight(own.view_as(weight.elements))
-            loss = self._reconstruction_loss(self._output(inputs), wanted)
-            total = loss * (self._share * share)
-            if regularized:  # by shares too: once in all
-                penalty = rounding_regularizer(values, self._beta)
-                total = total + (config.round_weight / self._workers.size * share) * penalty
+            made = self._parameters.make(self._dtype, self._beta if regularized else None)
+            for slot, weight in zip(task.slots.values(), made.weights, strict=True):
+                slot.value = weight
+            for activation, step_size in zip(self._activations, made.step_sizes, strict=True):
+                activation.step_size = step_size
+            output = self._output(inputs)
+            loss, gradient = self._reconstruction_loss(output.detach(), wanted)
+            if self._share * share != 1:
+                gradient.mul_(self._share * share)
+            roots, gradients = [output], [gradient]
+            if made.penalty is not None:  # by shares too: once in all
+                roots.append(made.penalty)
+                own_share = config.round_weight / self._workers.size * share
+                gradients.append(torch.full_like(made.penalty, own_share))
             if self._optimizer is not None:
-                total.backward()
-            self.loss.add_(loss.detach(), alpha=share)
+                torch.autograd.backward(roots, gradients)
+            self.loss.add_(loss, alpha=share)
 
     def _output(self, inputs: Tensor) -> Tensor:
         with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
             output: Tensor = self._task.student(inputs)
         return output
 
-    def _reconstruction_loss(self, output: Tensor, targets: Tensor) -> Tensor:
-        if self._config.loss == "kl":
-            own, wanted = (functional.log_softmax(logits.float(), 1) for logits in (output, targets))
-            divergence: Tensor = functional.kl_div(own, wanted, reduction="batchmean", log_target=True)
-            return divergence
-        return squared_error(output, targets)
+    def _reconstruction_loss(self, output: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return (kl_divergence if self._config.loss == "kl" else squared_error)(output, targets)
 
     def _sum_gradients(self) -> None:
         if self._workers.size == 1:
             return
-        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self._parameters]
-        summed = self._workers.sum_(torch.cat([gradient.flatten() for gradient in gradients]))
-        pieces = summed.split([p.numel() for p in self._parameters])
-        for parameter, piece in zip(self._parameters, pieces, strict=True):
-            parameter.grad = piece.view_as(parameter)
+        tensors = [tensor for tensor in self._parameters.tensors() if tensor.requires_grad]
+        gradients = [tensor.grad if tensor.grad is not None else torch.zeros_like(tensor) for tensor in tensors]
+        summed = self._workers.sum_(torch.cat(gradients))
+        for tensor, piece in zip(tensors, summed.split([len(tensor) for tensor in tensors]), strict=True):
+            tensor.grad = piece
 
     @torch.no_grad()
     def held_out_loss(self) -> float:
         """The loss of the held-out rows with finished integers, over all processes."""
         task = self._task
-        self._write_back()
+        self._parameters.write_back()
         task.student.eval()
         for name, weight in task.weights.items():
             task.slots[name].value = weight.harden()()
         sums = torch.zeros(2, dtype=torch.float64)
         for rows in task.held_out.split(self._config.batch_size) if len(task.held_out) else ():
             output = self._in_pieces(self._output, task.quantized_inputs.gather(rows))
-            loss = self._reconstruction_loss(output, task.targets.gather(rows))
+            loss, _ = self._reconstruction_loss(output, task.targets.gather(rows))
             sums += torch.tensor([float(loss) * len(rows), len(rows)], dtype=torch.float64)
         task.student.train()
         total, count = self._workers.sum_(sums)
@@ -325,16 +289,15 @@ class _Learner:
 
     def state(self) -> dict[str, Tensor]:
         """All that changes from step to step, as copies on the CPU."""
-        masks = [self._mixing, *(a.masks for a in self._activations if a.masks is not None)]
         state = {
-            **{f"parameter{i}": parameter.detach() for i, parameter in enumerate(self._parameters)},
+            "elements": self._parameters.elements.detach(),
+            "offsets": self._parameters.offsets.detach(),
             "loss": self.loss,
             "micro_batches": torch.tensor(self._micro_batches.count),
             "generator": self._generator.get_state(),
             **prefixed("batches", self._batches.state()),
+            **prefixed("masks", self._masks.state()),
         }
-        for i, mask in enumerate(masks):
-            state.update(prefixed(f"masks{i}", mask.state()))
         if self._optimizer is not None:
             state.update(prefixed("optimizer", optimizer_state(self._optimizer)))
         return {name: value.detach().cpu().clone() for name, value in state.items()}
@@ -342,15 +305,12 @@ class _Learner:
     @torch.no_grad()
     def resume(self, state: Mapping[str, Tensor], steps_done: int) -> None:
         """Go on from a state, after so many steps."""
-        for i, parameter in enumerate(self._parameters):
-            parameter.copy_(state[f"parameter{i}"])
+        self.restore([state["elements"], state["offsets"]])
         self.loss.copy_(state["loss"])
         self._micro_batches.count = int(state["micro_batches"])
         self._generator.set_state(state["generator"])
         self._batches.restore(without_prefix("batches", state))
-        masks = [self._mixing, *(a.masks for a in self._activations if a.masks is not None)]
-        for i, mask in enumerate(masks):
-            mask.restore(without_prefix(f"masks{i}", state))
+        self._masks.restore(without_prefix("masks", state))
         if self._optimizer is not None:
             restore_optimizer(self._optimizer, without_prefix("optimizer", state))
         self._done = steps_done
@@ -362,17 +322,7 @@ class _Learner:
         Raises:
             NumbersError: the first step whose loss was not finite in any process, or what holds such a value.
         """
-        task = self._task
-        learned = {
-            **{f"step sizes of '{n}'": w.offset for n, w in task.weights.items()},
-            **{f"step size of '{n}'": a.step_size for n, a in task.activations.items()},
-            **{
-                f"roundings of '{n}'": own
-                for n, own in zip(task.weights, self._elements.detach().split(self._sizes), strict=True)
-            },
-        }
-        is_finite = torch.stack([values.isfinite().all() for values in learned.values()]).tolist()
-        names = [name for name, fine in zip(learned, is_finite, strict=True) if not fine]
+        names = self._parameters.not_finite()
         own = torch.tensor([[int(self._num_finite), -len(names)]])
         num_finite, fewest = self._workers.all_gather_rows(own).amin(0).tolist()
         if num_finite == self._done and fewest == 0:
@@ -381,133 +331,28 @@ class _Learner:
         what = f"the loss is NaN or infinite at step {num_finite + 1}"
         if num_finite == self._done:
             what = f"the gradients are NaN or infinite by step {num_finite}"
-        error = NumbersError(f"Unit '{task.name}': {what}{held}.")
+        error = NumbersError(f"Unit '{self._task.name}': {what}{held}.")
         error.is_shared = True  # all processes look at what all have
         raise error
 
     def snapshot(self) -> list[Tensor]:
         """A copy of all that learns."""
-        return [parameter.detach().clone() for parameter in self._parameters]
+        return [parameter.detach().clone() for parameter in self._parameters.tensors()]
 
     @torch.no_grad()
     def restore(self, state: list[Tensor]) -> None:
         """Go back to a snapshot."""
-        for parameter, value in zip(self._parameters, state, strict=True):
+        for parameter, value in zip(self._parameters.tensors(), state, strict=True):
             parameter.copy_(value)
-
-    @torch.no_grad()
-    def _write_back(self) -> None:
-        for weight, own in zip(self._weights, self._elements.detach().split(self._sizes), strict=True):
-            weight.elements.copy_(own.view_as(weight.elements))
 
     def finish(self) -> None:
         """Leave what was learned in the task's modules."""
-        self._write_back()
+        self._parameters.write_back()
         self._task.student.eval()
         for slot in self._task.slots.values():
             slot.value = None
 
 
-class _EarlyStopping:
-    """Whether the held-out loss has settled; its best state is kept."""
-
-    _GAIN = 1e-3
-    """A loss is better if it is lower by this share."""
-
-    def __init__(self, config: QuantizeConfig) -> None:
-        assert config.patience is not None
-        self._patience = config.patience
-        self._every = max(1, min(LOG_EVERY, config.patience // 2))
-        self._first = math.ceil(config.warmup * config.num_steps)
-        self._best_loss, self._best_step = math.inf, 0
-        self.best: list[Tensor] | None = None
-
-    def facts(self) -> dict[str, Any]:
-        """Best loss and its step."""
-        return {"best_loss": self._best_loss, "best_step": self._best_step}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The best state."""
-        return {f"best{i}": value for i, value in enumerate(self.best or ())}
-
-    def resume(self, saved: Saved) -> None:
-        """Go on from a checkpoint."""
-        self._best_loss, self._best_step = saved.facts["best_loss"], saved.facts["best_step"]
-        count = sum(name.startswith("best") for name in saved.tensors)
-        self.best = [saved.tensors[f"best{i}"] for i in range(count)] or None
-
-    def is_due(self, step: int) -> bool:
-        """Whether to look at the held-out loss now: not before the softbits are pushed to 0 and 1."""
-        return step > self._first and step % self._every == 0
-
-    def is_over(self, step: int, loss: float, snapshot: Callable[[], list[Tensor]]) -> bool:
-        """Take one loss into account."""
-        if self.best is None or loss < self._best_loss * (1 - self._GAIN):
-            self._best_loss, self._best_step, self.best = loss, step, snapshot()
-        return step - self._best_step >= self._patience
-
-
-def _parameter_groups(
-    elements: nn.Parameter,
-    weights: Sequence[LearnedWeight],
-    activations: Sequence[LearnedActivationQuantizer],
-    config: QuantizeConfig,
-    device: torch.device,
-) -> list[dict[str, Any]]:
-    """Rates of what learns; `start` is the rate before the cosine, where there is one (`decays`)."""
-
-    def group(parameters: list[nn.Parameter], lr: float, decays: bool) -> dict[str, Any]:
-        return {"params": parameters, "lr": torch.tensor(lr, device=device), "start": lr, "decays": decays}
-
-    by_rate: dict[float, list[nn.Parameter]] = {}
-    for activation in activations:
-        largest = float(largest_rate(activation.step_size.detach(), 2**activation.bits - 1))
-        by_rate.setdefault(min(config.own_activation_step_lr, largest), []).append(activation.step_size)
-    weight_step_lr = config.weight_step_lr if config.rounding in ("genie", "adaquant") else 0.0
-    rates = [
-        ([elements], config.own_rounding_lr if config.rounding != "nearest" else 0.0, config.rounding == "adaquant"),
-        ([weight.offset for weight in weights], weight_step_lr, True),
-        *((parameters, rate, True) for rate, parameters in by_rate.items()),
-    ]
-    for parameters, rate, _ in rates:
-        if not rate:  # what does not learn stays out of the backward pass
-            for parameter in parameters:
-                parameter.requires_grad_(False)
-    return [group(parameters, rate, decays) for parameters, rate, decays in rates if rate]
-
-
 def _own_place(workers: Workers) -> tuple[int, ...]:
     """What sets the random numbers of a process apart; nothing where there is one."""
     return (workers.rank,) if workers.size > 1 else ()
-
-
-def _complement(rows: Tensor, num_rows: int) -> Tensor:
-    """The row indices below `num_rows` that are not in `rows`."""
-    kept = torch.ones(num_rows, dtype=torch.bool)
-    kept[rows] = False
-    return kept.nonzero().flatten()
-
-
-class _Batches:
-    """Full batches of rows without end: shuffled passes over all of them, joined at their ends."""
-
-    def __init__(self, rows: Tensor, batch_size: int, generator: torch.Generator) -> None:
-        self._rows, self._batch_size, self._generator = rows, batch_size, generator
-        self._rest = torch.empty(0, dtype=torch.int64)
-
-    def draw(self) -> Tensor:
-        """The next batch."""
-        while len(self._rest) < self._batch_size:
-            shuffled = self._rows[torch.randperm(len(self._rows), generator=self._generator)]
-            self._rest = torch.cat([self._rest, shuffled])
-        batch, self._rest = self._rest[: self._batch_size], self._rest[self._batch_size :]
-        return batch
-
-    def state(self) -> dict[str, Tensor]:
-        """What is left of the pass, and where the draws are."""
-        return {"rest": self._rest, "generator": self._generator.get_state()}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a state."""
-        self._rest = state["rest"].clone()
-        self._generator.set_state(state["generator"])

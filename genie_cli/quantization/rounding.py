@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,20 @@ def largest_rate(step_size: Tensor, num_levels: int) -> Tensor:
     return step_size * (MAX_GRID_SHIFT / num_levels)
 
 
+class WeightParts(NamedTuple):
+    """A weight ``[O, ...]`` and what it depends on, element by element.
+
+    Attributes:
+        weight: its values.
+        slope: their derivative in what learns element by element.
+        step_slope: their derivative in the channel's step size.
+    """
+
+    weight: Tensor
+    slope: Tensor
+    step_slope: Tensor
+
+
 class SoftRoundedWeight(nn.Module):
     """``W_q = s * (clip(B + V + z, 0, 2^b - 1) - z)`` (Eq. 10), with B frozen at its start (Eq. 11).
 
@@ -38,139 +52,69 @@ class SoftRoundedWeight(nn.Module):
     The step size is ``s = s_0 + unit * offset``: an optimizer's absolute rate on `offset` means the
     same for every channel when `unit` carries the channel's own scale.
 
-    Shapes: weight ``[O, ...]``; step size, zero point and unit ``[O, 1]``.
+    Shapes: weight ``[O, ...]``; step size, zero point and unit ``[O, 1, ...]``.
     """
 
+    has_softbits = True
     base: Tensor
     zero_point: Tensor
     start: Tensor
     unit: Tensor
-    lowest: Tensor
+    elements: Tensor
+    offset: Tensor
 
     def __init__(self, weight: Tensor, scale: Tensor, zero_point: Tensor, bits: int, unit: Tensor) -> None:
-        """Start from the grid of `scale` and `zero_point`; `unit` is the step per unit of offset."""
+        """Start from the grid of `scale` and `zero_point`, ``[O, 1]``; `unit` is the step per unit of offset."""
         super().__init__()
         self.bits = bits
         scaled = weight.detach().float() / like_rows(scale, weight)
         base = scaled.floor()
+        fraction = ((scaled - base).clamp(1e-4, 1 - 1e-4) - GAMMA) / (ZETA - GAMMA)
         self.register_buffer("base", base + like_rows(zero_point, weight))
         self.register_buffer("zero_point", like_rows(zero_point, weight).clone())
         self.register_buffer("start", like_rows(scale, weight).clone())
         self.register_buffer("unit", like_rows(unit, weight).clone())
-        fraction = ((scaled - base).clamp(1e-4, 1 - 1e-4) - GAMMA) / (ZETA - GAMMA)
-        self.logits = nn.Parameter(torch.logit(fraction))
-        self.offset = nn.Parameter(torch.zeros_like(self.start))
-        usable = self.unit != 0
-        lowest = torch.where(usable, (STEP_FLOOR - 1) * self.start / torch.where(usable, self.unit, 1), 0)
-        self.register_buffer("lowest", lowest)
+        self.register_buffer("elements", torch.logit(fraction))
+        self.register_buffer("offset", torch.zeros_like(self.start))
 
-    @property
-    def elements(self) -> nn.Parameter:
-        """What learns element by element."""
-        return self.logits
-
-    def step_size(self) -> Tensor:
-        """The learned step size ``[O, 1, ...]``."""
-        return self.start + self.unit * self.offset
-
-    def softbits(self) -> Tensor:
-        """V in [0, 1], in the shape of the weight."""
-        return rectified_sigmoid(self.logits)
-
-    def weight(self, softbits: Tensor) -> Tensor:
-        """The soft-rounded weight of V, in the shape of the weight."""
-        weight: Tensor = _SoftWeight.apply(
-            softbits, self.offset, self.base, self.zero_point, self.start, self.unit, 2**self.bits - 1
-        )
-        return weight
-
-    @torch.no_grad()
-    def keep_step_positive(self) -> None:
-        """Project the step size back above its floor; called after each optimizer step."""
-        torch.maximum(self.offset, self.lowest, out=self.offset.data)
+    def parts(self, softbits: Tensor, step_size: Tensor) -> WeightParts:
+        """The soft-rounded weight of V and s: dW/dV is s inside the grid, dW/ds is B + V on the grid."""
+        top = 2**self.bits - 1
+        codes = self.base + softbits
+        slope = inside(step_size.expand_as(codes), codes, 0, top)
+        centred = codes.clamp_(0, top).sub_(self.zero_point)
+        return WeightParts(centred * step_size, slope, centred)
 
     @torch.no_grad()
     def harden(self) -> IntegerWeight:
         """The integer weight: softbits rounded by the sign of their logits."""
-        codes = (self.base + (self.logits >= 0)).clamp(0, 2**self.bits - 1)
-        return IntegerWeight(codes, self.step_size().flatten(1), self.zero_point.flatten(1), self.bits)
+        codes = (self.base + (self.elements >= 0)).clamp(0, 2**self.bits - 1)
+        step_size = self.start + self.unit * self.offset
+        return IntegerWeight(codes, step_size.flatten(1), self.zero_point.flatten(1), self.bits)
 
 
-class _RectifiedSigmoid(torch.autograd.Function):
-    """``clip(sigmoid(x) * (zeta - gamma) + gamma, 0, 1)`` with its slope from the forward pass."""
+def rectified_sigmoid(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Softbits ``clip(sigmoid(x) * (zeta - gamma) + gamma, 0, 1)`` of logits, any shape; and the slope.
 
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor) -> Tensor:
-        sigmoid = torch.sigmoid(logits)
-        stretched = sigmoid * (ZETA - GAMMA) + GAMMA
-        softbits = stretched.clamp(0, 1)
-        slope = torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1).mul_(ZETA - GAMMA)
-        ctx.save_for_backward(inside(slope, stretched, 0, 1))
-        return softbits
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        slope: Tensor = ctx.saved_tensors[0]
-        return grads[0] * slope
+    AdaRound (Nagel et al., ICML 2020), Eq. 23.
+    """
+    sigmoid = torch.sigmoid(logits)
+    stretched = sigmoid * (ZETA - GAMMA) + GAMMA
+    slope = torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1).mul_(ZETA - GAMMA)
+    slope = inside(slope, stretched, 0, 1)
+    return stretched.clamp_(0, 1), slope
 
 
-def rectified_sigmoid(logits: Tensor) -> Tensor:
-    """Softbits of logits, any shape (AdaRound, Eq. 23)."""
-    softbits: Tensor = _RectifiedSigmoid.apply(logits)
-    return softbits
+def rounding_penalty(softbits: Tensor, beta: Tensor | float) -> tuple[Tensor, Tensor]:
+    """``sum(1 - |2V - 1|^beta)``, which is zero where every softbit is 0 or 1, and its slope (AdaRound, Eq. 24).
 
-
-class _SoftWeight(torch.autograd.Function):
-    """``(clip(B + V, 0, top) - z) * (s_0 + unit * offset)`` and its gradients in V and offset."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        softbits: Tensor,
-        offset: Tensor,
-        base: Tensor,
-        zero_point: Tensor,
-        start: Tensor,
-        unit: Tensor,
-        top: int,
-    ) -> Tensor:
-        codes = base + softbits
-        clipped = codes.clamp(0, top)
-        step_size = start + unit * offset
-        slope = inside(step_size.expand_as(codes), codes, 0, top)
-        centred = clipped.sub_(zero_point)
-        ctx.save_for_backward(slope, centred, unit)
-        return centred * step_size
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        slope, centred, unit = ctx.saved_tensors
-        grad_step = (grads[0] * centred).flatten(1).sum(1).view(unit.shape)
-        return grads[0] * slope, grad_step * unit, None, None, None, None, None
-
-
-class _RoundingRegularizer(torch.autograd.Function):
-    """``sum(1 - |2V - 1|^beta)``; the power as exp and log, which processors have as vectors."""
-
-    @staticmethod
-    def forward(ctx: Any, softbits: Tensor, beta: Tensor | float) -> Tensor:
-        signed = 2 * softbits - 1
-        distance = signed.abs().clamp_(min=_TINY)
-        power = distance.log().mul_(beta).exp_()
-        penalty = softbits.numel() - power.sum()
-        ctx.save_for_backward(power.div_(distance).mul_(signed.sign_()).mul_(beta).mul_(-2))
-        return penalty
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (slope,) = ctx.saved_tensors
-        return grads[0] * slope, None
-
-
-def rounding_regularizer(softbits: Tensor, beta: Tensor | float) -> Tensor:
-    """``sum(1 - |2V - 1|^beta)`` (AdaRound, Eq. 24): zero where every softbit is 0 or 1."""
-    penalty: Tensor = _RoundingRegularizer.apply(softbits, beta)
-    return penalty
+    The power is made of exp and log, which processors have as vectors.
+    """
+    signed = 2 * softbits - 1
+    distance = signed.abs().clamp_(min=_TINY)
+    power = distance.log().mul_(beta).exp_()
+    penalty = softbits.numel() - power.sum()
+    return penalty, power.div_(distance).mul_(signed.sign_()).mul_(beta).mul_(-2)
 
 
 def rounding_beta(step: int, num_steps: int, warmup: float, start: float, end: float) -> float | None:

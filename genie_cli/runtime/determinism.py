@@ -22,8 +22,10 @@ def make_generator(device: torch.device, seed: int, *path: int | str) -> torch.G
 
 MASK_POOL = 1 << 20
 """Values of a pool of masks."""
-_CUTS = 64
+MASK_CUTS = 256
 """Masks cut out of a pool before it is drawn anew."""
+_PLACES = 1 << 40
+"""Places are drawn below this and taken modulo the number that there are: none is favoured by more than 1e-6."""
 
 
 class RandomMasks:
@@ -33,36 +35,37 @@ class RandomMasks:
     independent of one another element by element; drawing each anew would take a tenth of a step.
     """
 
-    def __init__(self, prob: float, generator: torch.Generator, otherwise: float = 0.0) -> None:
-        """Masks of 1 by chance `prob`, else `otherwise`, which is below 1."""
-        self._prob, self._generator, self._otherwise = prob, generator, otherwise
+    def __init__(self, prob: float, generator: torch.Generator) -> None:
+        """Masks of 1 by chance `prob`, else 0."""
+        self._prob, self._generator = prob, generator
         self._pool: Tensor | None = None
-        self._cuts = 0
+        self._places: list[int] = []
+        self._layouts: dict[tuple[torch.Size, tuple[int, ...]], tuple[int, ...]] = {}
 
     def state(self) -> dict[str, Tensor]:
-        """The pool and the masks cut out of it, to go on from; the generator's state is its owner's."""
+        """The pool and the places still to be cut at, to go on from; the generator's state is its owner's."""
         pool = torch.empty(0, dtype=torch.bool) if self._pool is None else self._pool == 1
-        return {"pool": pool, "cuts": torch.tensor(self._cuts)}
+        return {"pool": pool, "places": torch.tensor(self._places, dtype=torch.int64)}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a state."""
-        self._pool = self._filled(state["pool"].float()) if len(state["pool"]) else None
-        self._cuts = int(state["cuts"])
+        self._pool = state["pool"].float() if len(state["pool"]) else None
+        self._places = state["places"].tolist()
 
     def draw(self, like: Tensor) -> Tensor:
         """A mask in the shape and memory layout of `like`; it is not to be written to."""
-        numel, shape = like.numel(), torch.empty_like(like, device="meta")
+        numel = like.numel()
         if like.device.type != "cpu" or numel > MASK_POOL // 2:
-            return self._filled(random_mask(like, self._prob, self._generator))
-        if self._pool is None or self._cuts == _CUTS:
-            self._pool = self._filled(random_mask(torch.empty(MASK_POOL), self._prob, self._generator))
-            self._cuts = 0
-        self._cuts += 1
-        first = int(torch.randint(MASK_POOL - numel + 1, (), generator=self._generator))
-        return self._pool.as_strided(shape.shape, shape.stride(), first)
-
-    def _filled(self, mask: Tensor) -> Tensor:
-        return mask.clamp_(min=self._otherwise) if self._otherwise else mask
+            return random_mask(like, self._prob, self._generator)
+        if not self._places:
+            self._pool = random_mask(torch.empty(MASK_POOL), self._prob, self._generator)
+            self._places = torch.randint(_PLACES, (MASK_CUTS,), generator=self._generator).tolist()
+        assert self._pool is not None
+        first = self._places.pop() % (MASK_POOL - numel + 1)
+        key = like.shape, like.stride()
+        if key not in self._layouts:
+            self._layouts[key] = torch.empty_like(like, device="meta").stride()
+        return self._pool.as_strided(like.shape, self._layouts[key], first)
 
 
 def random_mask(like: Tensor, prob: float, generator: torch.Generator) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -55,6 +56,16 @@ def nondeterminism_explained() -> Iterator[None]:
             f"The network needs {operation}, which has no deterministic CUDA kernel: use --no-deterministic, "
             "and results will differ slightly from run to run."
         ) from None
+
+
+@contextmanager
+def settled_objects() -> Iterator[None]:
+    """Keep Python's cycle collector off the objects that exist now: a step's own make it go through all of them."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def release_freed_memory() -> None:

@@ -13,8 +13,9 @@ from genie_cli.data.digits import split
 from genie_cli.data.normalize import normalize_pixels
 from genie_cli.models.teacher import Teacher
 from genie_cli.quantization import unit_learning
+from genie_cli.quantization.early_stopping import EarlyStopping
 from genie_cli.quantization.quantize import QuantizedNetwork, held_out_share, quantize_network
-from genie_cli.quantization.reconstruction import UnitTask, _EarlyStopping, learn_unit
+from genie_cli.quantization.reconstruction import LOG_EVERY, UnitTask, learn_unit
 
 CPU = torch.device("cpu")
 
@@ -81,7 +82,7 @@ def test_a_unit_that_improves_goes_on(digits_teacher: Teacher, digits: Tensor):
 
 
 def test_the_best_state_is_kept_and_small_gains_do_not_count():
-    stopping = _EarlyStopping(QuantizeConfig(num_steps=100, patience=6, warmup=0.0))
+    stopping = EarlyStopping(QuantizeConfig(num_steps=100, patience=6, warmup=0.0), LOG_EVERY)
     assert [step for step in range(1, 10) if stopping.is_due(step)] == [3, 6, 9]
     losses = {3: 1.0, 6: 0.5, 9: 0.4999, 12: 0.6}
     over = [stopping.is_over(step, loss, lambda s=step: [torch.tensor(s)]) for step, loss in losses.items()]

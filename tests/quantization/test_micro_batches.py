@@ -124,7 +124,7 @@ def gradients(monkeypatch: pytest.MonkeyPatch) -> list[list[Tensor]]:
     sum_gradients = reconstruction._Learner._sum_gradients
 
     def keep(learner: Any) -> None:
-        kept.append([p.grad.clone() for p in learner._parameters if p.grad is not None])
+        kept.append([p.grad.clone() for p in learner._parameters.tensors() if p.grad is not None])
         sum_gradients(learner)
 
     monkeypatch.setattr(reconstruction._Learner, "_sum_gradients", keep)

@@ -24,11 +24,12 @@ from genie_cli.models.teacher import Teacher, make_teacher
 from genie_cli.quantization import calibration, reconstruction, unit_learning
 from genie_cli.quantization import quantize as quantize_module
 from genie_cli.quantization.activation_store import ActivationPool, ActivationStore
+from genie_cli.quantization.batches import Batches
 from genie_cli.quantization.calibration import CALIBRATION_IMAGES, calibrate_sites
 from genie_cli.quantization.presets import preset_options
 from genie_cli.quantization.quantize import QuantizedNetwork, quantize_network
-from genie_cli.quantization.reconstruction import UnitTask, _Batches, learn_unit
-from genie_cli.quantization.rounding import largest_rate
+from genie_cli.quantization.reconstruction import UnitTask, learn_unit
+from genie_cli.quantization.rounding import largest_rate, rectified_sigmoid
 from genie_cli.quantization.units import reconstruction_units
 from genie_cli.runtime.determinism import make_generator
 from genie_cli.runtime.progress import Advanced, Event, StageFinished, StageStarted
@@ -220,7 +221,7 @@ def test_any_number_of_images_and_steps(digits_teacher: Teacher, digits: Tensor,
 
 
 def test_batches_are_full_and_even():
-    drawn = _Batches(torch.arange(33), 32, torch.Generator().manual_seed(0))
+    drawn = Batches(torch.arange(33), 32, torch.Generator().manual_seed(0))
     batches = [drawn.draw() for _ in range(33)]
     assert all(len(batch) == 32 for batch in batches)
     counts = torch.bincount(torch.cat(batches), minlength=33)
@@ -230,7 +231,7 @@ def test_batches_are_full_and_even():
 
 
 def test_batches_hold_the_rows_asked_for_alone():
-    drawn = _Batches(torch.tensor([3, 5, 8]), 2, torch.Generator().manual_seed(0))
+    drawn = Batches(torch.tensor([3, 5, 8]), 2, torch.Generator().manual_seed(0))
     assert set(torch.cat([drawn.draw() for _ in range(6)]).tolist()) == {3, 5, 8}
 
 
@@ -313,7 +314,7 @@ def test_input_mixes_full_precision_and_quantized_elements(
     network, watched = watch(monkeypatch, digits_teacher, digits[:20], **options)
     own = watched["layer2"]
     task, inputs = own.task, own.inputs
-    indices = _Batches(torch.arange(20), 8, make_generator(CPU, 0, "batches", "layer2"))
+    indices = Batches(torch.arange(20), 8, make_generator(CPU, 0, "batches", "layer2"))
     assert len(inputs) == 2
     for mixed in inputs:
         rows = indices.draw()
@@ -324,8 +325,6 @@ def test_input_mixes_full_precision_and_quantized_elements(
     if drop_prob == 1:  # nothing is quantized, so nothing is learned about steps
         unchanged = {name: a.step_size.item() for name, a in task.activations.items()}
         assert unchanged == {name: network.activations[name].step_size.item() for name in unchanged}
-        for activation in task.activations.values():
-            assert activation.floor == pytest.approx(0.01 * activation.step_size.item())
 
 
 def test_loss_sums_over_channels_and_averages_over_the_rest(
@@ -338,10 +337,9 @@ def test_loss_sums_over_channels_and_averages_over_the_rest(
         own, task = watched[name], watched[name].task
         for layer, slot in task.slots.items():
             weight = task.weights[layer]
-            slot.value = weight.weight(weight.softbits()).detach()
+            slot.value = weight.parts(rectified_sigmoid(weight.elements)[0], weight.start).weight
         with torch.no_grad():
-            output = task.student(own.quantized_inputs)
-            error = ((output.relu() if task.rectify else output) - own.targets).square()
+            error = (task.student(own.quantized_inputs) - own.targets).square()
         wanted = error.sum() / (error.numel() / error.shape[1])
         assert watched[name].loss == pytest.approx(wanted.item(), rel=1e-4), name
 
@@ -360,16 +358,9 @@ def test_rates(digits_teacher: Teacher, digits: Tensor, monkeypatch: pytest.Monk
     cosine = [0.5 * (1 + math.cos(math.pi * step / 4)) for step in range(4)]
     assert len(seen) == 20
     for first in range(0, 20, 4):
-        rounding, weight_step, *activation_steps = seen[first]
-        assert (rounding, weight_step) == pytest.approx((0.1, 0.02))
-        # the first unit reads images: it has no activation to learn
-        assert bool(activation_steps) == (first > 0)
-        # no activation's rate is above the one asked for, nor above what its grid can take
-        assert all(0 < rate <= 0.003 + 1e-9 for rate in activation_steps)
-        assert min(activation_steps, default=0.0) < 0.003
         for step, decay in enumerate(cosine):
-            wanted = [0.1, *(rate * decay for rate in (weight_step, *activation_steps))]
-            assert seen[first + step] == pytest.approx(wanted)
+            # elements, and offsets of the step sizes of weights and sites, whose units set them apart
+            assert seen[first + step] == pytest.approx([0.1, 0.02 * decay])
 
 
 @pytest.mark.parametrize(("round_weight", "warmup"), [(5.0, 0.2), (0.0, 0.2), (5.0, 0.99)])
@@ -378,7 +369,7 @@ def test_regularizer_decides_the_softbits_after_the_warm_up(
 ):
     options = {"round_weight": round_weight, "warmup": warmup, "num_steps": 50, "beta_start": 8.0}
     _, watched = watch(monkeypatch, digits_teacher, digits[:8], **options)
-    softbits = watched["layer3"].task.weights["layer3.0.conv2"].softbits()
+    softbits, _ = rectified_sigmoid(watched["layer3"].task.weights["layer3.0.conv2"].elements)
     decided = float(((softbits < 0.02) | (softbits > 0.98)).float().mean())
     assert decided > 0.8 if (round_weight, warmup) == (5.0, 0.2) else decided < 0.5
 

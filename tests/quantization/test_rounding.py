@@ -9,13 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from genie_cli.config import QuantizeConfig
 from genie_cli.quantization.rounding import (
-    STEP_FLOOR,
     SoftRoundedWeight,
     largest_rate,
+    rectified_sigmoid,
     rounding_beta,
-    rounding_regularizer,
+    rounding_penalty,
 )
+from genie_cli.quantization.unit_parameters import UnitParameters
 from genie_cli.student.grid import minmax_weight_grid, search_weight_grid
 
 SHAPES = {"conv": (6, 4, 3, 3), "depthwise": (6, 1, 3, 3), "linear": (6, 11), "one-channel": (1, 20, 3, 1)}
@@ -31,17 +33,20 @@ def make(shape: tuple[int, ...], bits: int = 3, unit: float = 1.0, range_: str =
     return learned
 
 
+def step_size(learned: SoftRoundedWeight) -> Tensor:
+    return learned.start + learned.unit * learned.offset
+
+
 def weight_and_softbits(learned: SoftRoundedWeight) -> tuple[Tensor, Tensor]:
-    softbits = learned.softbits()
-    return learned.weight(softbits), softbits
+    softbits, _ = rectified_sigmoid(learned.elements)
+    return learned.parts(softbits, step_size(learned)).weight, softbits
 
 
 def perturb(learned: SoftRoundedWeight, seed: int = 1) -> SoftRoundedWeight:
     """Logits all over the place and steps off their start, as after some training."""
     draws = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        learned.logits.copy_(torch.randn(learned.logits.shape, generator=draws) * 3)
-        learned.offset.copy_(torch.randn(learned.offset.shape, generator=draws) * 0.1 * learned.start)
+    learned.elements.copy_(torch.randn(learned.elements.shape, generator=draws) * 3)
+    learned.offset.copy_(torch.randn(learned.offset.shape, generator=draws) * 0.1 * learned.start)
     return learned
 
 
@@ -50,10 +55,10 @@ def numpy_parts(learned: SoftRoundedWeight) -> dict[str, np.ndarray]:
     rows = [1] * (learned.original.dim() - 1)
     start = learned.start.numpy().reshape(-1, *rows)
     zero_point = learned.zero_point.numpy().reshape(-1, *rows)
-    logits = learned.logits.detach().double().numpy()
+    logits = learned.elements.double().numpy()
     base = np.floor(learned.original.numpy() / start) + zero_point
     softbits = np.clip(1.2 / (1 + np.exp(-logits)) - 0.1, 0, 1)
-    step = start.astype(np.float64) + learned.unit.numpy() * learned.offset.detach().double().numpy()
+    step = start.astype(np.float64) + learned.unit.numpy() * learned.offset.double().numpy()
     total = base + softbits
     codes = np.clip(total, 0, 2**learned.bits - 1)
     inside = (total >= 0) & (total <= 2**learned.bits - 1)
@@ -74,14 +79,14 @@ def test_soft_weight_and_softbits_are_those_of_numpy(shape: tuple[int, ...], bit
     assert weight.shape == softbits.shape == shape and weight.dtype == torch.float32
     np.testing.assert_allclose(softbits.detach().numpy(), wanted["softbits"], atol=1e-6)
     np.testing.assert_allclose(weight.detach().numpy(), wanted["weight"], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(learned.step_size().detach().numpy(), wanted["step"], rtol=1e-6)
+    np.testing.assert_allclose(step_size(learned).numpy(), wanted["step"], rtol=1e-6)
     assert (softbits == 0).any() and (softbits == 1).any()  # the stretch reaches both ends
 
 
 @shapes
 def test_weight_starts_at_the_checkpoint_where_the_grid_holds_it(shape: tuple[int, ...]):
     learned = make(shape, bits=3)
-    weight = learned.weight(learned.softbits()).detach()
+    weight, _ = weight_and_softbits(learned)
     away = ((weight - learned.original) / learned.start).abs()
     parts = numpy_parts(learned)
     assert parts["inside"].mean() > 0.5
@@ -96,10 +101,10 @@ def test_a_weight_on_the_grid_starts_there_and_can_move_both_ways():
     scale = torch.full((2, 1), 0.25)
     weight = (torch.tensor([[0.0, 1, 2, 3], [-4, -1, 0, 3]])) * scale
     learned = SoftRoundedWeight(weight, scale, torch.tensor([[0.0], [4.0]]), 3, torch.ones(2, 1))
-    soft, softbits = weight_and_softbits(learned)
-    torch.testing.assert_close(soft.detach(), weight, rtol=0, atol=1.1e-4 * 0.25)
-    softbits.sum().backward()
-    assert learned.logits.grad is not None and (learned.logits.grad > 0).all()
+    soft, _ = weight_and_softbits(learned)
+    torch.testing.assert_close(soft, weight, rtol=0, atol=1.1e-4 * 0.25)
+    _, slope = rectified_sigmoid(learned.elements)
+    assert (slope > 0).all()
 
 
 @shapes
@@ -108,10 +113,12 @@ def test_gradients_are_those_of_equation_11(shape: tuple[int, ...]):
     parts = numpy_parts(learned)
     assert not parts["inside"].all()
     incoming = torch.randn(shape, generator=torch.Generator().manual_seed(2))
-    weight, softbits = weight_and_softbits(learned)
-    grad_bits, grad_offset, grad_logits = torch.autograd.grad(
-        (weight * incoming).sum(), [softbits, learned.offset, learned.logits]
-    )
+    unit = UnitParameters({"layer": learned}, {}, QuantizeConfig(), torch.device("cpu"))
+    (weight,) = unit.make(torch.float32, None).weights
+    weight.backward(incoming)
+    assert unit.elements.grad is not None and unit.offsets.grad is not None
+    grad_logits, grad_offset = unit.elements.grad.view(shape), unit.offsets.grad.view(learned.offset.shape)
+    grad_bits = incoming * learned.parts(rectified_sigmoid(learned.elements)[0], step_size(learned)).slope
     grads = incoming.double().numpy()
     # dW_q / dV = s, none where clipped
     wanted_bits = grads * parts["step"] * parts["inside"]
@@ -130,10 +137,8 @@ def test_gradients_are_those_of_equation_11(shape: tuple[int, ...]):
 
 def test_what_learns_are_logits_and_steps_alone():
     learned = make(SHAPES["conv"])
-    assert {name: tuple(p.shape) for name, p in learned.named_parameters()} == {
-        "logits": (6, 4, 3, 3),
-        "offset": (6, 1, 1, 1),
-    }
+    unit = UnitParameters({"layer": learned}, {}, QuantizeConfig(), torch.device("cpu"))
+    assert [tuple(tensor.shape) for tensor in unit.tensors()] == [(6 * 4 * 3 * 3,), (6,)]
     assert not any(buffer.requires_grad for buffer in learned.buffers())
 
 
@@ -141,8 +146,7 @@ def test_base_stays_when_the_step_changes():
     learned = make(SHAPES["conv"], bits=4, range_="minmax")
     before, softbits = (t.detach() for t in weight_and_softbits(learned))
     codes = learned.harden().codes
-    with torch.no_grad():
-        learned.offset.copy_(0.5 * learned.start)  # steps grow by half: floor(W / s) would be smaller
+    learned.offset.copy_(0.5 * learned.start)  # steps grow by half: floor(W / s) would be smaller
     after, softbits_after = (t.detach() for t in weight_and_softbits(learned))
     torch.testing.assert_close(after, 1.5 * before)
     assert torch.equal(softbits_after, softbits)
@@ -155,7 +159,7 @@ def test_base_stays_when_the_step_changes():
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_hard_codes_are_base_plus_the_sign_of_the_logit(shape: tuple[int, ...], bits: int):
     learned = perturb(make(shape, bits))
-    learned.logits.data.flatten()[0] = 0.0  # counts as rounding up
+    learned.elements.data.flatten()[0] = 0.0  # counts as rounding up
     parts = numpy_parts(learned)
     hardened = learned.harden()
     wanted = np.clip(parts["base"] + (parts["logits"] >= 0), 0, 2**bits - 1)
@@ -170,43 +174,14 @@ def test_hard_codes_are_base_plus_the_sign_of_the_logit(shape: tuple[int, ...], 
 
 def test_hard_rounding_of_saturated_logits_is_the_soft_weight():
     learned = perturb(make(SHAPES["conv"], bits=4))
-    with torch.no_grad():
-        learned.logits.copy_(learned.logits.sign() * 20)
-    torch.testing.assert_close(learned.harden()(), learned.weight(learned.softbits()).detach())
+    learned.elements.copy_(learned.elements.sign() * 20)
+    torch.testing.assert_close(learned.harden()(), weight_and_softbits(learned)[0])
 
 
 def test_hardening_at_the_start_is_rounding_to_nearest():
     learned = make(SHAPES["conv"], bits=4)
     nearest = (learned.original / learned.start).round() + learned.zero_point
     assert torch.equal(learned.harden().codes.float(), nearest.clamp(0, 15))
-
-
-@pytest.mark.parametrize("unit", [1.0, 1e-4, 37.0])
-def test_a_step_never_falls_below_its_floor(unit: float):
-    learned = make(SHAPES["conv"], unit=unit)
-    with torch.no_grad():
-        learned.offset.fill_(-10 / unit)
-        learned.offset[2] = 0.25 * learned.start[2] / unit
-    learned.keep_step_positive()
-    step = learned.step_size().detach()
-    wanted = STEP_FLOOR * learned.start
-    wanted[2] = 1.25 * learned.start[2]
-    torch.testing.assert_close(step, wanted, rtol=1e-4, atol=0)
-    assert (step > 0).all()
-
-
-def test_a_channel_without_a_unit_keeps_its_step():
-    """A folded batch norm with gamma 0: the checkpoint's step moves, the folded one stays."""
-    weight = torch.randn(3, 4)
-    weight[1] = 0
-    scale, zero_point = search_weight_grid(weight, 4)
-    learned = SoftRoundedWeight(weight, scale, zero_point, 4, torch.tensor([[1.0], [0.0], [1.0]]))
-    with torch.no_grad():
-        learned.offset.fill_(-5.0)
-    learned.keep_step_positive()
-    step = learned.step_size().detach()
-    assert step[1] == scale[1] and torch.isfinite(learned.offset).all()
-    assert torch.equal(learned.harden()()[1], torch.zeros(4))
 
 
 # regularizer
@@ -218,14 +193,12 @@ def test_a_channel_without_a_unit_keeps_its_step():
 )
 def test_regularizer_is_that_of_numpy(softbits: list[float], beta: float):
     wanted = (1 - np.abs(2 * np.asarray(softbits) - 1) ** beta).sum()
-    assert rounding_regularizer(torch.tensor(softbits), beta).item() == pytest.approx(wanted, abs=1e-4)
+    assert rounding_penalty(torch.tensor(softbits), beta)[0].item() == pytest.approx(wanted, abs=1e-4)
 
 
 def test_regularizer_is_zero_at_the_ends_and_pushes_apart():
-    assert rounding_regularizer(torch.tensor([0.0, 1.0, 1.0]), 2.0).item() == 0
-    softbits = torch.tensor([0.2, 0.5, 0.9], requires_grad=True)
-    rounding_regularizer(softbits, 3.0).backward()
-    grad: Tensor = softbits.grad  # type: ignore[assignment]
+    assert rounding_penalty(torch.tensor([0.0, 1.0, 1.0]), 2.0)[0].item() == 0
+    _, grad = rounding_penalty(torch.tensor([0.2, 0.5, 0.9]), 3.0)
     assert grad[0] > 0 and grad[1] == 0 and grad[2] < 0
     np.testing.assert_allclose(grad.numpy(), [6 * 0.36, 0, -6 * 0.64], rtol=1e-5)
 
@@ -233,11 +206,11 @@ def test_regularizer_is_zero_at_the_ends_and_pushes_apart():
 @pytest.mark.parametrize("beta", [2.0, 7.3, 20.0])
 def test_regularizer_gradient_is_that_of_the_plain_formula(beta: float):
     softbits = torch.cat([torch.tensor([0.0, 0.5, 1.0]), torch.rand(200, generator=torch.Generator().manual_seed(0))])
-    own, plain = softbits.clone().requires_grad_(), softbits.double().requires_grad_()
-    rounding_regularizer(own, torch.tensor(beta)).backward()
+    plain = softbits.double().requires_grad_()
+    _, slope = rounding_penalty(softbits, torch.tensor(beta))
     (1 - (2 * plain - 1).abs().pow(beta)).sum().backward()
-    assert own.grad is not None and plain.grad is not None
-    torch.testing.assert_close(own.grad.double(), plain.grad, rtol=1e-4, atol=1e-5)
+    assert plain.grad is not None
+    torch.testing.assert_close(slope.double(), plain.grad, rtol=1e-4, atol=1e-5)
 
 
 @given(num_steps=st.integers(1, 500), warmup=st.floats(0, 0.95), start=st.floats(2, 30), end=st.floats(0.5, 4))

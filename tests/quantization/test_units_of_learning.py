@@ -403,14 +403,14 @@ def test_held_out_error_is_told_with_every_preset(
     preset: str, digits_teacher: Teacher, digits: Tensor, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ):
     drawn: set[int] = set()
-    draw = reconstruction._Batches.draw
+    draw = reconstruction.Batches.draw
 
     def record(batches: Any) -> Tensor:
         rows = draw(batches)
         drawn.update(rows.tolist())
         return rows
 
-    monkeypatch.setattr(reconstruction._Batches, "draw", record)
+    monkeypatch.setattr(reconstruction.Batches, "draw", record)
     few = {"num_steps": 3, "batch_size": 8, "holdout": 0.25, "weight_bits": 3, "activation_range": "minmax"}
     config = build(QuantizeConfig, PRESETS[preset], few, {"preset": preset})
     network = quantize_network(digits_teacher, digits, config, CPU, torch.float32)

@@ -1,0 +1,52 @@
+"""When a unit has learned enough: its held-out loss has settled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from genie_cli.artifacts.work_folder import Saved
+from genie_cli.config import QuantizeConfig
+
+
+class EarlyStopping:
+    """Whether the held-out loss has settled; its best state is kept."""
+
+    _GAIN = 1e-3
+    """A loss is better if it is lower by this share."""
+
+    def __init__(self, config: QuantizeConfig, every: int) -> None:
+        """Look at most every so many steps; `config` has a patience."""
+        assert config.patience is not None
+        self._patience = config.patience
+        self._every = max(1, min(every, config.patience // 2))
+        self._first = math.ceil(config.warmup * config.num_steps)
+        self._best_loss, self._best_step = math.inf, 0
+        self.best: list[Tensor] | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """Best loss and its step."""
+        return {"best_loss": self._best_loss, "best_step": self._best_step}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The best state."""
+        return {f"best{i}": value for i, value in enumerate(self.best or ())}
+
+    def resume(self, saved: Saved) -> None:
+        """Go on from a checkpoint."""
+        self._best_loss, self._best_step = saved.facts["best_loss"], saved.facts["best_step"]
+        count = sum(name.startswith("best") for name in saved.tensors)
+        self.best = [saved.tensors[f"best{i}"] for i in range(count)] or None
+
+    def is_due(self, step: int) -> bool:
+        """Whether to look at the held-out loss now: not before the softbits are pushed to 0 and 1."""
+        return step > self._first and step % self._every == 0
+
+    def is_over(self, step: int, loss: float, snapshot: Callable[[], list[Tensor]]) -> bool:
+        """Take one loss into account."""
+        if self.best is None or loss < self._best_loss * (1 - self._GAIN):
+            self._best_loss, self._best_step, self.best = loss, step, snapshot()
+        return step - self._best_step >= self._patience

@@ -1,0 +1,218 @@
+"""All that a unit learns as two flat tensors, and the weights and step sizes that they stand for."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from genie_cli.config import QuantizeConfig
+from genie_cli.quantization.lsq import LearnedActivationQuantizer
+from genie_cli.quantization.rounding import STEP_FLOOR, WeightParts, largest_rate, rectified_sigmoid, rounding_penalty
+from genie_cli.student.modules import IntegerWeight
+
+
+class LearnedWeight(Protocol):
+    """A weight whose elements and step size can learn: softbits, or the weight behind nearest rounding.
+
+    Attributes:
+        bits: of the grid.
+        has_softbits: the elements are logits, of which `parts` is given the softbits.
+        elements: what learns element by element, in the shape of the weight.
+        offset: of the step size ``start + unit * offset``, ``[O, 1, ...]``.
+        start: the step size that it starts at, in that shape.
+        unit: what an offset of 1 adds to the step size; 0 where it stays.
+    """
+
+    bits: int
+    has_softbits: bool
+    elements: Tensor
+    offset: Tensor
+    start: Tensor
+    unit: Tensor
+
+    def parts(self, values: Tensor, step_size: Tensor, /) -> WeightParts:
+        """The weight of softbits or elements, and of a step size ``[O, 1, ...]``."""
+        ...
+
+    def harden(self) -> IntegerWeight:
+        """The finished integers of `elements` and `offset`."""
+        ...
+
+
+class Made(NamedTuple):
+    """What a unit runs on in one step.
+
+    Attributes:
+        weights: one a layer.
+        step_sizes: one a site, ``[1]``.
+        penalty: the rounding regularizer, where it was asked for.
+    """
+
+    weights: Sequence[Tensor]
+    step_sizes: Sequence[Tensor]
+    penalty: Tensor | None
+
+
+class UnitParameters:
+    """What learns in one unit: all elements in one tensor, all offsets of step sizes in another.
+
+    A step then costs one node of the graph, one optimizer of two tensors and one projection, however many
+    layers the unit has. Step sizes of weights and of activations share a rate: what sets them apart is
+    how far an offset of 1 moves them.
+
+    Attributes:
+        elements: softbits' logits or shifts of all layers, ``[E]``.
+        offsets: of the channels' step sizes, layer by layer, then of the sites', ``[S]``.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, LearnedWeight],
+        activations: Mapping[str, LearnedActivationQuantizer],
+        config: QuantizeConfig,
+        device: torch.device,
+    ) -> None:
+        """Start where the weights and quantizers are."""
+        self._weights, self._activations = dict(weights), dict(activations)
+        self._layers = list(weights.values())
+        self.has_softbits = any(layer.has_softbits for layer in self._layers)
+        self._element_rate = config.own_rounding_lr if config.rounding != "nearest" else 0.0
+        self._elements_decay = config.rounding == "adaquant"
+        weight_rate = config.weight_step_lr if config.rounding in ("genie", "adaquant") else 0.0
+        self._step_rate = weight_rate or config.own_activation_step_lr
+        self._device = device
+        parts = [layer.elements.detach().flatten() for layer in self._layers]
+        self.elements = nn.Parameter(torch.cat(parts), requires_grad=bool(self._element_rate))
+        starts = [layer.start.flatten() for layer in self._layers]
+        units = [layer.unit.flatten() * bool(weight_rate) for layer in self._layers]
+        for activation in activations.values():
+            start = activation.step_size.detach()
+            rate = largest_rate(start, 2**activation.bits - 1).clamp(max=config.own_activation_step_lr)
+            starts.append(start)
+            units.append(rate / self._step_rate if self._step_rate else torch.zeros_like(rate))
+        self._starts, self._units = torch.cat(starts), torch.cat(units)
+        self._lowest = torch.where(self._units != 0, (STEP_FLOOR - 1) * self._starts / self._units, 0)
+        offsets = [layer.offset.flatten() for layer in self._layers]
+        offsets.append(self._starts.new_zeros(len(activations)))
+        self.offsets = nn.Parameter(torch.cat(offsets), requires_grad=bool(self._units.any()))
+        self._element_ends = [0, *itertools.accumulate(layer.elements.numel() for layer in self._layers)]
+        self._channel_ends = [0, *itertools.accumulate(layer.start.numel() for layer in self._layers)]
+
+    def groups(self) -> list[dict[str, Any]]:
+        """What learns, for an optimizer; `start` is the rate before the cosine, where there is one (`decays`)."""
+        rates = (self._element_rate, self._elements_decay), (self._step_rate, True)
+        return [
+            {"params": [tensor], "lr": torch.tensor(lr, device=self._device), "start": lr, "decays": decays}
+            for tensor, (lr, decays) in zip(self.tensors(), rates, strict=True)
+            if tensor.requires_grad
+        ]
+
+    def tensors(self) -> tuple[nn.Parameter, nn.Parameter]:
+        """Elements and offsets."""
+        return self.elements, self.offsets
+
+    def make(self, dtype: torch.dtype, beta: Tensor | None) -> Made:
+        """Weights in `dtype`, step sizes in float32, and for an exponent the rounding regularizer."""
+        made = _Make.apply(self.elements, self.offsets, self, dtype, beta if self.has_softbits else None)
+        num_weights, num_steps = len(self._layers), len(self._activations)
+        penalty = made[-1] if len(made) > num_weights + num_steps else None
+        return Made(made[:num_weights], made[num_weights : num_weights + num_steps], penalty)
+
+    @torch.no_grad()
+    def keep_steps_positive(self) -> None:
+        """Project the step sizes back above their floors; called after each optimizer step."""
+        torch.maximum(self.offsets, self._lowest, out=self.offsets.data)
+
+    @torch.no_grad()
+    def write_back(self) -> None:
+        """Leave what was learned in the weights and quantizers."""
+        for layer, elements, offset in zip(
+            self._layers, self._split(self.elements), self._channels(self.offsets), strict=True
+        ):
+            layer.elements.copy_(elements)
+            layer.offset.copy_(offset)
+        for activation, step_size in zip(self._activations.values(), self._site_steps(self._steps()), strict=True):
+            activation.step_size = step_size
+
+    def not_finite(self) -> list[str]:
+        """What holds NaN or infinity, in words."""
+        if bool(self.elements.isfinite().all() & self.offsets.isfinite().all()):
+            return []
+        channels = zip(self._weights, self._channels(self.offsets), strict=True)
+        sites = zip(self._activations, self._site_steps(self.offsets), strict=True)
+        elements = zip(self._weights, self._split(self.elements), strict=True)
+        learned = {
+            **{f"step sizes of '{name}'": values for name, values in channels},
+            **{f"step size of '{name}'": values for name, values in sites},
+            **{f"roundings of '{name}'": values for name, values in elements},
+        }
+        return [name for name, values in learned.items() if not values.isfinite().all()]
+
+    def _steps(self) -> Tensor:
+        return self._starts + self._units * self.offsets.detach()
+
+    def _split(self, flat: Tensor) -> list[Tensor]:
+        """A flat tensor of elements, a view a layer in its shape."""
+        ends = itertools.pairwise(self._element_ends)
+        return [flat[a:b].view(layer.elements.shape) for layer, (a, b) in zip(self._layers, ends, strict=True)]
+
+    def _channels(self, flat: Tensor) -> list[Tensor]:
+        """The same for the channels' step sizes, ``[O, 1, ...]``."""
+        ends = itertools.pairwise(self._channel_ends)
+        return [flat[a:b].view(layer.start.shape) for layer, (a, b) in zip(self._layers, ends, strict=True)]
+
+    def _site_steps(self, flat: Tensor) -> tuple[Tensor, ...]:
+        return flat[self._channel_ends[-1] :].view(-1, 1).unbind()
+
+
+class _Make(torch.autograd.Function):
+    """`UnitParameters.make` with the gradients that `WeightParts` and the regularizer name."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, elements: Tensor, offsets: Tensor, owner: UnitParameters, dtype: torch.dtype, beta: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        values, slope, penalty = elements, None, []
+        if owner.has_softbits:
+            values, slope = rectified_sigmoid(elements)
+        saved: list[Tensor] = [] if slope is None else [slope]
+        if beta is not None:
+            value, penalty_slope = rounding_penalty(values, beta)
+            penalty.append(value)
+            saved.append(penalty_slope)
+        steps = owner._steps()
+        weights = []
+        layers = zip(owner._layers, owner._split(values), owner._channels(steps), strict=True)
+        for layer, own, step_size in layers:
+            parts = layer.parts(own, step_size)
+            weights.append(parts.weight.to(dtype))
+            saved += [parts.slope, parts.step_slope]
+        ctx.owner = owner
+        ctx.save_for_backward(*saved)
+        # clones: several outputs that are views of one tensor would be refused
+        return *weights, *(step_size.clone() for step_size in owner._site_steps(steps)), *penalty
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        owner: UnitParameters = ctx.owner
+        saved = list(ctx.saved_tensors)
+        slope = saved.pop(0) if owner.has_softbits else None
+        num_layers = len(owner._layers)
+        penalty_slope = saved.pop(0) if len(saved) > 2 * num_layers else None
+        grad_elements, grad_offsets = torch.empty_like(owner.elements), torch.empty_like(owner.offsets)
+        places = zip(owner._split(grad_elements), owner._channels(grad_offsets), strict=True)
+        for i, (own, channels) in enumerate(places):
+            grad = grads[i].float()
+            torch.mul(grad, saved[2 * i], out=own)
+            torch.sum((grad * saved[2 * i + 1]).flatten(1), 1, out=channels.view(-1))
+        for place, grad in zip(owner._site_steps(grad_offsets), grads[num_layers:], strict=False):
+            place.copy_(grad)
+        if penalty_slope is not None:
+            grad_elements.addcmul_(penalty_slope, grads[-1])
+        if slope is not None:
+            grad_elements.mul_(slope)
+        return grad_elements, grad_offsets.mul_(owner._units), None, None, None
