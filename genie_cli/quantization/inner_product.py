@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_MOST = 2**31 - 1
+"""Elements that the libraries of linear algebra count."""
+
 
 def inner_product(a: Tensor, b: Tensor) -> Tensor:
     """``sum(a * b)``, a float32 scalar, of two float32 tensors of one shape."""
-    if a.stride() == b.stride() and _is_dense(a):
+    if a.stride() == b.stride() and _is_dense(a) and a.numel() <= _MOST:
         return torch.dot(_flat(a), _flat(b))
     return (a * b).sum()
 
