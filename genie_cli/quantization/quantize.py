@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,7 +21,7 @@ from genie_cli.quantization.calibration import calibrate_sites
 from genie_cli.quantization.memory_budget import activation_budget
 from genie_cli.quantization.pieces import cut_out
 from genie_cli.quantization.unit_learning import LearnedUnit, UnitData, forward, learn, num_stages, round_to_nearest
-from genie_cli.quantization.units import reconstruction_units
+from genie_cli.quantization.units import Unit, reconstruction_units
 from genie_cli.runtime.determinism import make_generator
 from genie_cli.runtime.distribution import SOLO, Workers
 from genie_cli.runtime.progress import Advanced, Reporter, StageFinished, StageStarted, silent
@@ -118,79 +119,33 @@ def quantize_network(
         NumbersError: a value that is not finite, in float32 too.
     """
     folded = fold_batch_norms(teacher.graph)
-    plan = assign_bits(
-        folded.graph,
-        find_protocol(config.protocol),
-        config.weight_bits,
-        config.activation_bits,
-        config.bits_override or {},
-    )
+    protocol = find_protocol(config.protocol)
+    plan = assign_bits(folded.graph, protocol, config.weight_bits, config.activation_bits, config.bits_override or {})
     units = reconstruction_units(folded.graph, whole=config.unit == "network")
     with workers.agreeing():
         budget = activation_budget(folded.graph, units, config, device)
     move(folded.graph, device)
+    stages = [num_stages(len(unit.layers), config) for unit in units]
     steps = config.num_steps if config.reconstruct else 1
-    report(StageStarted(STAGE, steps * sum(num_stages(len(unit.layers), config) for unit in units)))
+    report(StageStarted(STAGE, steps * sum(stages)))
     done = 0
     weights: dict[str, IntegerWeight] = {}
     activations: dict[str, ActivationQuantizer] = {}
     reports = []
-    held_out = _held_out_rows(len(images), config)
-    in_pieces = Pieces(report)
     with settled_objects(), ActivationPool(device, budget.device, budget.host, report=report) as pool:
+        held_out = _held_out_rows(len(images), config)
+        run = _Run(folded, plan, config, device, dtype, held_out, pool, Pieces(report), workers, work, report)
         full = quantized = _store_images(images, pool)
         for position, unit in enumerate(units):
-            piece = cut_out(folded.graph, unit, plan, device)
-            targets = forward(piece.teacher, full, pool, piece.rows, in_pieces)
-            initial = calibrate_sites(
-                folded.graph,
-                piece.nodes,
-                piece.source,
-                piece.plan.activations,
-                quantized,
-                config,
-                piece.rows,
-                workers,
-                in_pieces,
-            )
             where = f"unit {position + 1}/{len(units)} {unit.name}"
-            if config.reconstruct:
 
-                def on_step(step: int, loss: float, before: int = done, where: str = where) -> None:
-                    report(Advanced(STAGE, before + step, where, {"loss": loss}))
+            def on_step(step: int, loss: float, before: int = done, where: str = where) -> None:
+                report(Advanced(STAGE, before + step, where, {"loss": loss}))
 
-                data = UnitData(full, quantized, targets, held_out, pool, in_pieces)
-                learned = learn(
-                    piece,
-                    folded,
-                    initial,
-                    data,
-                    config,
-                    device,
-                    dtype,
-                    on_step,
-                    workers,
-                    work,
-                    f"unit{position}",
-                    report,
-                )
-            else:
-                learned = LearnedUnit(round_to_nearest(piece, config), initial, 0)
-            done += steps * num_stages(len(unit.layers), config)
-            if full is not quantized:
-                full.release()  # before the next set is made: two sets and the new one are the most
-            student = insert_quantizers(piece.teacher, piece.plan, learned.weights, learned.activations).to(device)
-            outputs = forward(student, quantized, pool, piece.rows, in_pieces)
-            quantized.release()
-            error, held_out_error = _relative_errors(outputs, targets, held_out, workers)
-            if not all(math.isfinite(share) for share in (error, held_out_error or 0.0)):
-                raise NumbersError(
-                    f"Unit '{unit.name}': its outputs hold NaN or infinity on these images. Check the network's "
-                    "weights, and that the images are normalised for it."
-                )
-            reports.append(UnitReport(unit.name, unit.layers, learned.num_steps, error, held_out_error))
-            report(Advanced(STAGE, done, where, {"error": error}))
-            full, quantized = targets, outputs
+            learned, outcome, full, quantized = _quantize_unit(run, unit, f"unit{position}", full, quantized, on_step)
+            done += steps * stages[position]
+            report(Advanced(STAGE, done, where, {"error": outcome.relative_error}))
+            reports.append(outcome)
             release_freed_memory()
             weights.update((name, weight.cpu()) for name, weight in learned.weights.items())
             activations.update((name, activation.cpu()) for name, activation in learned.activations.items())
@@ -198,6 +153,60 @@ def quantize_network(
     move(folded.graph, torch.device("cpu"))
     report(StageFinished(STAGE))
     return QuantizedNetwork(folded, plan, weights, activations, tuple(reports), memory)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all units of a network share; see `quantize_network`, `UnitData`."""
+
+    folded: FoldedGraph
+    plan: BitPlan
+    config: QuantizeConfig
+    device: torch.device
+    dtype: torch.dtype
+    held_out: Tensor
+    pool: ActivationPool
+    in_pieces: Pieces
+    workers: Workers
+    work: Work
+    report: Reporter
+
+
+def _quantize_unit(
+    run: _Run,
+    unit: Unit,
+    place: str,
+    full: ActivationStore,
+    quantized: ActivationStore,
+    on_step: Callable[[int, float], None],
+) -> tuple[LearnedUnit, UnitReport, ActivationStore, ActivationStore]:
+    """One unit, from the teacher's input and the quantized one, which are released, to its outputs of both kinds."""
+    piece = cut_out(run.folded.graph, unit, run.plan, run.device)
+    targets = forward(piece.teacher, full, run.pool, piece.rows, run.in_pieces)
+    initial = calibrate_sites(
+        run.folded.graph, piece.nodes, piece.source, piece.plan.activations, quantized, run.config, piece.rows,
+        run.workers, run.in_pieces,
+    )  # fmt: skip
+    if run.config.reconstruct:
+        data = UnitData(full, quantized, targets, run.held_out, run.pool, run.in_pieces)
+        learned = learn(
+            piece, run.folded, initial, data, run.config, run.device, run.dtype, on_step, run.workers, run.work, place,
+            run.report,
+        )  # fmt: skip
+    else:
+        learned = LearnedUnit(round_to_nearest(piece, run.config), initial, 0)
+    if full is not quantized:
+        full.release()  # before the next set is made: two sets and the new one are the most
+    student = insert_quantizers(piece.teacher, piece.plan, learned.weights, learned.activations).to(run.device)
+    outputs = forward(student, quantized, run.pool, piece.rows, run.in_pieces)
+    quantized.release()
+    error, held_out_error = _relative_errors(outputs, targets, run.held_out, run.workers)
+    if not all(math.isfinite(share) for share in (error, held_out_error or 0.0)):
+        raise NumbersError(
+            f"Unit '{unit.name}': its outputs hold NaN or infinity on these images. Check the network's "
+            "weights, and that the images are normalised for it."
+        )
+    return learned, UnitReport(unit.name, unit.layers, learned.num_steps, error, held_out_error), targets, outputs
 
 
 def held_out_share(config: QuantizeConfig) -> float:
