@@ -102,7 +102,8 @@ def synthesize_images(
     own = workers.share(len(sizes))
     total = config.num_steps * len(sizes)
     report(StageStarted(STAGE, total))
-    images, log = [], []
+    images: list[Tensor] = []
+    log: list[LogRow] = []
 
     def distill(index: int, on_row: Callable[[LogRow], None]) -> Saved:
         try:
@@ -137,11 +138,16 @@ def synthesize_images(
         images.append(found.tensors["images"])
         log += _rows(found)
     none = torch.empty(0, spec.num_channels, spec.size, spec.size)
-    all_images = workers.all_gather_rows(torch.cat([none, *images]))
+    result = _gathered(torch.cat([none, *images]), log, sizes, workers)
+    report(StageFinished(STAGE))
+    return result
+
+
+def _gathered(images: Tensor, log: Sequence[LogRow], sizes: Sequence[int], workers: Workers) -> Synthesis:
+    """What each process made, which comes process by process, in the order of the batches."""
+    all_images = workers.all_gather_rows(images)
     rows = torch.tensor([[row.batch, row.step, row.loss, row.latent_lr] for row in log], dtype=torch.float64)
     all_rows = workers.all_gather_rows(rows.view(-1, 4)).tolist()
-    report(StageFinished(STAGE))
-    # They come process by process: put the batches in their order.
     order = [index for rank in range(workers.size) for index in range(rank, len(sizes), workers.size)]
     parts = dict(zip(order, all_images.split([sizes[index] for index in order]), strict=True))
     logged = sorted((LogRow(int(b), int(s), loss, lr) for b, s, loss, lr in all_rows), key=lambda r: (r.batch, r.step))
