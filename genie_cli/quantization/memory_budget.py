@@ -20,7 +20,7 @@ from genie_cli.runtime.memory import format_size, free_memory
 _FREE_SHARE = 0.7
 """Of the free memory, where no limit is given: other processes want some too."""
 _COPIES_A_TENSOR = 3
-"""Values kept for each element of a unit's tensors in a step, roughly: itself, its gradient, the quantizer's slope."""
+"""Values kept for each element of a unit's tensors in a step, roughly: itself, its gradient, what quantizers keep."""
 _COPIES_A_WEIGHT = 10
 """The same for a weight: logits, their gradient and Adam's moments, softbits, the grid and their slopes."""
 

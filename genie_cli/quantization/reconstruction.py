@@ -16,11 +16,12 @@ from genie_cli.errors import NumbersError
 from genie_cli.quantization.activation_store import ActivationStore
 from genie_cli.quantization.batches import Batches, complement
 from genie_cli.quantization.early_stopping import EarlyStopping
+from genie_cli.quantization.learned_weight import LearnedWeight
 from genie_cli.quantization.lsq import LearnedActivationQuantizer
 from genie_cli.quantization.micro_batches import MicroBatches
 from genie_cli.quantization.reconstruction_loss import kl_divergence, squared_error
 from genie_cli.quantization.rounding import rounding_beta
-from genie_cli.quantization.unit_parameters import LearnedWeight, UnitParameters
+from genie_cli.quantization.unit_parameters import UnitParameters
 from genie_cli.runtime.determinism import RandomMasks, make_generator
 from genie_cli.runtime.distribution import SOLO, Workers
 from genie_cli.runtime.progress import Reporter, silent

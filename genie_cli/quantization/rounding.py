@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from genie_cli.quantization.learned_weight import LearnedWeight, WeightParts
 from genie_cli.quantization.straight_through import inside
 from genie_cli.student.grid import like_rows
-from genie_cli.student.modules import IntegerWeight
 
 GAMMA, ZETA = -0.1, 1.1
 """Stretch of the rectified sigmoid (AdaRound, Eq. 23), so that a softbit can reach 0 and 1."""
@@ -30,52 +28,23 @@ def largest_rate(step_size: Tensor, num_levels: int) -> Tensor:
     return step_size * (MAX_GRID_SHIFT / num_levels)
 
 
-class WeightParts(NamedTuple):
-    """A weight ``[O, ...]`` and what it depends on, element by element.
-
-    Attributes:
-        weight: its values.
-        slope: their derivative in what learns element by element.
-        step_slope: their derivative in the channel's step size.
-    """
-
-    weight: Tensor
-    slope: Tensor
-    step_slope: Tensor
-
-
-class SoftRoundedWeight(nn.Module):
+class SoftRoundedWeight(LearnedWeight):
     """``W_q = s * (clip(B + V + z, 0, 2^b - 1) - z)`` (Eq. 10), with B frozen at its start (Eq. 11).
 
     ``B = floor(W / s_0)`` never follows s. The softbit ``V = clip(sigmoid(logit) * 1.2 - 0.1, 0, 1)``
     starts at the fractional part of ``W / s_0``, so that ``W_q`` starts at W where W is on the grid.
-    The step size is ``s = s_0 + unit * offset``: an optimizer's absolute rate on `offset` means the
-    same for every channel when `unit` carries the channel's own scale.
-
-    Shapes: weight ``[O, ...]``; step size, zero point and unit ``[O, 1, ...]``.
     """
 
     has_softbits = True
     base: Tensor
-    zero_point: Tensor
-    start: Tensor
-    unit: Tensor
-    elements: Tensor
-    offset: Tensor
 
     def __init__(self, weight: Tensor, scale: Tensor, zero_point: Tensor, bits: int, unit: Tensor) -> None:
         """Start from the grid of `scale` and `zero_point`, ``[O, 1]``; `unit` is the step per unit of offset."""
-        super().__init__()
-        self.bits = bits
         scaled = weight.detach().float() / like_rows(scale, weight)
         base = scaled.floor()
         fraction = ((scaled - base).clamp(1e-4, 1 - 1e-4) - GAMMA) / (ZETA - GAMMA)
-        self.register_buffer("base", base + like_rows(zero_point, weight))
-        self.register_buffer("zero_point", like_rows(zero_point, weight).clone())
-        self.register_buffer("start", like_rows(scale, weight).clone())
-        self.register_buffer("unit", like_rows(unit, weight).clone())
-        self.register_buffer("elements", torch.logit(fraction))
-        self.register_buffer("offset", torch.zeros_like(self.start))
+        super().__init__(torch.logit(fraction), scale, zero_point, bits, unit)
+        self.register_buffer("base", base + self.zero_point)
 
     def parts(self, softbits: Tensor, step_size: Tensor) -> WeightParts:
         """The soft-rounded weight of V and s: dW/dV is s inside the grid, dW/ds is B + V on the grid."""
@@ -85,12 +54,9 @@ class SoftRoundedWeight(nn.Module):
         centred = codes.clamp_(0, top).sub_(self.zero_point)
         return WeightParts(centred * step_size, slope, centred)
 
-    @torch.no_grad()
-    def harden(self) -> IntegerWeight:
-        """The integer weight: softbits rounded by the sign of their logits."""
-        codes = (self.base + (self.elements >= 0)).clamp(0, 2**self.bits - 1)
-        step_size = self.start + self.unit * self.offset
-        return IntegerWeight(codes, step_size.flatten(1), self.zero_point.flatten(1), self.bits)
+    def codes(self, step_size: Tensor) -> Tensor:
+        """Softbits rounded by the sign of their logits; they do not follow the step size."""
+        return self.base + (self.elements >= 0)
 
 
 def rectified_sigmoid(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,12 +16,12 @@ from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.pooling import repeat_max_pool_gradients
 from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.quantization.activation_store import ActivationPool, ActivationStore
+from genie_cli.quantization.learned_weight import LearnedWeight
 from genie_cli.quantization.lsq import LearnedActivationQuantizer
 from genie_cli.quantization.pieces import Piece, layer_by_layer
 from genie_cli.quantization.reconstruction import SoftWeightSlot, UnitTask, learn_unit
 from genie_cli.quantization.rounding import SoftRoundedWeight, largest_rate
 from genie_cli.quantization.straight_through_weight import StraightThroughWeight
-from genie_cli.quantization.unit_parameters import LearnedWeight
 from genie_cli.quantization.unit_state import pack_unit, unpack_unit
 from genie_cli.runtime.distribution import SOLO, Workers
 from genie_cli.runtime.progress import Note, Reporter, silent

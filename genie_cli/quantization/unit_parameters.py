@@ -4,43 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from genie_cli.config import QuantizeConfig
+from genie_cli.quantization.learned_weight import LearnedWeight
 from genie_cli.quantization.lsq import LearnedActivationQuantizer
-from genie_cli.quantization.rounding import STEP_FLOOR, WeightParts, largest_rate, rectified_sigmoid, rounding_penalty
-from genie_cli.student.modules import IntegerWeight
-
-
-class LearnedWeight(Protocol):
-    """A weight whose elements and step size can learn: softbits, or the weight behind nearest rounding.
-
-    Attributes:
-        bits: of the grid.
-        has_softbits: the elements are logits, of which `parts` is given the softbits.
-        elements: what learns element by element, in the shape of the weight.
-        offset: of the step size ``start + unit * offset``, ``[O, 1, ...]``.
-        start: the step size that it starts at, in that shape.
-        unit: what an offset of 1 adds to the step size; 0 where it stays.
-    """
-
-    bits: int
-    has_softbits: bool
-    elements: Tensor
-    offset: Tensor
-    start: Tensor
-    unit: Tensor
-
-    def parts(self, values: Tensor, step_size: Tensor, /) -> WeightParts:
-        """The weight of softbits or elements, and of a step size ``[O, 1, ...]``."""
-        ...
-
-    def harden(self) -> IntegerWeight:
-        """The finished integers of `elements` and `offset`."""
-        ...
+from genie_cli.quantization.rounding import STEP_FLOOR, largest_rate, rectified_sigmoid, rounding_penalty
 
 
 class Made(NamedTuple):

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from genie_cli.config import QuantizeConfig
+from genie_cli.quantization.learned_weight import LearnedWeight
 from genie_cli.quantization.lsq import LearnedActivationQuantizer
 from genie_cli.quantization.rounding import SoftRoundedWeight, rectified_sigmoid, rounding_penalty
 from genie_cli.quantization.straight_through_weight import StraightThroughWeight
-from genie_cli.quantization.unit_parameters import LearnedWeight, UnitParameters
+from genie_cli.quantization.unit_parameters import UnitParameters
 from genie_cli.student.grid import search_weight_grid
 
 CPU = torch.device("cpu")
