@@ -90,7 +90,7 @@ class Stage(Frozen):
     device: str = "auto"
     """auto, cpu, cuda or cuda:INDEX."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the networks' forward and backward passes; auto: bf16 where it pays."""
+    """Arithmetic of the networks' forward and backward passes, and of kept activations; auto: bf16 where it pays."""
     deterministic: bool = True
     """CUDA: kernels that give the same bytes in every run. CPU kernels always do."""
 

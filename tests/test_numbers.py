@@ -22,6 +22,7 @@ from genie_cli.models.teacher import Teacher
 from genie_cli.models.zoo import load_teacher
 from genie_cli.quantization import reconstruction
 from genie_cli.quantization.quantize import QuantizedNetwork, quantize_network
+from genie_cli.quantization.unit_step import UnitStep
 from genie_cli.runtime.progress import Event, Note
 from genie_cli.synthesis import distill
 from genie_cli.synthesis.distill import Synthesis, synthesize_images
@@ -59,12 +60,12 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     """Makes one step's loss NaN: in bfloat16 alone, or in float32 too."""
     monkeypatch.setattr(reconstruction, "LOG_EVERY", 5)
     monkeypatch.setattr(distill, "LOG_EVERY", 5)
-    loss_of_unit = reconstruction._Learner._reconstruction_loss
+    loss_of_unit = UnitStep.reconstruction_loss
     loss_of_batch = distill._Batch._images_and_loss
 
     def break_steps(always: bool) -> None:
         def unit(self: Any, output: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-            is_bad = self._task.name == "layer2" and self._done == FAILS_AFTER
+            is_bad = self._task.name == "layer2" and int(self.num_finite) == FAILS_AFTER
             is_bad &= always or self._dtype == torch.bfloat16
             loss, gradient = loss_of_unit(self, output, targets)
             return (loss * torch.nan, gradient * torch.nan) if is_bad else (loss, gradient)
@@ -74,7 +75,7 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
             is_bad = int(self._step_index) == FAILS_AFTER and (always or self._dtype == torch.bfloat16)
             return images, loss * (torch.nan if is_bad else 1)
 
-        monkeypatch.setattr(reconstruction._Learner, "_reconstruction_loss", unit)
+        monkeypatch.setattr(UnitStep, "reconstruction_loss", unit)
         monkeypatch.setattr(distill._Batch, "_images_and_loss", batch)
 
     return break_steps
@@ -136,14 +137,14 @@ def test_the_second_try_does_not_depend_on_checkpoints(
 
 
 def test_gradients_of_the_last_step_count(teacher: Teacher, monkeypatch: pytest.MonkeyPatch):
-    step = reconstruction._Learner._learn
+    step = UnitStep._learn
 
-    def poisoned(self: Any, regularized: bool) -> None:
-        step(self, regularized)
-        if self._task.name == "layer1" and self._done == 19:
+    def poisoned(self: Any, *inputs: Any) -> None:
+        step(self, *inputs)
+        if self._task.name == "layer1" and int(self.num_finite) == 20:
             self._parameters.offsets.data[0] = torch.nan
 
-    monkeypatch.setattr(reconstruction._Learner, "_learn", poisoned)
+    monkeypatch.setattr(UnitStep, "_learn", poisoned)
     with pytest.raises(NumbersError, match=r"Unit 'layer1': the gradients .* step 20, and the step sizes of 'layer1"):
         quantize(teacher)
 

@@ -20,7 +20,7 @@ from genie_cli.config import ModelConfig, QuantizeConfig, SynthesizeConfig, buil
 from genie_cli.models.teacher import Teacher
 from genie_cli.models.zoo import load_teacher
 from genie_cli.quantization import presets as quantizers
-from genie_cli.quantization import reconstruction
+from genie_cli.quantization import reconstruction, unit_step
 from genie_cli.quantization.quantize import QuantizedNetwork, quantize_network
 from genie_cli.synthesis import presets as synthesizers
 from genie_cli.synthesis.distill import Synthesis, synthesize_images
@@ -93,10 +93,17 @@ def test_synthesis_goes_on_to_the_same_bytes(preset: str, teacher: Teacher, tmp_
         ("lsq", {"num_steps": 22}),  # the network is its only unit
     ],
 )
+@pytest.mark.parametrize("recorded_from", [2, 10**9])
 def test_quantization_goes_on_to_the_same_bytes(
-    preset: str, more: dict[str, Any], teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    preset: str,
+    more: dict[str, Any],
+    recorded_from: int,
+    teacher: Teacher,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setattr(reconstruction, "LOG_EVERY", 5)  # steps between two chances for a checkpoint
+    monkeypatch.setattr(unit_step, "RECORD_FROM", recorded_from)
     options = {**quantizers.preset_options(preset), "num_steps": 12, "batch_size": 4, "weight_bits": 3, **more}
     config = build(QuantizeConfig, options)
     images = torch.randn(12, 1, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -97,7 +97,7 @@ def _without_images(run: Run, config: QuantizeConfig, teacher: Teacher) -> None:
     from genie_cli.quantization.data_free import quantize_without_images
     from genie_cli.quantization.disk_need import quantization_need
 
-    run.check_room(config.out, quantization_need(teacher, config, run.device, 0))
+    run.check_room(config.out, quantization_need(teacher, config, run.device, run.dtype, 0))
     with run.work() as report:
         network = quantize_without_images(teacher, config, report)
     if run.workers.is_first:
@@ -124,7 +124,7 @@ def _on_images(run: Run, config: QuantizeConfig, teacher: Teacher) -> None:
             raise UsageError(
                 f"{workers.size} processes share {shared} images a step: start at most {shared}, or raise --batch-size."
             )
-        need = quantization_need(teacher, config, run.device, len(inputs), workers.size)
+        need = quantization_need(teacher, config, run.device, run.dtype, len(inputs), workers.size)
     made_for = {image_set.metadata.teacher_sha256, *image_set.metadata.other_teachers}
     if not made_for & {teacher.sha256, None}:
         run.note(f"the images were made for another teacher, '{image_set.metadata.teacher}'.", warning=True)

@@ -63,7 +63,7 @@ def calibrate_sites(
     for positions in torch.arange(len(chosen)).split(rows):
 
         def look(part: Tensor, begin: int = int(positions[0])) -> list[tuple[Tensor, Tensor]]:
-            outputs = probe(inputs.gather(chosen[part]))
+            outputs = probe(inputs.gather(chosen[part]).float())
             seen = []
             for tensor in outputs if isinstance(outputs, tuple) else (outputs,):
                 flat = tensor.float().flatten()

@@ -36,6 +36,7 @@ def quantization_need(
     teacher: Teacher,
     config: QuantizeConfig,
     device: torch.device,
+    dtype: torch.dtype,
     num_images: int,
     num_processes: int = 1,
 ) -> DiskNeed:
@@ -48,6 +49,7 @@ def quantization_need(
         teacher: the network.
         config: bits, protocol, recipe, memory limit.
         device: where steps run.
+        dtype: of the activations that are kept.
         num_images: this process's share of the images.
         num_processes: processes that learn together.
 
@@ -61,7 +63,8 @@ def quantization_need(
     if config.data_free:
         return DiskNeed(output)
     units = reconstruction_units(folded, whole=config.unit == "network")
-    stored = activations_on_disk(folded, units, config, num_images, activation_budget(folded, units, config, device))
+    budget = activation_budget(folded, units, config, device)
+    stored = activations_on_disk(folded, units, config, dtype, num_images, budget)
     temporary = stored * processes_here()
     if not config.reconstruct:
         return DiskNeed(output, temporary)
@@ -112,17 +115,22 @@ def checkpoint_bytes(folded: fx.GraphModule, unit: Unit, plan: BitPlan, config: 
 
 
 def activations_on_disk(
-    folded: fx.GraphModule, units: Sequence[Unit], config: QuantizeConfig, num_images: int, budget: ActivationBudget
+    folded: fx.GraphModule,
+    units: Sequence[Unit],
+    config: QuantizeConfig,
+    dtype: torch.dtype,
+    num_images: int,
+    budget: ActivationBudget,
 ) -> int:
     """The most bytes of activations in files at once, when stores are made and released as `quantize_network` does."""
     nodes = {node.name: node for node in data_nodes(folded)}
     layers = {layer.name: layer.node for layer in weight_layers(folded)}
     places = _Places([budget.device, budget.host])
 
-    def take(node: fx.Node) -> _Store:
-        return places.take(num_images * numel_an_image(node) * _FLOAT)
+    def take(node: fx.Node, dtype: torch.dtype = dtype) -> _Store:
+        return places.take(num_images * numel_an_image(node) * dtype.itemsize)
 
-    full = quantized = take(nodes[units[0].source])
+    full = quantized = take(nodes[units[0].source], torch.float32)  # the images
     for unit in units:
         targets = take(nodes[unit.output])
         if config.reconstruct and config.unit == "layer":

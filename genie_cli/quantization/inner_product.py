@@ -12,7 +12,8 @@ _MOST = 2**31 - 1
 def inner_product(a: Tensor, b: Tensor) -> Tensor:
     """``sum(a * b)``, a float32 scalar, of two float32 tensors of one shape."""
     if a.stride() == b.stride() and _is_dense(a) and a.numel() <= _MOST:
-        return torch.dot(_flat(a), _flat(b))
+        flat = _flat(a)
+        return torch.dot(flat, flat if a is b else _flat(b))
     return (a * b).sum()
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from genie_cli.quantization.inner_product import inner_product
 from genie_cli.quantization.straight_through import inside
-from genie_cli.runtime.determinism import RandomMasks
+from genie_cli.runtime.determinism import Masks
 from genie_cli.student.grid import code_range, fake_quantize
 from genie_cli.student.modules import ActivationQuantizer
 
@@ -36,7 +36,8 @@ class _FakeQuantize(torch.autograd.Function):
         codes = scaled.round().clamp_(quant_min, quant_max)
         ctx.save_for_backward(scaled, codes)
         ctx.bounds = (quant_min - 0.5, quant_max + 0.5)
-        return torch.addcmul(exact, codes - scaled, step_size).to(x.dtype)
+        error = codes - scaled
+        return torch.addcmul(exact, error, step_size, out=error).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None, None, None]:
@@ -44,8 +45,10 @@ class _FakeQuantize(torch.autograd.Function):
         grad = grads[0].float()
         if grad.stride() != scaled.stride():  # one reordered copy costs less than three reads across the grain
             grad = torch.empty_like(scaled).copy_(grad)
-        passed = inside(grad, scaled, *ctx.bounds)
-        grad_step = inner_product(grad, codes) - inner_product(passed, scaled)
+        grad_step = inner_product(grad, codes)
+        low, high = ctx.bounds
+        passed = inside(grad, scaled, low, high, out=None if grad is grads[0] else grad)
+        grad_step = grad_step - inner_product(passed, scaled)
         grad_x = passed.to(grads[0].dtype) if ctx.needs_input_grad[0] else None
         return grad_x, grad_step.view(1), None, None, None
 
@@ -67,13 +70,13 @@ class LearnedActivationQuantizer(nn.Module):
         self.signed = signed
         self.drop_prob = drop_prob
         self.register_buffer("step_size", torch.tensor([step_size]))
-        self.masks: RandomMasks | None = None
+        self.masks: Masks | None = None
         """1 where an element is quantized; None: nothing is dropped."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize and dequantize `x`, any shape."""
         if not self.training:
-            return fake_quantize(x, self.step_size.detach().to(x.dtype), self.bits, self.signed)
+            return fake_quantize(x, self.step_size.detach(), self.bits, self.signed)
         draw = self.masks.draw if self.drop_prob > 0 and self.masks is not None else None
         quant_min, quant_max = code_range(self.bits, self.signed)
         result: Tensor = _FakeQuantize.apply(x, self.step_size, quant_min, quant_max, draw)

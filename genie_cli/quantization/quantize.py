@@ -109,7 +109,7 @@ def quantize_network(
             this one's share of them.
         config: bits, protocol, recipe, budget, seed.
         device: where to compute.
-        dtype: arithmetic of the convolutions while a unit learns.
+        dtype: arithmetic of the convolutions while a unit learns, and of the activations that are kept for it.
         report: receives progress.
         workers: processes that learn together; all end with the same network.
         work: where finished units and the state of the one at work are kept, and found again.
@@ -182,7 +182,7 @@ def _quantize_unit(
 ) -> tuple[LearnedUnit, UnitReport, ActivationStore, ActivationStore]:
     """One unit, from the teacher's input and the quantized one, which are released, to its outputs of both kinds."""
     piece = cut_out(run.folded.graph, unit, run.plan, run.device)
-    targets = forward(piece.teacher, full, run.pool, piece.rows, run.in_pieces)
+    targets = forward(piece.teacher, full, run.pool, piece.rows, run.in_pieces, run.dtype)
     initial = calibrate_sites(
         run.folded.graph, piece.nodes, piece.source, piece.plan.activations, quantized, run.config, piece.rows,
         run.workers, run.in_pieces,
@@ -198,7 +198,7 @@ def _quantize_unit(
     if full is not quantized:
         full.release()  # before the next set is made: two sets and the new one are the most
     student = insert_quantizers(piece.teacher, piece.plan, learned.weights, learned.activations).to(run.device)
-    outputs = forward(student, quantized, run.pool, piece.rows, run.in_pieces)
+    outputs = forward(student, quantized, run.pool, piece.rows, run.in_pieces, run.dtype)
     quantized.release()
     error, held_out_error = _relative_errors(outputs, targets, run.held_out, run.workers)
     if not all(math.isfinite(share) for share in (error, held_out_error or 0.0)):
@@ -242,8 +242,8 @@ def _relative_errors(
     sums = torch.zeros(2, 2, dtype=torch.float64)  # [trained, held out] x [error, norm]
     for first in range(0, len(values), _ROWS):
         last = min(first + _ROWS, len(values))
-        value, target = values.read(first, last), targets.read(first, last)
-        error, norm = (_squared_norms(rows).cpu() for rows in (value - target, target))
+        value, target = (store.read(first, last).float() for store in (values, targets))
+        error, norm = (_squared_norms(rows).cpu() for rows in (value.sub_(target), target))
         for row, chosen in enumerate((~is_held_out[first:last], is_held_out[first:last])):
             sums[row] += torch.stack([error[chosen].sum(), norm[chosen].sum()])
     errors = [error / norm if norm else 0.0 for error, norm in workers.sum_(sums).tolist()]

@@ -19,10 +19,11 @@ from genie_cli.quantization.activation_store import ActivationPool, ActivationSt
 from genie_cli.quantization.learned_weight import LearnedWeight
 from genie_cli.quantization.lsq import LearnedActivationQuantizer
 from genie_cli.quantization.pieces import Piece, layer_by_layer
-from genie_cli.quantization.reconstruction import SoftWeightSlot, UnitTask, learn_unit
+from genie_cli.quantization.reconstruction import learn_unit
 from genie_cli.quantization.rounding import SoftRoundedWeight, largest_rate
 from genie_cli.quantization.straight_through_weight import StraightThroughWeight
 from genie_cli.quantization.unit_state import pack_unit, unpack_unit
+from genie_cli.quantization.unit_task import SoftWeightSlot, UnitTask
 from genie_cli.runtime.distribution import SOLO, Workers
 from genie_cli.runtime.progress import Note, Reporter, silent
 from genie_cli.runtime.shortage import Pieces
@@ -132,7 +133,7 @@ def learn(
         is_end = part.output is piece.output
         targets = data.targets
         if not is_end:
-            targets = forward(part.teacher, data.full_inputs, data.pool, part.rows, data.in_pieces)
+            targets = forward(part.teacher, data.full_inputs, data.pool, part.rows, data.in_pieces, data.targets.dtype)
         own = replace(data, targets=targets)
 
         def on_stage_step(step: int, loss: float, before: int = stage * config.num_steps) -> None:
@@ -164,14 +165,19 @@ def round_to_nearest(piece: Piece, config: QuantizeConfig) -> dict[str, IntegerW
 
 @torch.no_grad()
 def forward(
-    graph: fx.GraphModule, inputs: ActivationStore, pool: ActivationPool, rows: int, in_pieces: Pieces
+    graph: fx.GraphModule,
+    inputs: ActivationStore,
+    pool: ActivationPool,
+    rows: int,
+    in_pieces: Pieces,
+    dtype: torch.dtype = torch.float32,
 ) -> ActivationStore:
-    """The graph's output for all inputs, `rows` at once, fewer where memory runs out."""
+    """The graph's output for all inputs, in float32, kept in `dtype`; `rows` at once, fewer where memory runs out."""
     outputs: ActivationStore | None = None
     for first in range(0, len(inputs), rows):
-        batch = in_pieces(graph, inputs.read(first, min(first + rows, len(inputs))))
+        batch = in_pieces(graph, inputs.read(first, min(first + rows, len(inputs))).float())
         if outputs is None:
-            outputs = pool.allocate((len(inputs), *batch.shape[1:]))
+            outputs = pool.allocate((len(inputs), *batch.shape[1:]), dtype)
         outputs.write(first, batch)
     assert outputs is not None
     return outputs

@@ -83,6 +83,10 @@ class UnitParameters:
             if tensor.requires_grad
         ]
 
+    def learned(self) -> list[nn.Parameter]:
+        """Those of `tensors` that learn."""
+        return [tensor for tensor in self.tensors() if tensor.requires_grad]
+
     def tensors(self) -> tuple[nn.Parameter, nn.Parameter]:
         """Elements and offsets."""
         return self.elements, self.offsets
@@ -180,7 +184,7 @@ class _Make(torch.autograd.Function):
         for i, (own, channels) in enumerate(places):
             grad = grads[i].float()
             torch.mul(grad, saved[2 * i], out=own)
-            torch.sum((grad * saved[2 * i + 1]).flatten(1), 1, out=channels.view(-1))
+            torch.sum(grad * saved[2 * i + 1], tuple(range(1, grad.dim())), keepdim=True, out=channels)
         for place, grad in zip(owner._site_steps(grad_offsets), grads[num_layers:], strict=False):
             place.copy_(grad)
         if penalty_slope is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -28,6 +29,14 @@ _PLACES = 1 << 40
 """Places are drawn below this and taken modulo the number that there are: none is favoured by more than 1e-6."""
 
 
+class Masks(Protocol):
+    """Where masks come from."""
+
+    def draw(self, like: Tensor, /) -> Tensor:
+        """A mask of 0 and 1 in the shape, memory layout and dtype of `like`."""
+        ...
+
+
 class RandomMasks:
     """Masks as `random_mask` draws them, on a CPU cut out of a pool at random places.
 
@@ -37,39 +46,44 @@ class RandomMasks:
 
     def __init__(self, prob: float, generator: torch.Generator) -> None:
         """Masks of 1 by chance `prob`, else 0."""
-        self._prob, self._generator = prob, generator
-        self._pool: Tensor | None = None
+        self._prob, self.generator = prob, generator
+        self._pools: dict[torch.dtype, Tensor] = {}
         self._places: list[int] = []
         self._layouts: dict[tuple[torch.Size, tuple[int, ...]], tuple[int, ...]] = {}
 
     def state(self) -> dict[str, Tensor]:
         """The pool and the places still to be cut at, to go on from; the generator's state is its owner's."""
-        pool = torch.empty(0, dtype=torch.bool) if self._pool is None else self._pool == 1
+        pool = self._pools[torch.float32] == 1 if self._pools else torch.empty(0, dtype=torch.bool)
         return {"pool": pool, "places": torch.tensor(self._places, dtype=torch.int64)}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a state."""
-        self._pool = state["pool"].float() if len(state["pool"]) else None
+        self._pools = {torch.float32: state["pool"].float()} if len(state["pool"]) else {}
         self._places = state["places"].tolist()
 
+    def has_room_for(self, like: Tensor) -> bool:
+        """Whether a mask in the shape of `like` is a view of the pool."""
+        return self.generator.device.type == "cpu" and like.numel() <= MASK_POOL // 2
+
     def draw(self, like: Tensor) -> Tensor:
-        """A mask in the shape and memory layout of `like`; it is not to be written to."""
+        """A mask in the shape, memory layout and dtype of `like`; it is not to be written to."""
         numel = like.numel()
-        if like.device.type != "cpu" or numel > MASK_POOL // 2:
-            return random_mask(like, self._prob, self._generator)
+        if not self.has_room_for(like):
+            return random_mask(like, self._prob, self.generator)
         if not self._places:
-            self._pool = random_mask(torch.empty(MASK_POOL), self._prob, self._generator)
-            self._places = torch.randint(_PLACES, (MASK_CUTS,), generator=self._generator).tolist()
-        assert self._pool is not None
+            self._pools = {torch.float32: random_mask(torch.empty(MASK_POOL), self._prob, self.generator)}
+            self._places = torch.randint(_PLACES, (MASK_CUTS,), generator=self.generator).tolist()
+        if like.dtype not in self._pools:
+            self._pools[like.dtype] = self._pools[torch.float32].to(like.dtype)
         first = self._places.pop() % (MASK_POOL - numel + 1)
         key = like.shape, like.stride()
         if key not in self._layouts:
             self._layouts[key] = torch.empty_like(like, device="meta").stride()
-        return self._pool.as_strided(like.shape, self._layouts[key], first)
+        return self._pools[like.dtype].as_strided(like.shape, self._layouts[key], first)
 
 
 def random_mask(like: Tensor, prob: float, generator: torch.Generator) -> Tensor:
-    """A float32 tensor of 0 and 1 in the shape and memory layout of `like`, 1 by chance `prob`.
+    """A tensor of 0 and 1 in the shape, memory layout and floating dtype of `like`, 1 by chance `prob`.
 
     The chance is rounded to 1/256: one random byte an element costs an eighth of a random float. A
     view with gaps or repeats, such as half of a tensor's channels, gets the dense layout nearest to it.
@@ -77,7 +91,7 @@ def random_mask(like: Tensor, prob: float, generator: torch.Generator) -> Tensor
     numel = like.numel()
     words = torch.empty((numel + 7) // 8, dtype=torch.int64, device=like.device)
     words.random_(-(2**63), None, generator=generator)
-    mask = torch.empty_like(like, dtype=torch.float32, requires_grad=False)
+    mask = torch.empty_like(like, requires_grad=False)
     flat = mask.as_strided((numel,), (1,))
     torch.lt(words.view(torch.uint8)[:numel].float(), round(prob * 256), out=flat)
     return mask

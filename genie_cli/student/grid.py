@@ -135,6 +135,7 @@ def _summed_error(flat: Tensor, step_size: float, bits: int, signed: bool) -> fl
 
 
 def fake_quantize(x: Tensor, step_size: Tensor | float, bits: int, signed: bool) -> Tensor:
-    """The nearest points of the activation grid, in the shape and dtype of `x`."""
+    """The nearest points of the activation grid, found in float32 or better, in the shape and dtype of `x`."""
     quant_min, quant_max = code_range(bits, signed)
-    return (x / step_size).round_().clamp_(quant_min, quant_max).mul_(step_size)
+    exact = x if x.dtype == torch.float64 else x.float()
+    return (exact / step_size).round_().clamp_(quant_min, quant_max).mul_(step_size).to(x.dtype)

@@ -46,7 +46,7 @@ class ActivationQuantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize and dequantize `x`, any shape."""
-        return fake_quantize(x, self.step_size.to(x.dtype), self.bits, self.signed)
+        return fake_quantize(x, self.step_size, self.bits, self.signed)
 
     def extra_repr(self) -> str:
         """Bits and sign."""

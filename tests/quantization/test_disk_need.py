@@ -39,6 +39,7 @@ def folder_size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.iterdir())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     ("preset", "more", "memory"),
     [
@@ -51,6 +52,7 @@ def test_sizes_are_those_of_the_files(
     preset: str,
     more: dict[str, Any],
     memory: int,
+    dtype: torch.dtype,
     digits_teacher: Teacher,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -63,10 +65,10 @@ def test_sizes_are_those_of_the_files(
     config = configured(preset, **more)
     images = torch.randn(NUM_IMAGES, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     work = measured_work
-    network = quantize_network(digits_teacher, images, config, CPU, torch.float32, work=work)
+    network = quantize_network(digits_teacher, images, config, CPU, dtype, work=work)
     save_quantized(tmp_path / "out", to_artifact(network, digits_teacher, None, config, CPU))
 
-    need = quantization_need(digits_teacher, config, CPU, NUM_IMAGES)
+    need = quantization_need(digits_teacher, config, CPU, dtype, NUM_IMAGES)
     held = work.parts + max(3 * work.largest, folder_size(tmp_path / "out"))
     assert 0.97 * held <= need.beside_output <= 1.15 * held + 16384
     assert need.temporary == network.memory["disk"]
@@ -82,7 +84,7 @@ def test_what_learns_nothing_keeps_nothing_but_its_output(preset: str, digits_te
         network = quantize_network(digits_teacher, torch.zeros(2, 1, 16, 16), config, CPU, torch.float32)
     save_quantized(tmp_path / "out", to_artifact(network, digits_teacher, None, config, CPU))
     size = folder_size(tmp_path / "out")
-    assert 0.97 * size <= quantization_need(digits_teacher, config, CPU, 2).beside_output <= 1.3 * size
+    assert 0.97 * size <= quantization_need(digits_teacher, config, CPU, torch.float32, 2).beside_output <= 1.3 * size
 
 
 def test_checkpoints_and_parts_in_closed_form(digits_teacher: Teacher):
@@ -111,8 +113,8 @@ def test_activations_on_disk_in_closed_form(digits_teacher: Teacher):
     config = configured("genie-m")
     numel = {node.name: numel_an_image(node) for node in data_nodes(folded)}
 
-    def peak(budget: int, num_images: int = 1) -> int:
-        return activations_on_disk(folded, units, config, num_images, ActivationBudget(0, budget))
+    def peak(budget: int, num_images: int = 1, dtype: torch.dtype = torch.float32) -> int:
+        return activations_on_disk(folded, units, config, dtype, num_images, ActivationBudget(0, budget))
 
     # The first unit has one input, the others the teacher's and the quantized one; its outputs replace one of them.
     sets = [numel[units[0].source] + numel[units[0].output] * 2]
@@ -120,6 +122,8 @@ def test_activations_on_disk_in_closed_form(digits_teacher: Teacher):
     most = 4 * max(sets)
     assert peak(0) == most
     assert peak(0, 1000) == 1000 * most
+    halved = [2 * (2 * numel[units[0].source] + numel[units[0].output] * 2), *(2 * size for size in sets[1:])]
+    assert peak(0, dtype=torch.bfloat16) == max(halved)  # the images stay in float32
     assert peak(most) == 0
     with ActivationPool(CPU, 0, most // 2) as pool:  # the same first fit as the pool's
         assert peak(most // 2) <= most - pool.in_use["host"]

@@ -15,7 +15,8 @@ from genie_cli.models.teacher import Teacher
 from genie_cli.quantization import unit_learning
 from genie_cli.quantization.early_stopping import EarlyStopping
 from genie_cli.quantization.quantize import QuantizedNetwork, held_out_share, quantize_network
-from genie_cli.quantization.reconstruction import LOG_EVERY, UnitTask, learn_unit
+from genie_cli.quantization.reconstruction import LOG_EVERY, learn_unit
+from genie_cli.quantization.unit_task import UnitTask
 
 CPU = torch.device("cpu")
 

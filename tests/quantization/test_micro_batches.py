@@ -16,6 +16,7 @@ from genie_cli.models.teacher import Teacher
 from genie_cli.quantization import calibration, reconstruction
 from genie_cli.quantization.micro_batches import MicroBatches
 from genie_cli.quantization.quantize import QuantizedNetwork, quantize_network
+from genie_cli.quantization.unit_step import UnitStep
 from genie_cli.runtime.progress import Event, Note
 
 CPU = torch.device("cpu")
@@ -51,7 +52,7 @@ def notes(events: list[Event]) -> list[str]:
 def limit_learning(monkeypatch: pytest.MonkeyPatch, most: int, when: str = "forward") -> list[int]:
     """Training passes of more than `most` images run out of memory; sizes of those that did not."""
     seen: list[int] = []
-    output = reconstruction._Learner._output
+    output = UnitStep.output
 
     def limited(learner: Any, inputs: Tensor) -> Tensor:
         result = output(learner, inputs)
@@ -66,7 +67,7 @@ def limit_learning(monkeypatch: pytest.MonkeyPatch, most: int, when: str = "forw
     def refuse(gradient: Tensor) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(reconstruction._Learner, "_output", limited)
+    monkeypatch.setattr(UnitStep, "output", limited)
     return seen
 
 
@@ -121,13 +122,13 @@ def test_what_fails_behind_the_gradients_is_not_done_again():
 def gradients(monkeypatch: pytest.MonkeyPatch) -> list[list[Tensor]]:
     """Those of each step."""
     kept: list[list[Tensor]] = []
-    sum_gradients = reconstruction._Learner._sum_gradients
+    sum_gradients = UnitStep._sum_gradients
 
     def keep(learner: Any) -> None:
         kept.append([p.grad.clone() for p in learner._parameters.tensors() if p.grad is not None])
         sum_gradients(learner)
 
-    monkeypatch.setattr(reconstruction._Learner, "_sum_gradients", keep)
+    monkeypatch.setattr(UnitStep, "_sum_gradients", keep)
     return kept
 
 

@@ -15,9 +15,10 @@ def values(*shape: int, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("target_dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_squared_error(dtype: torch.dtype, channels_last: bool):
-    output, target = values(70, 16, 16, 16).to(dtype), values(70, 16, 16, 16, seed=1)
+def test_squared_error(dtype: torch.dtype, target_dtype: torch.dtype, channels_last: bool):
+    output, target = values(70, 16, 16, 16).to(dtype), values(70, 16, 16, 16, seed=1).to(target_dtype)
     if channels_last:
         output, target = (x.contiguous(memory_format=torch.channels_last) for x in (output, target))
     loss, gradient = squared_error(output, target)
@@ -25,8 +26,19 @@ def test_squared_error(dtype: torch.dtype, channels_last: bool):
     places = 70 * 16 * 16
     assert loss.dtype == torch.float32 and gradient.dtype == dtype
     assert loss.item() == pytest.approx((difference**2).sum() / places, rel=1e-5)
-    tolerance = 1e-6 if dtype == torch.float32 else 2**-8
+    tolerance = 1e-6 if dtype == torch.float32 else 2**-8 if target_dtype == torch.float32 else 2**-7
     np.testing.assert_allclose(gradient.double().numpy(), 2 * difference / places, rtol=tolerance, atol=1e-9)
+
+
+def test_squared_error_of_close_values_is_exact_in_bfloat16():
+    target = values(40, 8, 9, 9).to(torch.bfloat16)
+    output = (target * (1 + 0.1 * values(40, 8, 9, 9, seed=1))).to(torch.bfloat16)
+    difference = output.double() - target.double()
+    loss, gradient = squared_error(output, target)
+    places = 40 * 9 * 9
+    assert loss.item() == pytest.approx(difference.square().sum().item() / places, rel=1e-6)
+    wanted = (difference.float() * (2 / places)).to(torch.bfloat16)
+    assert torch.equal(gradient, wanted)
 
 
 def test_squared_error_of_mixed_layouts_and_of_a_matrix():

@@ -25,7 +25,8 @@ from genie_cli.quantization.export import to_artifact
 from genie_cli.quantization.pieces import cut_out, layer_by_layer
 from genie_cli.quantization.presets import PRESETS
 from genie_cli.quantization.quantize import QuantizedNetwork, quantize_network
-from genie_cli.quantization.reconstruction import UnitTask, learn_unit
+from genie_cli.quantization.reconstruction import learn_unit
+from genie_cli.quantization.unit_task import UnitTask
 from genie_cli.quantization.units import reconstruction_units
 from genie_cli.runtime.progress import Advanced, Event, StageStarted
 from genie_cli.student.build import insert_quantizers

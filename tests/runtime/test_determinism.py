@@ -72,7 +72,7 @@ LAYOUTS: dict[str, Tensor] = {
 @pytest.mark.parametrize("like", LAYOUTS.values(), ids=LAYOUTS.keys())
 def test_shape_and_layout_are_those_of_the_tensor(like: Tensor):
     mask = random_mask(like, 0.5, generator())
-    assert mask.shape == like.shape and mask.stride() == like.stride() and mask.dtype == torch.float32
+    assert mask.shape == like.shape and mask.stride() == like.stride() and mask.dtype == like.dtype
 
 
 VIEWS: dict[str, Tensor] = {
@@ -125,6 +125,17 @@ def test_masks_out_of_a_pool_repeat_under_a_seed_and_large_ones_are_drawn():
     one, two = RandomMasks(0.5, generator()), RandomMasks(0.5, generator())
     for tensor in (like, large, like):
         assert torch.equal(one.draw(tensor), two.draw(tensor))
+
+
+def test_masks_of_both_precisions_come_out_of_one_pool():
+    one, two = RandomMasks(0.5, generator()), RandomMasks(0.5, generator())
+    for _ in range(300):  # more than a pool's
+        exact, reduced = one.draw(torch.empty(5000)), two.draw(torch.empty(5000, dtype=torch.bfloat16))
+        assert reduced.dtype == torch.bfloat16 and torch.equal(exact, reduced.float())
+    kept = one.state()
+    two.restore(kept)
+    two.generator.set_state(one.generator.get_state())
+    assert torch.equal(one.draw(torch.empty(5000)), two.draw(torch.empty(5000, dtype=torch.bfloat16)).float())
 
 
 def test_neighbouring_draws_are_not_correlated():
