@@ -184,9 +184,10 @@ def test_carried_activations_are_those_of_the_finished_student(
     assert len(carried) == len(units) == 5
     for unit, (values, targets) in zip(units, carried, strict=True):
         assert values.dtype == targets.dtype == dtype
-        if dtype == torch.bfloat16:  # kept to eight bits, and what they move to the next grid point
+        if dtype == torch.bfloat16:  # kept to eight bits; what lay between two grid points may come to lie on the other
             assert relative_square(targets.float() - wanted[unit.output], wanted[unit.output]) < 1e-4
-            assert relative_square(values.float() - found[unit.output], found[unit.output]) < 1e-2
+            own_error = relative_square(found[unit.output] - wanted[unit.output], wanted[unit.output])
+            assert relative_square(values.float() - found[unit.output], found[unit.output]) < 0.02 * own_error + 1e-5
             continue
         torch.testing.assert_close(targets, wanted[unit.output], rtol=0, atol=1e-5)
         # other layouts sum in another order, and a value between two grid points may come to lie on the other one
