@@ -113,6 +113,8 @@ class SynthesizeConfig(LongStage):
     """Optimisation steps a batch."""
     batch_size: int = Field(128, ge=2)
     """Images optimised together; each batch has its own generator and latents."""
+    batches_at_once: int | None = Field(None, ge=1)
+    """Batches that advance together, each for itself; None: several where one is small for a GPU."""
     seed: int = Field(0, ge=0, lt=2**63)
     generator: bool = True
     """Images come out of a generator that learns; False: their pixels learn directly (ZeroQ)."""

@@ -206,7 +206,7 @@ def test_states_are_of_one_number_of_processes_and_end_with_their_part(tmp_path:
 
 def test_the_first_says_for_all_when_one_is_due(tmp_path: Path) -> None:
     def ask(hasty: int) -> Callable[[Workers], bool]:
-        return lambda workers: WorkFolder(tmp_path, 0 if workers.rank == hasty else math.inf).is_due(workers)
+        return lambda workers: WorkFolder(tmp_path, 0 if workers.rank == hasty else math.inf).is_due("unit0", workers)
 
     assert together(2, ask(0)) == [True, True]
     assert together(2, ask(1)) == [False, False]

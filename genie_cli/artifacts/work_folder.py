@@ -73,8 +73,8 @@ class Work:
         """
         return None
 
-    def is_due(self, workers: Workers = SOLO) -> bool:
-        """Whether it is time for a checkpoint; the first of `workers`, which all ask, decides."""
+    def is_due(self, name: str, workers: Workers = SOLO) -> bool:
+        """Whether it is time for a checkpoint inside a part; the first of `workers`, which all ask, decides."""
         return False
 
     def save_checkpoint(
@@ -106,8 +106,8 @@ class WorkFolder(Work):
         self.path = path
         self._interval = interval
         self._warn: Callable[[str], None] | None = warn
-        self._last = time.monotonic()
-        self._turn = 0
+        self._last: dict[str, float] = {}
+        self._turns: dict[str, int] = {}
 
     def part(self, name: str) -> Saved | None:
         """See `Work.part`."""
@@ -119,41 +119,42 @@ class WorkFolder(Work):
         for tried in (name, f"{name}{RETRIED}"):
             for slot in self.path.glob(f"{tried}.checkpoint*"):  # of any number of processes
                 slot.unlink(missing_ok=True)
-        self._last = time.monotonic()
 
     def checkpoint(self, name: str, workers: Workers = SOLO) -> Saved | None:
         """See `Work.checkpoint`."""
         slots = self._slots(name, workers)
         found = [(turn, saved) for turn, slot in enumerate(slots) if (saved := _read(slot)) is not None]
         step = _newest_common((saved.facts["step"] for _, saved in found), workers)
-        self._turn, chosen = 0, None
+        turns, chosen = 0, None
         for turn, saved in found:
             if saved.facts["step"] == step:
-                self._turn, chosen = turn + 1, saved  # the next one goes to the other slot
+                turns, chosen = turn + 1, saved  # the next one goes to the other slot
             elif step is None or saved.facts["step"] > step:
                 slots[turn].unlink(missing_ok=True)  # others lack it, and steps taken anew may come to differ
+        self._turns[name] = turns
         return chosen
 
-    def is_due(self, workers: Workers = SOLO) -> bool:
-        """See `Work.is_due`."""
-        is_due = workers.is_first and time.monotonic() - self._last >= self._interval
+    def is_due(self, name: str, workers: Workers = SOLO) -> bool:
+        """See `Work.is_due`; the time runs from the first question."""
+        now = time.monotonic()
+        is_due = workers.is_first and now - self._last.setdefault(name, now) >= self._interval
         return bool(workers.sum_(torch.tensor(float(is_due))))
 
     def save_checkpoint(
         self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], workers: Workers = SOLO
     ) -> None:
         """See `Work.save_checkpoint`; without room the run goes on, and less of it can be gone on from."""
-        is_kept = True
+        is_kept, turn = True, self._turns.get(name, 0)
         try:
-            _write(self._slots(name, workers)[self._turn % 2], tensors, facts)
+            _write(self._slots(name, workers)[turn % 2], tensors, facts)
         except DiskFullError as error:
             is_kept = False
             if self._warn is not None:
                 self._warn(f"a checkpoint could not be kept, and the run goes on without: {error}")
             self._warn = None
         if int(workers.sum_(torch.tensor(float(is_kept)))) == workers.size:
-            self._turn += 1  # else the other slot still holds the newest step that all have
-        self._last = time.monotonic()
+            self._turns[name] = turn + 1  # else the other slot still holds the newest step that all have
+        self._last[name] = time.monotonic()
 
     def num_parts(self) -> int:
         """How many parts are finished."""

@@ -74,7 +74,7 @@ def _run(model_config: ModelConfig, config: SynthesizeConfig) -> None:
     from genie_cli.commands.running import running
     from genie_cli.models.zoo import load_teacher
     from genie_cli.synthesis.disk_need import synthesis_need
-    from genie_cli.synthesis.distill import batch_sizes, synthesize_images
+    from genie_cli.synthesis.distill import batch_sizes, batches_at_once, synthesize_images
     from genie_cli.synthesis.export import NOT_DETERMINING
     from genie_cli.synthesis.teacher_network import check_same_input
 
@@ -105,7 +105,8 @@ def _run(model_config: ModelConfig, config: SynthesizeConfig) -> None:
             "inputs": [one.input.model_dump(mode="json") for one in (teacher, *others)],
             "student": student_sha256,
         }
-        need = synthesis_need(teacher.input, teacher.num_classes, config, run.workers.size)
+        num_at_once = run.workers.size * batches_at_once(config, teacher.input, run.device)
+        need = synthesis_need(teacher.input, teacher.num_classes, config, num_at_once)
         with run.resumable(config, config.out, determinants, need) as work:
             with run.work() as report:
                 result = synthesize_images(

@@ -87,7 +87,7 @@ def learn_unit(
             if stopping.is_over(step, held_out_loss, learner.snapshot):
                 taken = step
                 break
-        if step % LOG_EVERY == 0 and step < config.num_steps and work.is_due(workers):
+        if step % LOG_EVERY == 0 and step < config.num_steps and work.is_due(place, workers):
             watch = stopping.facts() if stopping is not None else {}
             best = stopping.tensors() if stopping is not None else {}
             work.save_checkpoint(place, {**learner.state(), **best}, {"step": step, **watch}, workers)

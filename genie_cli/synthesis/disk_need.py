@@ -21,11 +21,11 @@ _SMALL_TENSORS = 10
 """In a checkpoint: counters, rates, and what the schedule remembers."""
 
 
-def synthesis_need(spec: InputSpec, num_classes: int, config: SynthesizeConfig, num_processes: int = 1) -> DiskNeed:
+def synthesis_need(spec: InputSpec, num_classes: int, config: SynthesizeConfig, num_at_once: int = 1) -> DiskNeed:
     """What `synthesize_images` keeps, and its output.
 
-    All finished batches stay until the output stands, and each process replaces one of its two checkpoints,
-    of which three exist while it does so.
+    All finished batches stay until the output stands, and each of those at work, of all processes, replaces one of
+    its two checkpoints, of which three exist while it does so.
     """
     sizes = batch_sizes(config.num_images, config.batch_size)
     rows = (config.num_steps // LOG_EVERY + 2) * _ROW_BYTES
@@ -33,7 +33,7 @@ def synthesis_need(spec: InputSpec, num_classes: int, config: SynthesizeConfig, 
     parts = config.num_images * image * _KEPT + len(sizes) * rows
     output = config.num_images * image * _IMAGE_BYTES[config.image_dtype] + len(sizes) * rows
     checkpoint = checkpoint_bytes(spec, num_classes, max(sizes), config) + rows
-    return DiskNeed(parts + max(output, 3 * checkpoint * min(num_processes, len(sizes))))
+    return DiskNeed(parts + max(output, 3 * checkpoint * min(num_at_once, len(sizes))))
 
 
 def checkpoint_bytes(spec: InputSpec, num_classes: int, batch_size: int, config: SynthesizeConfig) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
 
@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from genie_cli.artifacts.work_folder import NO_WORK, RETRIED, Saved, Work
-from genie_cli.config import SynthesizeConfig
+from genie_cli.config import InputSpec, SynthesizeConfig
 from genie_cli.errors import NumbersError
 from genie_cli.models.teacher import Teacher
 from genie_cli.runtime.determinism import make_generator
 from genie_cli.runtime.distribution import SOLO, Workers
 from genie_cli.runtime.progress import Advanced, Note, Reporter, StageFinished, StageStarted, silent
 from genie_cli.runtime.replay import WARMUP_STEPS, ReplayedStep
+from genie_cli.runtime.shortage import fits
+from genie_cli.runtime.side_by_side import side_by_side
 from genie_cli.runtime.state import optimizer_state, prefixed, restore_optimizer, without_prefix
 from genie_cli.synthesis.batch_fit import or_the_size_that_fits
 from genie_cli.synthesis.discrepancy import Student
@@ -30,6 +32,9 @@ from genie_cli.synthesis.terms import BatchTerms, needs_logits
 STAGE = "synthesize"
 LOG_EVERY = 10
 """Steps between logged losses: reading one makes a GPU wait."""
+_VALUES_THAT_FILL = 128 * 3 * 128 * 128
+"""Values of images that are taken to keep a GPU busy (not measured); batches of fewer advance together."""
+_MOST_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -102,13 +107,19 @@ def synthesize_images(
     own = workers.share(len(sizes))
     total = config.num_steps * len(sizes)
     report(StageStarted(STAGE, total))
-    images: list[Tensor] = []
-    log: list[LogRow] = []
+    made: dict[int, Saved] = {}
+    steps_done: dict[int, int] = {}
 
-    def distill(index: int, on_row: Callable[[LogRow], None]) -> Saved:
+    def on_row(row: LogRow) -> None:
+        steps_done[row.batch] = row.step
+        done = min(sum(steps_done.values()) * workers.size, total)  # the others are about as far
+        report(Advanced(STAGE, done, f"batch {row.batch}/{len(sizes)}", {"loss": row.loss}))
+
+    def distill(index: int) -> Generator[None, None, None]:
         try:
             batch = _Batch(networks, teacher, student, index, sizes[index], config, device, dtype)
-            return _distill_batch(batch, index, config.num_steps, on_row, work, f"batch{index}")
+            made[index] = yield from _distill_batch(batch, index, config.num_steps, on_row, work, f"batch{index}")
+            return
         except NumbersError as error:
             if dtype == torch.float32:
                 raise
@@ -116,7 +127,11 @@ def synthesize_images(
         exact = [network.in_float32() for network in networks]
         batch = _Batch(exact, teacher, student, index, sizes[index], config, device, torch.float32)
         # From its start, and kept apart: a checkpoint comes by the clock, and may hold the cause already.
-        return _distill_batch(batch, index, config.num_steps, on_row, work, f"batch{index}{RETRIED}")
+        name = f"batch{index}{RETRIED}"
+        made[index] = yield from _distill_batch(batch, index, config.num_steps, on_row, work, name)
+
+    def distill_all(indices: Sequence[int]) -> None:
+        side_by_side([distill(index) for index in indices], device)
 
     def try_size(batch_size: int) -> None:
         largest = max(batch_sizes(config.num_images, batch_size))
@@ -124,23 +139,31 @@ def synthesize_images(
         for _ in range(min(config.num_steps, WARMUP_STEPS + 1 if device.type == "cuda" else 1)):
             batch.step()  # on CUDA the recorded step takes memory of its own
 
-    for position, index in enumerate(own):
-
-        def on_row(row: LogRow, position: int = position) -> None:
-            done = min((position * config.num_steps + row.step) * workers.size, total)  # the others are about as far
-            report(Advanced(STAGE, done, f"batch {row.batch}/{len(sizes)}", {"loss": row.loss}))
-
-        found = work.part(f"batch{index}")
-        if found is None:
-            found = or_the_size_that_fits(partial(distill, index, on_row), try_size, sizes[index], device)
-        else:
+    for index in own:
+        if (found := work.part(f"batch{index}")) is not None:
+            made[index] = found
             on_row(_rows(found)[-1])
-        images.append(found.tensors["images"])
-        log += _rows(found)
+    at_once = batches_at_once(config, spec, device)
+    while waiting := [index for index in own if index not in made]:
+        together = waiting[:at_once]
+        if len(together) == 1:
+            or_the_size_that_fits(partial(distill_all, together), try_size, sizes[together[0]], device)
+        elif not fits(partial(distill_all, together)):
+            at_once = (at_once + 1) // 2
+            report(Note(f"{len(together)} batches at once do not fit into memory: going on with fewer.", warning=True))
     none = torch.empty(0, spec.num_channels, spec.size, spec.size)
-    result = _gathered(torch.cat([none, *images]), log, sizes, workers)
+    images = torch.cat([none, *(made[index].tensors["images"] for index in own)])
+    result = _gathered(images, [row for index in own for row in _rows(made[index])], sizes, workers)
     report(StageFinished(STAGE))
     return result
+
+
+def batches_at_once(config: SynthesizeConfig, spec: InputSpec, device: torch.device) -> int:
+    """How many batches advance together: more than one where a batch is small for a GPU, unless it is said."""
+    if config.batches_at_once is not None:
+        return config.batches_at_once
+    values = config.batch_size * spec.num_channels * spec.size**2
+    return min(_MOST_AT_ONCE, max(1, _VALUES_THAT_FILL // values)) if device.type == "cuda" else 1
 
 
 def _gathered(images: Tensor, log: Sequence[LogRow], sizes: Sequence[int], workers: Workers) -> Synthesis:
@@ -273,8 +296,8 @@ class _Batch:
 
 def _distill_batch(
     batch: _Batch, index: int, num_steps: int, on_row: Callable[[LogRow], None], work: Work, name: str
-) -> Saved:
-    """Take a batch's steps, from the newest checkpoint called `name` on, and keep what came out."""
+) -> Generator[None, None, Saved]:
+    """Take a batch's steps, from the newest checkpoint called `name` on, and keep what came out; a step a turn."""
     rows, taken = [], 0
     if (left := work.checkpoint(name)) is not None:
         batch.restore(left.tensors)
@@ -296,8 +319,9 @@ def _distill_batch(
         batch.set_generator_lr(step)
         if _is_logged(step):
             log(step, float(batch.loss), rate)
-            if work.is_due():
+            if work.is_due(name):
                 work.save_checkpoint(name, batch.state(), {"step": step, "log": [astuple(row) for row in rows]})
+        yield
     images, loss = batch.finish()
     log(num_steps, float(loss), batch.code_lr)
     # the images are those of the last forward pass, as the authors keep them

@@ -12,8 +12,11 @@ from genie_cli.artifacts.images import ImagesMetadata, encode_images
 from genie_cli.config import SynthesizeConfig
 from genie_cli.models.teacher import Teacher
 
-NOT_DETERMINING = {"out", "log", "device", "performance", "checkpoint_interval", "fresh", "other_teachers", "student"}
-"""Paths, and what the metadata say by hash."""
+NOT_DETERMINING = {
+    "out", "log", "device", "performance", "checkpoint_interval", "fresh", "batches_at_once", "other_teachers",
+    "student",
+}  # fmt: skip
+"""Paths, what changes no image, and what the metadata say by hash."""
 
 
 def to_artifact(

@@ -140,10 +140,10 @@ def test_a_checkpoint_without_room_warns_once_and_the_last_one_stands(tmp_path: 
         work.save_checkpoint("unit", {"x": torch.tensor([step])}, {"step": step})
     with monkeypatch.context() as full:
         fill_the_disk(full)
-        work._last = 0.0
+        work._last["unit"] = 0.0
         for step in (3, 4):
             work.save_checkpoint("unit", {"x": torch.tensor([step])}, {"step": step})
-        assert not work.is_due()  # it is not tried again at once
+        assert not work.is_due("unit")  # it is not tried again at once
         with pytest.raises(DiskFullError):
             work.finish("unit", {"x": torch.tensor([5])}, {})
     (warning,) = warnings

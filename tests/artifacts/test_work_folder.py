@@ -54,7 +54,7 @@ def test_a_part_takes_the_place_of_its_checkpoints(tmp_path: Path) -> None:
     work.save_checkpoint("unit0.float32", STATE, {"step": 1})
     work.save_checkpoint("unit01", STATE, {"step": 1})
     work.finish("unit0", STATE, {})
-    assert sorted(file.name for file in work.path.iterdir()) == ["about.json", "unit0.part", "unit01.checkpoint1"]
+    assert sorted(file.name for file in work.path.iterdir()) == ["about.json", "unit0.part", "unit01.checkpoint0"]
 
 
 @pytest.mark.parametrize("place", [-1, -30, 12])
@@ -118,9 +118,26 @@ def test_a_folder_that_cannot_say_what_it_is_for_is_found_too(tmp_path: Path, co
 def test_nothing_is_kept_without_a_folder() -> None:
     NO_WORK.finish("unit0", STATE, {})
     NO_WORK.save_checkpoint("unit0", STATE, {"step": 1})
-    assert (NO_WORK.part("unit0"), NO_WORK.checkpoint("unit0"), NO_WORK.is_due()) == (None, None, False)
+    assert (NO_WORK.part("unit0"), NO_WORK.checkpoint("unit0"), NO_WORK.is_due("unit0")) == (None, None, False)
 
 
 @pytest.mark.parametrize(("interval", "is_due"), [(0, True), (1e9, False)])
 def test_a_checkpoint_is_due_after_the_interval(tmp_path: Path, interval: float, is_due: bool) -> None:
-    assert WorkFolder(tmp_path, interval).is_due() == is_due
+    assert WorkFolder(tmp_path, interval).is_due("unit0") == is_due
+
+
+def test_parts_that_are_worked_on_in_turns_keep_states_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    now = [0.0]
+    monkeypatch.setattr("genie_cli.artifacts.work_folder.time.monotonic", lambda: now[0])
+    work = WorkFolder(tmp_path, interval=10)
+    assert not work.is_due("a") and not work.is_due("b")
+    now[0] = 10.0
+    assert work.is_due("a")
+    work.save_checkpoint("a", STATE, {"step": 1})
+    assert not work.is_due("a") and work.is_due("b")
+    for step in (1, 2, 3):
+        work.save_checkpoint("b", STATE, {"step": step})
+    work.save_checkpoint("a", STATE, {"step": 2})
+    assert {path.name for path in tmp_path.iterdir()} == {f"{n}.checkpoint{slot}" for n in "ab" for slot in (0, 1)}
+    steps = {name: saved.facts["step"] for name in "ab" if (saved := work.checkpoint(name)) is not None}
+    assert steps == {"a": 2, "b": 3}

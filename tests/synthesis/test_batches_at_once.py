@@ -1,0 +1,116 @@
+"""Batches that advance together give the images of batches one after the other."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from genie_cli.artifacts.work_folder import WorkFolder
+from genie_cli.config import InputSpec, SynthesizeConfig
+from genie_cli.models.teacher import Teacher
+from genie_cli.runtime.progress import Advanced, Event, Note
+from genie_cli.synthesis import distill
+from genie_cli.synthesis.distill import Synthesis, batches_at_once, synthesize_images
+
+CPU = torch.device("cpu")
+
+
+def synthesize(teacher: Teacher, at_once: int | None, events: list[Event] | None = None, **more: Any) -> Synthesis:
+    config = SynthesizeConfig(num_images=20, batch_size=4, num_steps=15, batches_at_once=at_once)
+    report = (lambda event: None) if events is None else events.append
+    return synthesize_images(teacher, config, CPU, torch.float32, report, **more)
+
+
+@pytest.fixture(scope="module")
+def one_by_one(digits_teacher: Teacher) -> Synthesis:
+    return synthesize(digits_teacher, 1)
+
+
+def same(one: Synthesis, other: Synthesis) -> bool:
+    return torch.equal(one.images, other.images) and one.log == other.log
+
+
+@pytest.mark.parametrize("at_once", [2, 5, 100])
+def test_images_and_log_are_the_same(at_once: int, digits_teacher: Teacher, one_by_one: Synthesis):
+    events: list[Event] = []
+    assert same(synthesize(digits_teacher, at_once, events), one_by_one)
+    progress = [event for event in events if isinstance(event, Advanced)]
+    done = [event.done for event in progress]
+    assert done == sorted(done) and done[-1] == 5 * 15
+    first_turns = [event.detail for event in progress[: min(at_once, 5)]]
+    assert first_turns == [f"batch {i + 1}/5" for i in range(min(at_once, 5))]
+
+
+class Mortal(WorkFolder):
+    """Keeps the state at every chance, and dies after so many times."""
+
+    def __init__(self, path: Path, lives: int) -> None:
+        super().__init__(path, interval=0)
+        self.lives = lives
+
+    def save_checkpoint(self, *args: Any, **others: Any) -> None:
+        super().save_checkpoint(*args, **others)
+        self.lives -= 1
+        if not self.lives:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("then", [1, 3])
+def test_a_killed_run_goes_on_inside_each_of_them(
+    then: int, digits_teacher: Teacher, one_by_one: Synthesis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(distill, "LOG_EVERY", 4)
+    whole = synthesize(digits_teacher, 1)
+    with pytest.raises(KeyboardInterrupt):
+        synthesize(digits_teacher, 3, work=Mortal(tmp_path, 8))
+    kept = {path.name.partition(".")[0] for path in tmp_path.glob("*.checkpoint*")}
+    assert kept == {"batch0", "batch1", "batch2"}
+    steps = []
+    for index in range(3):
+        left = WorkFolder(tmp_path).checkpoint(f"batch{index}")
+        assert left is not None
+        steps.append(left.facts["step"])
+    assert steps == [8, 8, 4]  # in turns: 1, 4 and, for the first two, 8
+    resumed = synthesize(digits_teacher, then, work=WorkFolder(tmp_path, math.inf))
+    assert torch.equal(resumed.images, one_by_one.images) and resumed.log == whole.log
+
+
+def test_what_does_not_fit_together_goes_on_in_fewer(
+    digits_teacher: Teacher, one_by_one: Synthesis, monkeypatch: pytest.MonkeyPatch
+):
+    alive: list[int] = []
+    start, finish = distill._Batch.__init__, distill._Batch.finish
+
+    def limited(self: Any, *args: Any) -> None:
+        alive.append(args[3])
+        if len(alive) > 2:
+            alive.clear()
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        start(self, *args)
+
+    def finished(self: Any) -> Any:
+        alive.pop()
+        return finish(self)
+
+    monkeypatch.setattr(distill._Batch, "__init__", limited)
+    monkeypatch.setattr(distill._Batch, "finish", finished)
+    events: list[Event] = []
+    assert same(synthesize(digits_teacher, 4, events), one_by_one)
+    notes = [event.message for event in events if isinstance(event, Note)]
+    assert notes == ["4 batches at once do not fit into memory: going on with fewer."]
+
+
+def test_several_where_a_batch_is_small_for_a_gpu():
+    config = SynthesizeConfig()
+    cuda = torch.device("cuda")
+
+    def spec(size: int) -> InputSpec:
+        return InputSpec(num_channels=3, size=size, mean=(0.0,) * 3, std=(1.0,) * 3)
+
+    assert [batches_at_once(config, spec(size), cuda) for size in (16, 32, 64, 128, 224)] == [8, 8, 4, 1, 1]
+    assert batches_at_once(config, spec(32), CPU) == 1
+    assert batches_at_once(config.model_copy(update={"batches_at_once": 3}), spec(224), CPU) == 3
