@@ -32,6 +32,7 @@ class UnitStep:
     recorded. All give the same bits.
 
     Attributes:
+        groups: the optimizer's, with their rates as tensors; see `UnitParameters.groups`.
         optimizer: of the parameters that learn; None: there are none.
         micro_batches: in how many pieces a batch is worked through.
         loss: reconstruction loss of the last step.
@@ -58,7 +59,7 @@ class UnitStep:
             masks: of the mixed inputs and of the activation quantizers.
             config: loss, regularizer, rates, number of steps.
             device: where batches are.
-            dtype: arithmetic of the convolutions.
+            dtype: arithmetic of the student.
             workers: processes that share the batch.
             rows: of a batch, in this process and in all.
             report: receives what is to be said of memory and recordings.

@@ -149,7 +149,7 @@ def synthesize_images(
         if len(together) == 1:
             or_the_size_that_fits(partial(distill_all, together), try_size, sizes[together[0]], device)
         elif not fits(partial(distill_all, together)):
-            at_once = (at_once + 1) // 2
+            at_once = (len(together) + 1) // 2  # of those that were tried: fewer may have been left than go at once
             report(Note(f"{len(together)} batches at once do not fit into memory: going on with fewer.", warning=True))
     none = torch.empty(0, spec.num_channels, spec.size, spec.size)
     images = torch.cat([none, *(made[index].tensors["images"] for index in own)])

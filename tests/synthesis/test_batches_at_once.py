@@ -45,17 +45,16 @@ def test_images_and_log_are_the_same(at_once: int, digits_teacher: Teacher, one_
     assert first_turns == [f"batch {i + 1}/5" for i in range(min(at_once, 5))]
 
 
-class Mortal(WorkFolder):
-    """Keeps the state at every chance, and dies after so many times."""
+class DyingList(list[Event]):
+    """Ends the run at so many reports of progress; a state is kept right behind each."""
 
-    def __init__(self, path: Path, lives: int) -> None:
-        super().__init__(path, interval=0)
-        self.lives = lives
+    def __init__(self, last: int) -> None:
+        super().__init__()
+        self.last = last
 
-    def save_checkpoint(self, *args: Any, **others: Any) -> None:
-        super().save_checkpoint(*args, **others)
-        self.lives -= 1
-        if not self.lives:
+    def append(self, event: Event) -> None:
+        super().append(event)
+        if sum(isinstance(event, Advanced) for event in self) == self.last:
             raise KeyboardInterrupt
 
 
@@ -66,7 +65,7 @@ def test_a_killed_run_goes_on_inside_each_of_them(
     monkeypatch.setattr(distill, "LOG_EVERY", 4)
     whole = synthesize(digits_teacher, 1)
     with pytest.raises(KeyboardInterrupt):
-        synthesize(digits_teacher, 3, work=Mortal(tmp_path, 8))
+        synthesize(digits_teacher, 3, DyingList(9), work=WorkFolder(tmp_path, interval=0))
     kept = {path.name.partition(".")[0] for path in tmp_path.glob("*.checkpoint*")}
     assert kept == {"batch0", "batch1", "batch2"}
     steps = []
@@ -102,6 +101,23 @@ def test_what_does_not_fit_together_goes_on_in_fewer(
     assert same(synthesize(digits_teacher, 4, events), one_by_one)
     notes = [event.message for event in events if isinstance(event, Note)]
     assert notes == ["4 batches at once do not fit into memory: going on with fewer."]
+
+
+def test_fewer_left_than_go_at_once_are_halved_themselves(
+    digits_teacher: Teacher, one_by_one: Synthesis, monkeypatch: pytest.MonkeyPatch
+):
+    tried: list[int] = []
+    run = distill.side_by_side
+
+    def limited(tasks: Any, device: torch.device) -> None:
+        tried.append(len(tasks))
+        if len(tasks) > 2:
+            raise MemoryError
+        run(tasks, device)
+
+    monkeypatch.setattr(distill, "side_by_side", limited)
+    assert same(synthesize(digits_teacher, 100), one_by_one)
+    assert tried == [5, 3, 2, 2, 1]
 
 
 def test_several_where_a_batch_is_small_for_a_gpu():
