@@ -3,9 +3,9 @@
     python benchmarks/same_results.py --tree ../old --out before.json
     python benchmarks/same_results.py --out after.json --compare before.json
 
-Covered: every synthesis and quantization preset on the embedded network, the other protocols, a network with
-PReLU, a killed run that goes on, two processes, and (where GENIE_KITS names the kits) GENIE on CIFAR ResNet-20 at W2A4 and
-W4A4 in fp32 and bf16. Both runs have to take place on one machine: bytes depend on its processor.
+Covered: every synthesis and quantization preset on the embedded network, the other protocols, networks with
+PReLU, ELU and ReLU6, a killed run that goes on, two processes, and (where GENIE_KITS names the kits) GENIE on CIFAR
+ResNet-20 at W2A4 and W4A4 in fp32 and bf16. Both runs have to take place on one machine: bytes depend on its processor.
 """
 
 from __future__ import annotations
@@ -40,6 +40,15 @@ def prelu():
         nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.PReLU(8), nn.Conv2d(8, 16, 3, 2, 1),
         nn.BatchNorm2d(16), nn.ELU(), nn.Conv2d(16, 16, 3, padding=1, groups=4), nn.BatchNorm2d(16), nn.PReLU(),
         nn.Conv2d(16, 10, 1), nn.BatchNorm2d(10), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    )
+
+
+def relu6():
+    """A chain whose clips equalization rescales."""
+    torch.manual_seed(4)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU6(), nn.Conv2d(8, 8, 3, 2, 1, groups=8),
+        nn.BatchNorm2d(8), nn.ReLU6(), nn.Conv2d(8, 10, 1), nn.BatchNorm2d(10), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
     )
 '''
 GRAY = ("--num-channels", "1", "--input-size", "16", "--mean", "0.3", "--std", "0.3")
@@ -137,7 +146,6 @@ def digits(runs: Runs, pool: ThreadPoolExecutor) -> None:
         jobs.append(pool.submit(runs.quantize, preset, *DIGITS, *first, "--preset", preset, evaluated=data))
     for name, more in {
         "hardware": ("--protocol", "hardware"),
-        "hardware-dfq": ("--protocol", "hardware", "--preset", "dfq"),
         "protocol-ait": ("--protocol", "ait"),
         "patience": ("--patience", "20"),
         "overrides": ("--bits-override", "layer1.*=8,8", "--bits-override", "fc=2,3"),
@@ -162,9 +170,13 @@ def other_networks(runs: Runs, pool: ThreadPoolExecutor) -> None:
         pool.submit(
             runs.quantize, f"prelu-{preset}-{protocol}", *own, *first, "--preset", preset, "--protocol", protocol
         )
-        for preset in ("genie-m", "adaround", "lsq", "dfq")
+        for preset in ("genie-m", "adaround", "lsq")
         for protocol in ("genie", "hardware")
     ]
+    clipped = ("--model", "network.py:relu6", *GRAY)
+    for protocol in ("genie", "hardware"):
+        options = ("--preset", "dfq", "--protocol", protocol)
+        jobs.append(pool.submit(runs.quantize, f"relu6-dfq-{protocol}", *clipped, *options))
     for job in jobs:
         job.result()
 

@@ -13,9 +13,9 @@ import typer
 from typer.core import TyperGroup
 
 from genie_cli import __version__
-from genie_cli.artifacts.disk import is_full
 from genie_cli.commands import clean, evaluate, inspect, models, quantize, report, synthesize, verify
 from genie_cli.errors import GenieError, InputError, UsageError
+from genie_cli.runtime.full_disk import is_full
 
 EXIT_INTERRUPTED = 130
 _CommandLineError: type[Exception] = typer.BadParameter.__bases__[0]

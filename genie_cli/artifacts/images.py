@@ -15,10 +15,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from genie_cli.artifacts.atomic import atomic_write_bytes
 from genie_cli.artifacts.metadata import ArtifactMetadata, all_finite, file_sha256, read, serialize, validate
 from genie_cli.config import InputSpec
 from genie_cli.errors import InputError
+from genie_cli.runtime.atomic import atomic_write_bytes
 
 ImageDtype = Literal["float16", "uint8"]
 

@@ -13,18 +13,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import safetensors.torch
 import torch
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from genie_cli.artifacts.atomic import FOLDER_FILES
 from genie_cli.config import Frozen, InputSpec
 from genie_cli.errors import InputError
+from genie_cli.runtime.tensor_bytes import tensors_sha256, write_bytes
 
 FORMAT_VERSION = 1
 KEY = "genie"
+FOLDER_FILES = ("weights.safetensors", "step_sizes.safetensors", "metrics.json")
+"""The files of a quantized folder; a folder that holds anything else is not ours to replace."""
 
 _NAMES = {
     "images": "an image set",
@@ -69,33 +70,6 @@ def encode(model: BaseModel | Mapping[str, Any]) -> dict[str, str]:
 def serialize(tensors: Mapping[str, Tensor], metadata: ArtifactMetadata) -> bytes:
     """An artifact file: tensors, and the metadata with the hash of them."""
     return write_bytes(tensors, encode(metadata.model_copy(update={"content_sha256": tensors_sha256(tensors)})))
-
-
-def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the sorted names, types, shapes and bytes of tensors."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def write_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> bytes:
-    """Serialise tensors as a safetensors file: the same bytes for the same content.
-
-    Tensors may live on any device, in any memory format, and may share memory; each is written out.
-    """
-    plain: dict[str, Tensor] = {}
-    storages: set[int] = set()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        # safetensors refuses tensors that share memory; most do not, and large ones are not copied for it.
-        if tensor.untyped_storage().data_ptr() in storages:
-            tensor = tensor.clone()
-        storages.add(tensor.untyped_storage().data_ptr())
-        plain[name] = tensor
-    return safetensors.torch.save(plain, metadata)
 
 
 def read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

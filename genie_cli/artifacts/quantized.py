@@ -21,12 +21,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from genie_cli.artifacts.atomic import FOLDER_FILES, atomic_write_folder
-from genie_cli.artifacts.metadata import ArtifactMetadata, all_finite, read, serialize, validate
+from genie_cli.artifacts.metadata import FOLDER_FILES, ArtifactMetadata, all_finite, read, serialize, validate
 from genie_cli.artifacts.metrics import encode_metrics, read_metrics
 from genie_cli.artifacts.packing import pack, unpack
 from genie_cli.config import MAX_BITS, MIN_BITS, Frozen
 from genie_cli.errors import InputError
+from genie_cli.runtime.atomic import atomic_write_folder
 
 WEIGHTS_FILE, STEP_SIZES_FILE, METRICS_FILE = FOLDER_FILES
 

@@ -13,10 +13,10 @@ def clean(
     remove: Annotated[bool, typer.Option("--remove", help="Delete what is listed and not in use.")] = False,
 ) -> None:
     """List what killed runs left beside their outputs, and delete it with --remove."""
-    from genie_cli.artifacts.lock import is_locked
-    from genie_cli.artifacts.work_folder import WorkFolder, find_work_folders
     from genie_cli.commands.display import file_size, rows_table
     from genie_cli.errors import InputError
+    from genie_cli.work.folder import WorkFolder, find_work_folders
+    from genie_cli.work.lock import is_locked
 
     if not folder.is_dir():
         raise InputError(f"Folder {folder} does not exist.")

@@ -68,7 +68,7 @@ def _run(model_config: ModelConfig, config: EvaluateConfig, source: str, as_json
             return
         text = json.dumps(figures, indent=2)
         if config.out is not None:
-            from genie_cli.artifacts.atomic import atomic_write_text
+            from genie_cli.runtime.atomic import atomic_write_text
 
             atomic_write_text(config.out, text + "\n")
         if as_json:
@@ -93,6 +93,7 @@ def _measure(run: Run, model_config: ModelConfig, config: EvaluateConfig, source
     from genie_cli.models.graph.folding import fold_batch_norms
     from genie_cli.models.graph.placement import move
     from genie_cli.models.zoo import load_teacher
+    from genie_cli.runtime.work import NO_WORK
     from genie_cli.student.load import load_student
 
     with run.checks():
@@ -123,18 +124,9 @@ def _measure(run: Run, model_config: ModelConfig, config: EvaluateConfig, source
             "a smaller --batch-size makes more batches.",
             warning=True,
         )
-    with run.work() as report:
-        result = accuracy.evaluate(
-            move(network, run.device),
-            data,
-            teacher.num_classes,
-            config.batch_size,
-            run.device,
-            run.dtype,
-            reference,
-            report,
-            run.workers,
-        )
+    with run.working(NO_WORK) as context:
+        network = move(network, run.device)
+        result = accuracy.evaluate(network, data, teacher.num_classes, config.batch_size, context, reference)
     figures = {"model": teacher.name, **result.as_json()}
     if artifact is not None:
         figures |= {key: getattr(artifact.metadata, key) for key in ("preset", "protocol")}

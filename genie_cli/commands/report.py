@@ -39,9 +39,9 @@ def report(
     ),
 ) -> None:
     """Compare evaluated runs in one table (markdown, JSON, and CSV for plots)."""
-    from genie_cli.artifacts.atomic import atomic_write_text
     from genie_cli.errors import InputError
     from genie_cli.evaluation import aggregation, comparison
+    from genie_cli.runtime.atomic import atomic_write_text
 
     rows = comparison.read_rows(metrics)
     columns: tuple[str, ...] = comparison.COLUMNS

@@ -14,11 +14,12 @@ from genie_cli.errors import DeviceError, DiskFullError, GenieError
 if TYPE_CHECKING:
     import torch
 
-    from genie_cli.artifacts.disk import DiskNeed
-    from genie_cli.artifacts.work_folder import Work
     from genie_cli.config import LongStage, Stage
+    from genie_cli.runtime.context import RunContext
     from genie_cli.runtime.distribution import Workers
     from genie_cli.runtime.progress import Reporter
+    from genie_cli.runtime.work import Work
+    from genie_cli.work.room import DiskNeed
 
 
 @dataclass
@@ -45,18 +46,23 @@ class Run:
             yield
 
     @contextmanager
-    def work(self) -> Iterator[Reporter]:
-        """Around the long part; the first process shows the progress."""
+    def working(self, work: Work) -> Iterator[RunContext]:
+        """Around the long part, which runs on the context; the first process shows the progress.
+
+        Args:
+            work: where finished parts and checkpoints are kept.
+        """
         from genie_cli.commands.display import progress
+        from genie_cli.runtime.context import RunContext
         from genie_cli.runtime.progress import silent
         from genie_cli.runtime.settings import nondeterminism_explained
-        from genie_cli.runtime.shortage import is_out_of_memory
+        from genie_cli.runtime.shortage import BatchSplitter, is_out_of_memory
 
         self._started = time.monotonic()
         with nondeterminism_explained(), progress() if self.workers.is_first else nullcontext(silent) as report:
             self._reporter = report
             try:
-                yield report
+                yield RunContext(self.device, self.dtype, self.workers, report, work, BatchSplitter(report))
             except GenieError as error:
                 if error.is_shared is None:
                     error.is_shared = False  # each process works on something else
@@ -83,8 +89,8 @@ class Run:
             need: the room on disks that it takes, found out before the work.
         """
         from genie_cli import __version__
-        from genie_cli.artifacts.lock import locked
-        from genie_cli.artifacts.work_folder import open_work_folder
+        from genie_cli.work.folder import open_work_folder
+        from genie_cli.work.lock import locked
 
         versions = {"dtype": str(self.dtype), "tool": __version__, "torch": _torch_version()}
         known = {**determinants, **versions}
@@ -118,7 +124,7 @@ class Run:
             need: what the run takes.
             held: what of it an earlier run has left there.
         """
-        from genie_cli.artifacts.disk import check_room
+        from genie_cli.work.room import check_room
 
         with self.checks():
             check_room(out, need if self.workers.is_first else replace(need, beside_output=0), held)
@@ -157,8 +163,8 @@ class Run:
 
     def write_performance(self, path: Path | None, more: dict[str, Any] | None = None) -> None:
         """Seconds and peak memory as JSON: measured anew in every run, and so in a file of their own."""
-        from genie_cli.artifacts.atomic import atomic_write_bytes
         from genie_cli.artifacts.metrics import encode_metrics
+        from genie_cli.runtime.atomic import atomic_write_bytes
         from genie_cli.runtime.memory import peak_memory
 
         if path is None:

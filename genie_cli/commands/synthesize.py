@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from genie_cli.config import ModelConfig, SynthesizeConfig
     from genie_cli.models.teacher import Teacher
     from genie_cli.synthesis.discrepancy import Student
-    from genie_cli.synthesis.distill import Synthesis
+    from genie_cli.synthesis.synthesize import Synthesis
 
 
 def synthesize(
@@ -73,9 +73,10 @@ def synthesize(
 def _run(model_config: ModelConfig, config: SynthesizeConfig) -> None:
     from genie_cli.commands.running import running
     from genie_cli.models.zoo import load_teacher
+    from genie_cli.synthesis.batches import batch_sizes, batches_at_once
     from genie_cli.synthesis.disk_need import synthesis_need
-    from genie_cli.synthesis.distill import batch_sizes, batches_at_once, synthesize_images
     from genie_cli.synthesis.export import NOT_DETERMINING
+    from genie_cli.synthesis.synthesize import synthesize_images
     from genie_cli.synthesis.teacher_network import check_same_input
 
     with running(config) as run:
@@ -108,10 +109,8 @@ def _run(model_config: ModelConfig, config: SynthesizeConfig) -> None:
         num_at_once = run.workers.size * batches_at_once(config, teacher.input, run.device)
         need = synthesis_need(teacher.input, teacher.num_classes, config, num_at_once)
         with run.resumable(config, config.out, determinants, need) as work:
-            with run.work() as report:
-                result = synthesize_images(
-                    teacher, config, run.device, run.dtype, report, run.workers, others, student, work
-                )
+            with run.working(work) as context:
+                result = synthesize_images(teacher, config, context, others, student)
             if run.workers.is_first:
                 _finish(run, config, [teacher, *others], student_sha256, result)
 
@@ -131,11 +130,11 @@ def _load_student(config: SynthesizeConfig, teacher: Teacher, run: Run) -> tuple
 def _finish(
     run: Run, config: SynthesizeConfig, teachers: list[Teacher], student_sha256: str | None, result: Synthesis
 ) -> None:
-    from genie_cli.artifacts.atomic import atomic_write_text
     from genie_cli.artifacts.images import save_images
     from genie_cli.artifacts.metadata import file_sha256
     from genie_cli.commands.display import duration, file_size, summary
-    from genie_cli.synthesis.distill import batch_sizes
+    from genie_cli.runtime.atomic import atomic_write_text
+    from genie_cli.synthesis.batches import batch_sizes
     from genie_cli.synthesis.export import to_artifact
 
     images, metadata = to_artifact(result.images, teachers, config, run.device, student_sha256)

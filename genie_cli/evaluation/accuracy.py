@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from genie_cli.data.labeled import LabeledImages
 from genie_cli.errors import NumbersError
-from genie_cli.runtime.distribution import SOLO, Workers
-from genie_cli.runtime.progress import Advanced, Note, Reporter, StageFinished, StageStarted, silent
-from genie_cli.runtime.shortage import Pieces
+from genie_cli.runtime.context import RunContext
+from genie_cli.runtime.progress import Advanced, Note, StageFinished, StageStarted
 from genie_cli.student.bad_layer import bad_layer
 
 STAGE = "evaluate"
@@ -56,11 +55,8 @@ def evaluate(
     data: LabeledImages,
     num_classes: int,
     batch_size: int,
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
+    context: RunContext,
     teacher: nn.Module | None = None,
-    report: Reporter = silent,
-    workers: Workers = SOLO,
 ) -> Evaluation:
     """Run `network` (and `teacher`, to compare) over all of `data`.
 
@@ -69,11 +65,8 @@ def evaluate(
         data: images with labels.
         num_classes: width of the logits.
         batch_size: images at once, fewer where memory runs out; it does not enter the result.
-        device: where to compute.
-        dtype: arithmetic of the passes.
+        context: what to run on; its processes share the batches, and each returns the whole result.
         teacher: the network to agree with.
-        report: receives progress.
-        workers: processes that share the batches; each returns the whole result.
 
     Raises:
         InputError: an image that cannot be used.
@@ -81,20 +74,20 @@ def evaluate(
         WorkerError: another process has ended.
     """
     num_images = data.num_images
-    report(StageStarted(STAGE, num_images, "images"))
+    workers = context.workers
+    context.report(StageStarted(STAGE, num_images, "images"))
     # Whole batches, as one process has them: in a batch of another size, the last bits of the logits may differ.
     own_batches = workers.share(data.num_batches(batch_size))
     seen, right = torch.zeros(num_classes, dtype=torch.int64), torch.zeros(num_classes, dtype=torch.int64)
     right_top5 = right_teacher = agreeing = done = 0
-    in_pieces = Pieces(report)
     for index, (images, labels) in zip(own_batches, data.batches(batch_size, own_batches), strict=True):
-        images = images.to(device).contiguous(memory_format=torch.channels_last)
+        images = images.to(context.device).contiguous(memory_format=torch.channels_last)
         batch = f"Batch {index + 1}"
-        logits = _finite_logits(network, images, dtype, in_pieces, f"{batch} through the network", report)
+        logits = _finite_logits(network, images, context, f"{batch} through the network")
         guesses = logits.argmax(1)
         if teacher is not None:
             what = f"{batch} through the teacher"
-            teacher_guesses = _finite_logits(teacher, images, dtype, in_pieces, what, report).argmax(1)
+            teacher_guesses = _finite_logits(teacher, images, context, what).argmax(1)
             right_teacher += int((teacher_guesses == labels).sum())
             agreeing += int((teacher_guesses == guesses).sum())
         top5 = logits.topk(min(5, num_classes), dim=1).indices
@@ -103,12 +96,12 @@ def evaluate(
         right += _count(labels[guesses == labels], num_classes)
         done += len(labels)
         shown = min(done * workers.size, num_images)  # the others are about as far
-        report(Advanced(STAGE, shown, values={"top1": 100 * int(right.sum()) / done}))
+        context.report(Advanced(STAGE, shown, values={"top1": 100 * int(right.sum()) / done}))
     for counts in (seen, right):
         workers.sum_(counts)
     sums = torch.tensor([right_top5, right_teacher, agreeing])
     right_top5, right_teacher, agreeing = workers.sum_(sums).tolist()
-    report(StageFinished(STAGE))
+    context.report(StageFinished(STAGE))
 
     def share(count: int) -> float:
         return round(100 * count / num_images, 4)
@@ -127,27 +120,25 @@ def evaluate(
     )
 
 
-def _finite_logits(
-    network: nn.Module, images: Tensor, dtype: torch.dtype, in_pieces: Pieces, what: str, report: Reporter
-) -> Tensor:
-    """The logits on the CPU, in float32 where those of `dtype` are not finite.
+def _finite_logits(network: nn.Module, images: Tensor, context: RunContext, what: str) -> Tensor:
+    """The logits on the CPU, in float32 where those of `context` are not finite.
 
     Raises:
         NumbersError: those of float32 are not finite either.
     """
-    with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
-        logits = in_pieces(network, images).float().cpu()
+    with context.autocast():
+        logits = context.splitter(network, images).float().cpu()
     bad = int((~logits.isfinite()).any(1).sum())
     if not bad:
         return logits
-    with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+    with context.autocast():
         layer = bad_layer(network, images[~logits.isfinite().all(1)][:1])
     where = f", first at layer '{layer}'" if layer is not None else ""
     problem = f"{what}: the logits of {bad} of {len(images)} images are NaN or infinite{where}."
-    if dtype == torch.float32:
+    if context.dtype == torch.float32:
         raise NumbersError(f"{problem} Check the network's weights, and that the images are normalised for it.")
-    report(Note(f"{problem} The batch is tried again in float32.", warning=True))
-    return _finite_logits(network, images, torch.float32, in_pieces, what, report)
+    context.report(Note(f"{problem} The batch is tried again in float32.", warning=True))
+    return _finite_logits(network, images, context.in_float32(), what)
 
 
 def _count(labels: Tensor, num_classes: int) -> Tensor:

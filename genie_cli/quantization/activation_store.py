@@ -23,8 +23,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from genie_cli.artifacts.disk import is_full
 from genie_cli.errors import DiskFullError, InputError
+from genie_cli.runtime.full_disk import is_full
 from genie_cli.runtime.memory import format_size
 from genie_cli.runtime.progress import Note, Reporter, silent
 from genie_cli.runtime.shortage import is_out_of_memory

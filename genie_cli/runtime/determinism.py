@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -29,14 +29,6 @@ _PLACES = 1 << 40
 """Places are drawn below this and taken modulo the number that there are: none is favoured by more than 1e-6."""
 
 
-class Masks(Protocol):
-    """Where masks come from."""
-
-    def draw(self, like: Tensor, /) -> Tensor:
-        """A mask of 0 and 1 in the shape, memory layout and dtype of `like`."""
-        ...
-
-
 class RandomMasks:
     """Masks as `random_mask` draws them, on a CPU cut out of a pool at random places.
 
@@ -50,6 +42,26 @@ class RandomMasks:
         self._pools: dict[torch.dtype, Tensor] = {}
         self._places: list[int] = []
         self._layouts: dict[tuple[torch.Size, tuple[int, ...]], tuple[int, ...]] = {}
+        self._watcher: list[Tensor] | None = None
+        self._given: Iterator[Tensor] | None = None
+
+    @contextmanager
+    def watched(self) -> Iterator[list[Tensor]]:
+        """Give a list that fills with what is drawn inside: tensors without memory, in the shapes of the masks."""
+        self._watcher = []
+        try:
+            yield self._watcher
+        finally:
+            self._watcher = None
+
+    @contextmanager
+    def given(self, masks: Sequence[Tensor]) -> Iterator[None]:
+        """Hand out `masks`, which were drawn before, in their order, in place of new ones."""
+        self._given = iter(masks)
+        try:
+            yield
+        finally:
+            self._given = None
 
     def state(self) -> dict[str, Tensor]:
         """The pool and the places still to be cut at, to go on from; the generator's state is its owner's."""
@@ -67,6 +79,10 @@ class RandomMasks:
 
     def draw(self, like: Tensor) -> Tensor:
         """A mask in the shape, memory layout and dtype of `like`; it is not to be written to."""
+        if self._given is not None:
+            return next(self._given)
+        if self._watcher is not None:
+            self._watcher.append(torch.empty_like(like, device="meta"))
         numel = like.numel()
         if not self.has_room_for(like):
             return random_mask(like, self._prob, self.generator)

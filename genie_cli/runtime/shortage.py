@@ -1,4 +1,4 @@
-"""Running out of memory: told apart from other errors, and met with smaller pieces where they change nothing."""
+"""Running out of memory: told apart from other errors, and met with smaller batches where they change nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from genie_cli.runtime.progress import Note, Reporter, silent
+from genie_cli.runtime.progress import Note, Reporter
 
 _SAID_OF_SHORTAGE = re.compile(
     r"DefaultCPUAllocator: can't allocate memory|^could not create a primitive$|"  # oneDNN has no room for its code
@@ -48,35 +48,35 @@ def release_failed() -> None:
         torch.cuda.empty_cache()
 
 
-class Pieces:
+class BatchSplitter:
     """Calls functions that work image by image, on as many images at once as memory suffices for.
 
     A size that did not fit is not tried again; the first time, a warning says so.
     """
 
-    def __init__(self, report: Reporter = silent) -> None:
+    def __init__(self, report: Reporter) -> None:
         """`report` receives the warning."""
         self._report = report
         self._most: int | None = None
 
     def __call__(self, function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-        """``function(batch)``, joined from pieces where it has to be: ``[B, ...]`` to ``[B, ...]``."""
+        """``function(batch)``, joined from parts of the batch where it has to be: ``[B, ...]`` to ``[B, ...]``."""
         results = self.each(function, batch)
         return results[0] if len(results) == 1 else torch.cat(results)
 
     def each(self, function: Callable[[Tensor], _T], batch: Tensor) -> list[_T]:
-        """What `function` makes of each piece of ``batch [B, ...]``, in their order."""
+        """Results of `function` for each part of ``batch [B, ...]``, in their order."""
         results: list[_T] = []
         done = 0
         while done < len(batch):
             rows = min(self._most or len(batch), len(batch) - done)
-            piece = batch if rows == len(batch) else batch[done : done + rows]
+            part = batch if rows == len(batch) else batch[done : done + rows]
 
-            def attempt(piece: Tensor = piece) -> None:
-                results.append(function(piece))
+            def attempt(part: Tensor = part) -> None:
+                results.append(function(part))
 
             if rows == 1:
-                attempt()  # no smaller piece: an error is the caller's
+                attempt()  # no smaller part: an error is the caller's
             elif not fits(attempt):
                 self._shrink(rows)
                 continue

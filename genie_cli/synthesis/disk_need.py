@@ -1,53 +1,40 @@
-"""How much disk a synthesis takes at most at once."""
+"""An upper bound of the disk that a synthesis takes at once."""
 
 from __future__ import annotations
 
 import torch
 
-from genie_cli.artifacts.disk import TENSOR_BYTES, DiskNeed
 from genie_cli.config import InputSpec, SynthesizeConfig
-from genie_cli.synthesis.distill import LOG_EVERY, batch_sizes
+from genie_cli.synthesis.batches import batch_sizes
 from genie_cli.synthesis.generator import Generator
 from genie_cli.synthesis.image_source import new_conditioning
+from genie_cli.work.room import KEPT_CHECKPOINTS, SMALL_FILE, DiskNeed
 
-_KEPT = torch.float32.itemsize
-_IMAGE_BYTES = {"float16": 2, "uint8": 1}
-_ROW_BYTES = 80
-"""Of the loss curve, as text."""
-_VALUES_LEARNED = 3
-"""Of a parameter in a checkpoint: itself and Adam's two moments."""
-
-_SMALL_TENSORS = 10
-"""In a checkpoint: counters, rates, and what the schedule remembers."""
+_VALUES = 4
+"""Float32 values in a checkpoint for each element that learns, at most: itself, Adam's two moments, and buffers."""
+_ROW_BYTES = 10
+"""Of the loss curve per step, at most: a row of text every ten steps."""
 
 
-def synthesis_need(spec: InputSpec, num_classes: int, config: SynthesizeConfig, num_at_once: int = 1) -> DiskNeed:
-    """What `synthesize_images` keeps, and its output.
+def synthesis_need(spec: InputSpec, num_classes: int, config: SynthesizeConfig, num_at_once: int) -> DiskNeed:
+    """Finished batches, which stay until the output stands, and the output or the checkpoints of batches at work.
 
-    All finished batches stay until the output stands, and each of those at work, of all processes, replaces one of
-    its two checkpoints, of which three exist while it does so.
+    Args:
+        spec: the images.
+        num_classes: classes of the teacher, which latents may be conditioned on.
+        config: budget and recipe.
+        num_at_once: batches at work at once, over all processes.
     """
     sizes = batch_sizes(config.num_images, config.batch_size)
-    rows = (config.num_steps // LOG_EVERY + 2) * _ROW_BYTES
-    image = spec.num_channels * spec.size**2
-    parts = config.num_images * image * _KEPT + len(sizes) * rows
-    output = config.num_images * image * _IMAGE_BYTES[config.image_dtype] + len(sizes) * rows
-    checkpoint = checkpoint_bytes(spec, num_classes, max(sizes), config) + rows
-    return DiskNeed(parts + max(output, 3 * checkpoint * min(num_at_once, len(sizes))))
-
-
-def checkpoint_bytes(spec: InputSpec, num_classes: int, batch_size: int, config: SynthesizeConfig) -> int:
-    """The state inside a batch: what the source holds, and the optimizers' moments."""
-    if not config.generator:
-        pixels = batch_size * spec.num_channels * spec.size**2
-        return _VALUES_LEARNED * pixels * _KEPT + (_VALUES_LEARNED + _SMALL_TENSORS) * TENSOR_BYTES
-    with torch.device("meta"):  # shapes alone
-        networks = [Generator(config.latent_dim, spec), new_conditioning(num_classes, config)]
-    weights = [weight for network in networks if network is not None for weight in network.parameters()]
-    buffers = [buffer for network in networks if network is not None for buffer in network.buffers()]
-    noise = batch_size * config.latent_dim
-    learned = sum(weight.numel() for weight in weights) + (noise if config.learns_latents else 0)
-    other = sum(buffer.numel() * buffer.itemsize for buffer in buffers) + len(torch.random.get_rng_state())
-    values = _VALUES_LEARNED * learned + (0 if config.learns_latents else noise)
-    num_tensors = _VALUES_LEARNED * (len(weights) + 1) + len(buffers) + _SMALL_TENSORS
-    return values * _KEPT + other + num_tensors * TENSOR_BYTES
+    pixels = spec.num_channels * spec.size**2
+    learned = max(sizes) * pixels
+    if config.generator:
+        with torch.device("meta"):  # shapes alone
+            networks = [Generator(config.latent_dim, spec), new_conditioning(num_classes, config)]
+        state = [tensor for network in networks if network is not None for tensor in network.state_dict().values()]
+        learned = max(sizes) * config.latent_dim + sum(tensor.numel() for tensor in state)
+    curve = config.num_steps * _ROW_BYTES + SMALL_FILE
+    kept = torch.float32.itemsize * config.num_images * pixels + len(sizes) * curve
+    output = torch.float16.itemsize * config.num_images * pixels + len(sizes) * curve
+    checkpoint = torch.float32.itemsize * _VALUES * learned + curve
+    return DiskNeed(kept + max(output, KEPT_CHECKPOINTS * checkpoint * min(num_at_once, len(sizes))))

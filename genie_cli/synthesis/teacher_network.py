@@ -9,7 +9,8 @@ from genie_cli.config import InputSpec, SynthesizeConfig
 from genie_cli.errors import InputError
 from genie_cli.models.graph.placement import move
 from genie_cli.models.teacher import Teacher
-from genie_cli.synthesis.statistics import statistics_graph
+from genie_cli.runtime.context import RunContext
+from genie_cli.synthesis.statistics_graph import statistics_graph
 from genie_cli.synthesis.swing import draw_offsets, set_offsets, swing_strided_convolutions
 
 
@@ -24,21 +25,22 @@ class TeacherNetwork:
         teacher: Teacher,
         spec: InputSpec,
         config: SynthesizeConfig,
-        device: torch.device,
-        dtype: torch.dtype,
+        context: RunContext,
         with_logits: bool = False,
     ) -> None:
         """Prepare the graph: up to the last batch norm, or with the rest (`with_logits`)."""
-        self._made_of = (teacher, spec, config, device, torch.float32, with_logits)
-        self._dtype, self._with_logits = dtype, with_logits
-        self._graph = statistics_graph(teacher.graph, dtype, with_logits)
+        self._made_of = (teacher, spec, config)
+        self._context, self._with_logits = context, with_logits
+        self._graph = statistics_graph(teacher.graph, context.dtype, with_logits)
         self._shifts = swing_strided_convolutions(self._graph) if config.swing else []
-        move(self._graph, device)
-        self._renormalization = _renormalization(spec, teacher.input, device)
+        move(self._graph, context.device)
+        self._renormalization = _renormalization(spec, teacher.input, context.device)
 
-    def in_float32(self) -> TeacherNetwork:
-        """The same in float32 arithmetic."""
-        return TeacherNetwork(*self._made_of)
+    def running_on(self, context: RunContext) -> TeacherNetwork:
+        """The same in the arithmetic of `context`; itself where that is its own."""
+        if context.dtype == self._context.dtype:
+            return self
+        return TeacherNetwork(*self._made_of, context, self._with_logits)
 
     def draw_swings(self, num_steps: int, generator: torch.Generator, device: torch.device) -> Tensor:
         """Offsets of all swing convolutions for a batch's steps: ``[num_steps, num_shifts, 2]``."""
@@ -55,7 +57,7 @@ class TeacherNetwork:
         if self._renormalization is not None:
             multiplier, offset = self._renormalization
             images = images * multiplier + offset
-        batch = images.to(self._dtype).contiguous(memory_format=torch.channels_last)
+        batch = images.to(self._context.dtype).contiguous(memory_format=torch.channels_last)
         if not self._with_logits:
             return torch.stack(self._graph(batch)).sum(), None, None
         losses, logits, features = self._graph(batch)

@@ -21,18 +21,17 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from genie_cli.artifacts.atomic import atomic_write_bytes
-from genie_cli.artifacts.metadata import tensors_sha256, write_bytes
 from genie_cli.errors import DiskFullError, InputError
-from genie_cli.runtime.distribution import SOLO, Workers
+from genie_cli.runtime.atomic import atomic_write_bytes
+from genie_cli.runtime.distribution import Workers
+from genie_cli.runtime.tensor_bytes import tensors_sha256, write_bytes
+from genie_cli.runtime.work import Saved, Work
 
 ROOT = ".genie-work"
 """Folder beside an output that holds the work folders of its neighbours."""
@@ -40,57 +39,8 @@ WORK_VERSION = 2
 """Raised whenever a part or a checkpoint of an older genie cannot be continued."""
 DEFAULT_INTERVAL = 180.0
 """Seconds between two checkpoints."""
-RETRIED = ".float32"
-"""Behind the name of a part: its second try's checkpoints, which the first try's would lead astray."""
 _KEY = "genie_work"
 _ABOUT = "about.json"
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A part or a checkpoint: its tensors, and plain facts beside them."""
-
-    tensors: dict[str, Tensor]
-    facts: dict[str, Any]
-
-
-class Work:
-    """Nothing is kept: what the library does where no command asks for more."""
-
-    def part(self, name: str) -> Saved | None:
-        """The finished part called `name`, if there is one."""
-        return None
-
-    def finish(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Keep a finished part; its checkpoints are no longer needed."""
-
-    def checkpoint(self, name: str, workers: Workers = SOLO) -> Saved | None:
-        """The newest whole checkpoint inside the part called `name`, if there is one.
-
-        Args:
-            name: the part.
-            workers: processes that work on it together and all ask; each gets its own state of one step.
-        """
-        return None
-
-    def is_due(self, name: str, workers: Workers = SOLO) -> bool:
-        """Whether it is time for a checkpoint inside a part; the first of `workers`, which all ask, decides."""
-        return False
-
-    def save_checkpoint(
-        self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], workers: Workers = SOLO
-    ) -> None:
-        """Keep the state inside a part.
-
-        Args:
-            name: the part.
-            tensors: the state, of this process.
-            facts: more of it; `step` says how far it is.
-            workers: processes that work on the part together, each of which keeps its state.
-        """
-
-
-NO_WORK = Work()
 
 
 class WorkFolder(Work):
@@ -113,14 +63,14 @@ class WorkFolder(Work):
         """See `Work.part`."""
         return _read(self.path / f"{name}.part")
 
-    def finish(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    def finish(self, name: str, saved: Saved) -> None:
         """See `Work.finish`."""
-        _write(self.path / f"{name}.part", tensors, facts)
-        for tried in (name, f"{name}{RETRIED}"):
-            for slot in self.path.glob(f"{tried}.checkpoint*"):  # of any number of processes
+        _write(self.path / f"{name}.part", saved)
+        for own in (f"{name}.checkpoint*", f"{name}.*.checkpoint*"):  # of any number of processes
+            for slot in self.path.glob(own):
                 slot.unlink(missing_ok=True)
 
-    def checkpoint(self, name: str, workers: Workers = SOLO) -> Saved | None:
+    def checkpoint(self, name: str, workers: Workers) -> Saved | None:
         """See `Work.checkpoint`."""
         slots = self._slots(name, workers)
         found = [(turn, saved) for turn, slot in enumerate(slots) if (saved := _read(slot)) is not None]
@@ -134,19 +84,17 @@ class WorkFolder(Work):
         self._turns[name] = turns
         return chosen
 
-    def is_due(self, name: str, workers: Workers = SOLO) -> bool:
+    def is_due(self, name: str, workers: Workers) -> bool:
         """See `Work.is_due`; the time runs from the first question."""
         now = time.monotonic()
         is_due = workers.is_first and now - self._last.setdefault(name, now) >= self._interval
         return bool(workers.sum_(torch.tensor(float(is_due))))
 
-    def save_checkpoint(
-        self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], workers: Workers = SOLO
-    ) -> None:
+    def save_checkpoint(self, name: str, saved: Saved, workers: Workers) -> None:
         """See `Work.save_checkpoint`; without room the run goes on, and less of it can be gone on from."""
         is_kept, turn = True, self._turns.get(name, 0)
         try:
-            _write(self._slots(name, workers)[turn % 2], tensors, facts)
+            _write(self._slots(name, workers)[turn % 2], saved)
         except DiskFullError as error:
             is_kept = False
             if self._warn is not None:
@@ -239,9 +187,9 @@ def _newest_common(steps: Iterable[int], workers: Workers) -> int | None:
     return max((step for step in everyones if everyones.count(step) == workers.size), default=None)
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    said = json.dumps({"facts": dict(facts), "sha256": _sha256(tensors, facts)}, sort_keys=True)
-    atomic_write_bytes(path, write_bytes(tensors, {_KEY: said}))
+def _write(path: Path, saved: Saved) -> None:
+    said = json.dumps({"facts": saved.facts, "sha256": _sha256(saved)}, sort_keys=True)
+    atomic_write_bytes(path, write_bytes(saved.tensors, {_KEY: said}))
 
 
 def _read(path: Path) -> Saved | None:
@@ -249,13 +197,14 @@ def _read(path: Path) -> Saved | None:
         with safe_open(path, framework="pt") as file:
             said = json.loads((file.metadata() or {})[_KEY])
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        if said["sha256"] == _sha256(tensors, said["facts"]):
-            return Saved(tensors, said["facts"])
+        saved = Saved(tensors, said["facts"])
+        if said["sha256"] == _sha256(saved):
+            return saved
     except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return None
 
 
-def _sha256(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
-    said = f"{json.dumps(dict(facts), sort_keys=True)}{tensors_sha256(tensors)}"
+def _sha256(saved: Saved) -> str:
+    said = f"{json.dumps(saved.facts, sort_keys=True)}{tensors_sha256(saved.tensors)}"
     return hashlib.sha256(said.encode()).hexdigest()

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from genie_cli.artifacts.work_folder import ROOT
 from genie_cli.errors import InputError
+from genie_cli.work.folder import ROOT
 
 
 @contextmanager

@@ -10,15 +10,12 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from genie_cli.artifacts.disk import unwritable
 from genie_cli.errors import InputError
-
-FOLDER_FILES = ("weights.safetensors", "step_sizes.safetensors", "metrics.json")
-"""The files of a quantized folder; a folder that holds anything else is not ours to replace."""
+from genie_cli.runtime.full_disk import unwritable
 
 
 def atomic_write_bytes(path: Path, content: bytes) -> None:
@@ -53,7 +50,7 @@ def atomic_write_folder(path: Path, files: Mapping[str, bytes]) -> None:
 
     The new folder is complete on the disk before it takes the name; an old folder is moved aside,
     then deleted. A process killed at that point leaves the old folder beside it as ``.genie-*.old``.
-    Files that genie does not write are carried over, never deleted.
+    Files of other names are carried over, never deleted.
 
     Raises:
         InputError: the folder cannot be written, with the system's reason.
@@ -78,15 +75,15 @@ def atomic_write_folder(path: Path, files: Mapping[str, bytes]) -> None:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         if os.path.lexists(aside) and os.path.lexists(path):
-            _retire(aside, path, {*FOLDER_FILES, *files})
+            _retire(aside, path, set(files))
 
 
-def check_writable(path: Path, folder: bool = False) -> None:
+def check_writable(path: Path, folder_files: Collection[str] = ()) -> None:
     """Find out before the long work whether its result can be written at its end.
 
     Args:
         path: where the result will go.
-        folder: the result is a folder, written by `atomic_write_folder`; otherwise a file.
+        folder_files: the result is a folder of these files, written by `atomic_write_folder`; without them a file.
 
     Raises:
         InputError: the parent is missing or cannot be written to, the name is taken by something of
@@ -98,9 +95,9 @@ def check_writable(path: Path, folder: bool = False) -> None:
             raise InputError(f"Output folder {path.parent} does not exist: create it or choose another --out.")
         with suppress(FileNotFoundError):
             target.lstat()  # raises for a name that is too long or has a NUL byte
-        _refuse_unreplaceable(target, folder, path)
-        if folder and target.is_dir():
-            _refuse_foreign_files(target, path)
+        _refuse_unreplaceable(target, bool(folder_files), path)
+        if folder_files and target.is_dir():
+            _refuse_foreign_files(target, folder_files, path)
         # Modes alone do not tell: root ignores them, and a file system may be read-only or full.
         probe = _temporary_sibling(target)
         try:
@@ -185,8 +182,8 @@ def _refuse_unreplaceable(target: Path, folder: bool, shown: Path | None = None)
         raise InputError(f"Output {shown} is not a regular file: choose another --out.")
 
 
-def _refuse_foreign_files(target: Path, shown: Path) -> None:
-    foreign = sorted(entry.name for entry in target.iterdir() if entry.name not in FOLDER_FILES or entry.is_dir())
+def _refuse_foreign_files(target: Path, own: Collection[str], shown: Path) -> None:
+    foreign = sorted(entry.name for entry in target.iterdir() if entry.name not in own or entry.is_dir())
     if foreign:
         listed = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
         raise InputError(

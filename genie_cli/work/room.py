@@ -1,26 +1,21 @@
-"""Room on disks: what a run needs of it, whether it is there, and what to do where it has run out."""
+"""Room on disks: what a run needs of it at most, compared with what is free before the work."""
 
 from __future__ import annotations
 
-import errno
 import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from genie_cli.errors import DiskFullError, InputError
+from genie_cli.errors import InputError
 from genie_cli.sizes import format_size
 
-FULL = {
-    errno.ENOSPC: "free some space there",
-    errno.EDQUOT: "free some of the quota there",
-    errno.EFBIG: "allow larger files (ulimit -f)",
-}
-"""Reasons of the system for which a file cannot grow -> the mend."""
-TENSOR_BYTES = 128
-"""What a file says of a tensor beside its values, roughly: name, type, shape and place."""
+SMALL_FILE = 64 << 10
+"""Bytes allowed for what a file holds beside its large tensors: header, counters, states of random numbers."""
+KEPT_CHECKPOINTS = 3
+"""Checkpoints of one part at once: two slots, and the one that replaces the older of them."""
 _MARGIN = 1.05
-"""Over what is counted: headers of files, and their last blocks."""
+"""Over what is counted: the last blocks of files."""
 
 
 @dataclass(frozen=True)
@@ -63,20 +58,6 @@ def check_room(out: Path, need: DiskNeed, held: int = 0) -> None:
         _check(other, beside + temporary, what, mend)
     else:
         _check(other, temporary, "for activations", mend)
-
-
-def is_full(error: BaseException) -> bool:
-    """Whether a file could not grow: a full disk, a quota, a limit on the size of files."""
-    return isinstance(error, OSError) and error.errno in FULL
-
-
-def unwritable(path: Path, error: OSError | ValueError) -> InputError:
-    """The error that says why `path` cannot be written."""
-    reason = getattr(error, "strerror", None) or str(error)
-    if is_full(error):
-        mend = FULL[error.errno]  # type: ignore[union-attr, index]
-        return DiskFullError(f"{path} cannot be written: {reason}: {mend}.")
-    return InputError(f"{path} cannot be written: {reason}.")
 
 
 def _check(folder: Path, needed: int, what: str, mend: str) -> None:
