@@ -21,6 +21,7 @@ from torch import Tensor
 from genie_cli.config import Frozen, InputSpec
 from genie_cli.errors import InputError
 from genie_cli.runtime.tensor_bytes import tensors_sha256, write_bytes
+from genie_cli.version import __version__
 
 FORMAT_VERSION = 1
 KEY = "genie"
@@ -55,6 +56,29 @@ class ArtifactMetadata(Frozen):
     """cpu, or the name of the accelerator."""
     content_sha256: str | None = None
     """Hash of the file's tensors, filled in when it is written and compared when it is read."""
+
+
+def provenance(
+    config: Mapping[str, Any], seed: int | None, input: InputSpec, teacher: str | None, device_kind: str
+) -> dict[str, Any]:
+    """The fields of `ArtifactMetadata` that every writer fills in alike, but for the teacher's hash.
+
+    Args:
+        config: what determines the result of the command's configuration.
+        seed: of its random numbers.
+        input: of the network.
+        teacher: its name.
+        device_kind: ``cpu`` or ``cuda``.
+    """
+    return {
+        "config": config,
+        "seed": seed,
+        "input": input,
+        "teacher": teacher,
+        "device_kind": device_kind,
+        "tool_version": __version__,
+        "torch_version": str(torch.__version__),
+    }
 
 
 def encode(model: BaseModel | Mapping[str, Any]) -> dict[str, str]:

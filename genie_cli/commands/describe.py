@@ -3,36 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
 from typing import Any
 
 from torch import fx
 
 from genie_cli.models.graph.batch_norm import batch_norm_sites
-from genie_cli.models.graph.folding import fold_batch_norms
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.models.teacher import Teacher
-from genie_cli.quantization.units import reconstruction_units
-from genie_cli.student.protocol import assign_bits, find_protocol
+from genie_cli.quantization.plan import QuantizationPlan
 
 
-def describe_model(
-    teacher: Teacher,
-    protocol: str,
-    weight_bits: int,
-    activation_bits: int,
-    overrides: Mapping[str, tuple[int, int]] = {},
-) -> dict[str, Any]:
-    """What ``genie inspect`` shows of a model, as JSON-ready data.
-
-    Raises:
-        UsageError: unknown protocol, or an override that matches no layer.
-    """
-    chosen = find_protocol(protocol)
-    folded = fold_batch_norms(teacher.graph)
-    plan = assign_bits(folded.graph, chosen, weight_bits, activation_bits, overrides)
-    site_of = {site.node: site for site in plan.activations}
+def describe_model(teacher: Teacher, plan: QuantizationPlan) -> dict[str, Any]:
+    """A teacher and the plan of its quantization as ``genie inspect`` shows them: JSON-ready data."""
+    folded, bits = plan.folded, plan.bits
+    site_of = {site.node: site for site in bits.activations}
     sites = batch_norm_sites(teacher.graph)
     norm_of = {site.source.name: site.name for site in sites}
     layers = []
@@ -48,7 +33,7 @@ def describe_model(
                 "kind": layer.kind + (f" groups {layer.groups}" if layer.groups > 1 else ""),
                 "shape": "x".join(str(side) for side in get_tensor(folded.graph, layer.weight_key).shape),
                 "stride": "x".join(str(stride) for stride in layer.stride if stride != 1),
-                "weight_bits": plan.weights[layer.name],
+                "weight_bits": bits.weights[layer.name],
                 "input_site": site.name if site else "",
                 "activation_bits": site.bits if site else None,
                 "batch_norm": norm_of.get(layer.node.name, ""),
@@ -61,11 +46,11 @@ def describe_model(
         "num_weights": sum(
             get_tensor(teacher.graph, layer.weight_key).numel() for layer in weight_layers(teacher.graph)
         ),
-        "protocol": f"{chosen.name}: {chosen.summary}",
+        "protocol": f"{plan.protocol.name}: {plan.protocol.summary}",
         "layers": layers,
         "batch_norms": [site.name for site in sites],
         "strided": [layer.name for layer in weight_layers(teacher.graph) if any(s != 1 for s in layer.stride)],
-        "units": [{"name": unit.name, "layers": list(unit.layers)} for unit in reconstruction_units(folded.graph)],
-        "sites": [{"name": site.name, "bits": site.bits, "layers": readers[site.node]} for site in plan.activations],
+        "units": [{"name": unit.name, "layers": list(unit.layers)} for unit in plan.units],
+        "sites": [{"name": site.name, "bits": site.bits, "layers": readers[site.node]} for site in bits.activations],
         "unfolded": folded.unfolded,
     }

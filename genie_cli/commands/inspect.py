@@ -38,6 +38,7 @@ def inspect(
     from genie_cli.commands.describe import describe_model
     from genie_cli.config import Params, QuantizeConfig
     from genie_cli.models.zoo import load_untrained
+    from genie_cli.quantization.plan import make_plan
     from genie_cli.student.overrides import parse_overrides
     from genie_cli.student.protocol import find_protocol
 
@@ -50,9 +51,8 @@ def inspect(
     )  # fmt: skip
     bits = opt.stage_config(QuantizeConfig, {}, flags)
     find_protocol(bits.protocol)
-    description = describe_model(
-        load_untrained(config), bits.protocol, bits.weight_bits, bits.activation_bits, bits.bits_override or {}
-    )
+    teacher = load_untrained(config)
+    description = describe_model(teacher, make_plan(teacher, bits, None))
     if as_json:
         typer.echo(json.dumps(description, indent=2))
     else:

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from genie_cli.commands.running import Run
     from genie_cli.config import ModelConfig, QuantizeConfig
     from genie_cli.models.teacher import Teacher
-    from genie_cli.quantization.quantize import QuantizedNetwork
+    from genie_cli.quantization.plan import QuantizationPlan
+    from genie_cli.quantization.result import QuantizedNetwork
 
 
 def quantize(
@@ -78,6 +79,7 @@ def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
     from genie_cli.commands.running import running
     from genie_cli.models.graph.layers import weight_layers
     from genie_cli.models.zoo import load_teacher
+    from genie_cli.quantization.plan import make_plan
     from genie_cli.student.overrides import layer_bits
     from genie_cli.student.protocol import find_protocol
 
@@ -90,25 +92,33 @@ def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
             find_protocol(config.protocol)
             teacher = load_teacher(model_config)
             layer_bits([layer.name for layer in weight_layers(teacher.graph)], config.bits_override or {})
-        (_without_images if config.data_free else _on_images)(run, config, teacher)
+        if config.data_free:
+            with run.checks():
+                plan = make_plan(teacher, config, run.device)
+            _without_images(run, plan, teacher)
+        else:
+            _on_images(run, config, teacher)
 
 
-def _without_images(run: Run, config: QuantizeConfig, teacher: Teacher) -> None:
-    from genie_cli.quantization.data_free import quantize_without_images
+def _without_images(run: Run, plan: QuantizationPlan, teacher: Teacher) -> None:
+    from genie_cli.quantization.data_free.quantize import quantize_without_images
     from genie_cli.quantization.disk_need import quantization_need
+    from genie_cli.runtime.work import NO_WORK
 
-    run.check_room(config.out, quantization_need(teacher, config, run.device, run.dtype, 0))
-    with run.work() as report:
-        network = quantize_without_images(teacher, config, report)
+    run.check_room(plan.config.out, quantization_need(plan, 0, run.dtype, run.workers.size))
+    with run.working(NO_WORK) as context:
+        network = quantize_without_images(teacher, plan, context.report)
     if run.workers.is_first:
-        _finish(run, config, teacher, None, network)
+        _finish(run, teacher, None, network)
 
 
 def _on_images(run: Run, config: QuantizeConfig, teacher: Teacher) -> None:
-    from genie_cli.quantization.calibration_images import calibration_images, open_image_set
     from genie_cli.quantization.disk_need import quantization_need
     from genie_cli.quantization.export import NOT_DETERMINING
-    from genie_cli.quantization.quantize import held_out_share, quantize_network
+    from genie_cli.quantization.images import calibration_images, open_image_set
+    from genie_cli.quantization.plan import make_plan
+    from genie_cli.quantization.quantize import quantize_network
+    from genie_cli.quantization.reconstruction.batches import held_out_share
 
     workers = run.workers
     with run.checks():
@@ -124,7 +134,8 @@ def _on_images(run: Run, config: QuantizeConfig, teacher: Teacher) -> None:
             raise UsageError(
                 f"{workers.size} processes share {shared} images a step: start at most {shared}, or raise --batch-size."
             )
-        need = quantization_need(teacher, config, run.device, run.dtype, len(inputs), workers.size)
+        plan = make_plan(teacher, config, run.device)
+        need = quantization_need(plan, len(inputs), run.dtype, workers.size)
     made_for = {image_set.metadata.teacher_sha256, *image_set.metadata.other_teachers}
     if not made_for & {teacher.sha256, None}:
         run.note(f"the images were made for another teacher, '{image_set.metadata.teacher}'.", warning=True)
@@ -138,20 +149,19 @@ def _on_images(run: Run, config: QuantizeConfig, teacher: Teacher) -> None:
         "images": image_set.sha256,
     }
     with run.resumable(config, config.out, determinants, need) as work:
-        with run.work() as report:
-            network = quantize_network(teacher, inputs, config, run.device, run.dtype, report, workers, work)
+        with run.working(work) as context:
+            network = quantize_network(plan, inputs, context)
         if workers.is_first:
-            _finish(run, config, teacher, image_set, network)
+            _finish(run, teacher, image_set, network)
 
 
-def _finish(
-    run: Run, config: QuantizeConfig, teacher: Teacher, image_set: ImageSet | None, network: QuantizedNetwork
-) -> None:
+def _finish(run: Run, teacher: Teacher, image_set: ImageSet | None, network: QuantizedNetwork) -> None:
     from genie_cli.artifacts.quantized import save_quantized
     from genie_cli.commands.display import duration, file_size, summary
     from genie_cli.quantization.export import to_artifact
 
-    save_quantized(config.out, to_artifact(network, teacher, image_set, config, run.device))
+    config = network.plan.config
+    save_quantized(config.out, to_artifact(network, teacher, image_set, run.device))
     size = sum(file.stat().st_size for file in config.out.iterdir())
     taken = sum(unit.num_steps for unit in network.units)
     run.write_performance(config.performance, {"steps": taken, "activations": network.memory})

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from genie_cli import __version__
 from genie_cli.artifacts.images import ImageSet
+from genie_cli.artifacts.metadata import provenance
 from genie_cli.artifacts.quantized import (
     ActivationEntry,
     ActivationStep,
@@ -17,51 +18,44 @@ from genie_cli.artifacts.quantized import (
     QuantizedWeight,
     WeightEntry,
 )
-from genie_cli.config import QuantizeConfig
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.tensors import named_tensors
 from genie_cli.models.teacher import Teacher
-from genie_cli.quantization.quantize import QuantizedNetwork
-from genie_cli.student.build import insert_quantizers
+from genie_cli.quantization.result import QuantizedNetwork
 from genie_cli.student.probe import METRIC, probe_logits
 
 NOT_DETERMINING = {"out", "images", "device", "memory_limit", "performance", "checkpoint_interval", "fresh"}
 
 
 def to_artifact(
-    network: QuantizedNetwork, teacher: Teacher, images: ImageSet | None, config: QuantizeConfig, device: torch.device
+    network: QuantizedNetwork, teacher: Teacher, images: ImageSet | None, device: torch.device
 ) -> QuantizedArtifact:
     """Integers, step sizes and all other tensors of `network`, with where they come from; images are None for DFQ."""
+    config = network.plan.config
     weights = {
-        name: QuantizedWeight(w.codes.contiguous(), w.scale, w.zero_point, w.bits)
+        name: QuantizedWeight(w.codes.contiguous(), w.scale, w.zero_point, w.format.bits)
         for name, w in network.weights.items()
     }
     activations = {
-        name: ActivationStep(float(a.step_size), a.bits, a.signed) for name, a in network.activations.items()
+        name: ActivationStep(float(a.step_size), a.format.bits, a.format.signed)
+        for name, a in network.activations.items()
     }
+    determining = config.model_dump(mode="json", exclude=NOT_DETERMINING)
     metadata = QuantizedMetadata(
-        teacher=teacher.name,
+        **provenance(determining, config.seed, teacher.input, teacher.name, device.type),
         teacher_sha256=teacher.sha256,
-        config=config.model_dump(mode="json", exclude=NOT_DETERMINING),
         protocol=config.protocol,
         preset=config.preset,
-        seed=config.seed,
-        input=teacher.input,
         weights={n: WeightEntry(bits=w.bits, shape=tuple(w.codes.shape)) for n, w in weights.items()},
         activations={n: ActivationEntry(bits=a.bits, signed=a.signed) for n, a in activations.items()},
         images_sha256=images.sha256 if images is not None else None,
         images_teacher_sha256=images.metadata.teacher_sha256 if images is not None else None,
-        tool_version=__version__,
-        torch_version=str(torch.__version__),
-        device_kind=device.type,
     )
-    return QuantizedArtifact(
-        weights, activations, _other_tensors(network), metadata, _metrics(network, teacher, config)
-    )
+    return QuantizedArtifact(weights, activations, _other_tensors(network), metadata, _metrics(network, teacher))
 
 
 def _other_tensors(network: QuantizedNetwork) -> dict[str, Tensor]:
-    folded = network.folded.graph
+    folded = network.plan.folded.graph
     taken = {layer.weight_key for layer in weight_layers(folded)}
     return {
         key: value.float() if value.is_floating_point() else value
@@ -70,23 +64,14 @@ def _other_tensors(network: QuantizedNetwork) -> dict[str, Tensor]:
     }
 
 
-def _metrics(network: QuantizedNetwork, teacher: Teacher, config: QuantizeConfig) -> dict[str, Any]:
-    student = insert_quantizers(network.folded.graph, network.plan, network.weights, network.activations)
+def _metrics(network: QuantizedNetwork, teacher: Teacher) -> dict[str, Any]:
+    config = network.plan.config
     return {
-        METRIC: probe_logits(student, teacher.input),
+        METRIC: probe_logits(network.student(), teacher.input),
         "preset": config.preset,
         "protocol": config.protocol,
         "weight_bits": config.weight_bits,
         "activation_bits": config.activation_bits,
         "relative_error": network.units[-1].relative_error if network.units else None,
-        "units": [
-            {
-                "name": unit.name,
-                "layers": list(unit.layers),
-                "num_steps": unit.num_steps,
-                "relative_error": unit.relative_error,
-                "held_out_error": unit.held_out_error,
-            }
-            for unit in network.units
-        ],
+        "units": [{**asdict(unit), "layers": list(unit.layers)} for unit in network.units],
     }

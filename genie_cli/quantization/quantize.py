@@ -3,248 +3,200 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from genie_cli.artifacts.work_folder import NO_WORK, Work
-from genie_cli.config import QuantizeConfig
 from genie_cli.errors import NumbersError
-from genie_cli.models.graph.folding import FoldedGraph, fold_batch_norms
+from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.placement import move
-from genie_cli.models.teacher import Teacher
-from genie_cli.quantization.activation_store import ActivationPool, ActivationStore
-from genie_cli.quantization.calibration import calibrate_sites
-from genie_cli.quantization.memory_budget import activation_budget
-from genie_cli.quantization.pieces import cut_out
-from genie_cli.quantization.unit_learning import LearnedUnit, UnitData, forward, learn, num_stages, round_to_nearest
-from genie_cli.quantization.units import Unit, reconstruction_units
-from genie_cli.runtime.determinism import make_generator
-from genie_cli.runtime.distribution import SOLO, Workers
-from genie_cli.runtime.progress import Advanced, Reporter, StageFinished, StageStarted, silent
+from genie_cli.models.graph.tensors import get_tensor
+from genie_cli.quantization.activations.errors import relative_errors
+from genie_cli.quantization.activations.passing import ImageRows, run_over_store, store_images
+from genie_cli.quantization.activations.pool import ActivationPool
+from genie_cli.quantization.activations.step_sizes import initial_step_sizes
+from genie_cli.quantization.activations.store import ActivationStore
+from genie_cli.quantization.plan import QuantizationPlan
+from genie_cli.quantization.reconstruction.batches import held_out_rows
+from genie_cli.quantization.reconstruction.learned_unit import LearnedUnit, finished_part, pack_unit
+from genie_cli.quantization.reconstruction.reconstruct import reconstruct
+from genie_cli.quantization.reconstruction.task import UnitData, make_task
+from genie_cli.quantization.result import STAGE, QuantizedNetwork, UnitReport
+from genie_cli.quantization.units.unit_graph import UnitGraph, cut_out, layer_by_layer
+from genie_cli.runtime.context import RunContext
+from genie_cli.runtime.progress import Advanced, Reporter, StageFinished, StageStarted
+from genie_cli.runtime.retry import float32_retried
 from genie_cli.runtime.settings import release_freed_memory, settled_objects
-from genie_cli.runtime.shortage import Pieces
 from genie_cli.student.build import insert_quantizers
+from genie_cli.student.formats import weight_format
+from genie_cli.student.grid import weight_grid
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
-from genie_cli.student.protocol import BitPlan, assign_bits, find_protocol
-
-STAGE = "quantize"
-_ROWS = 16
-"""Images copied or compared at once."""
-DEFAULT_HOLDOUT = 0.125
-"""Share of the images that early stopping watches where the configuration names none."""
 
 
-class ImageRows(Protocol):
-    """Calibration images, a slice at a time: a tensor, or something that makes them when asked."""
-
-    def __len__(self) -> int:
-        """Number of images."""
-        ...
-
-    def __getitem__(self, rows: slice, /) -> Tensor:
-        """Images ``[k, C, H, W]``, float32, normalised for the teacher."""
-        ...
-
-
-@dataclass(frozen=True)
-class UnitReport:
-    """How one unit came out.
-
-    Attributes:
-        name: the unit's name.
-        layers: its weight layers.
-        num_steps: steps taken; 0 where nothing was learned.
-        relative_error: squared error at its output against the teacher's, over the teacher's own
-            squared norm, with the finished integers, over all images that were trained on.
-        held_out_error: the same over the held-out images; None where there are none.
-    """
-
-    name: str
-    layers: tuple[str, ...]
-    num_steps: int
-    relative_error: float
-    held_out_error: float | None
-
-
-@dataclass(frozen=True)
-class QuantizedNetwork:
-    """A learned network, not yet written.
-
-    Attributes:
-        folded: the teacher with its batch norms folded.
-        plan: who got which bits.
-        weights: layer name -> integer weight.
-        activations: site name -> quantizer.
-        units: how each unit came out, front to back.
-        memory: the most bytes of calibration activations at once, by place.
-    """
-
-    folded: FoldedGraph
-    plan: BitPlan
-    weights: dict[str, IntegerWeight]
-    activations: dict[str, ActivationQuantizer]
-    units: tuple[UnitReport, ...]
-    memory: dict[str, int]
-
-
-def quantize_network(
-    teacher: Teacher,
-    images: ImageRows,
-    config: QuantizeConfig,
-    device: torch.device,
-    dtype: torch.dtype,
-    report: Reporter = silent,
-    workers: Workers = SOLO,
-    work: Work = NO_WORK,
-) -> QuantizedNetwork:
-    """Quantize `teacher` on calibration images.
+def quantize_network(plan: QuantizationPlan, images: ImageRows, context: RunContext) -> QuantizedNetwork:
+    """Quantize a network on calibration images.
 
     Args:
-        teacher: the pre-trained network.
+        plan: what to do, of which network.
         images: calibration images ``[n, C, H, W]``, normalised for the teacher; with several processes,
             this one's share of them.
-        config: bits, protocol, recipe, budget, seed.
-        device: where to compute.
-        dtype: arithmetic of the convolutions while a unit learns, and of the activations that are kept for it.
-        report: receives progress.
-        workers: processes that learn together; all end with the same network.
-        work: where finished units and the state of the one at work are kept, and found again.
+        context: what to run on; its processes learn together, and all end with the same network. Its arithmetic is that
+            of the networks while a unit learns, and of the activations that are kept for it.
 
     Raises:
-        UsageError: unknown protocol, an override that matches no layer, or a memory limit below what one batch needs.
         NumbersError: a value that is not finite, in float32 too.
     """
-    folded = fold_batch_norms(teacher.graph)
-    protocol = find_protocol(config.protocol)
-    plan = assign_bits(folded.graph, protocol, config.weight_bits, config.activation_bits, config.bits_override or {})
-    units = reconstruction_units(folded.graph, whole=config.unit == "network")
-    with workers.agreeing():
-        budget = activation_budget(folded.graph, units, config, device)
-    move(folded.graph, device)
-    stages = [num_stages(len(unit.layers), config) for unit in units]
+    assert plan.budget is not None, "the plan was made to be looked at"
+    config, graph, budget = plan.config, plan.folded.graph, plan.budget
+    move(graph, context.device)
     steps = config.num_steps if config.reconstruct else 1
-    report(StageStarted(STAGE, steps * sum(stages)))
-    done = 0
+    context.report(StageStarted(STAGE, steps * sum(plan.stages)))
     weights: dict[str, IntegerWeight] = {}
     activations: dict[str, ActivationQuantizer] = {}
     reports = []
-    with settled_objects(), ActivationPool(device, budget.device, budget.host, report=report) as pool:
-        held_out = _held_out_rows(len(images), config)
-        run = _Run(folded, plan, config, device, dtype, held_out, pool, Pieces(report), workers, work, report)
-        full = quantized = _store_images(images, pool)
-        for position, unit in enumerate(units):
-            where = f"unit {position + 1}/{len(units)} {unit.name}"
-
-            def on_step(step: int, loss: float, before: int = done, where: str = where) -> None:
-                report(Advanced(STAGE, before + step, where, {"loss": loss}))
-
-            learned, outcome, full, quantized = _quantize_unit(run, unit, f"unit{position}", full, quantized, on_step)
-            done += steps * stages[position]
-            report(Advanced(STAGE, done, where, {"error": outcome.relative_error}))
-            reports.append(outcome)
+    done = 0
+    with settled_objects(), ActivationPool(context.device, budget.device, budget.host, context.report) as pool:
+        carried = _first_inputs(images, plan, pool)
+        for position, (unit, stages) in enumerate(zip(plan.units, plan.stages, strict=True)):
+            where = f"unit {position + 1}/{len(plan.units)} {unit.name}"
+            progress = _Progress(context.report, f"unit{position}", where, done)
+            part = cut_out(graph, unit, plan.bits, context.device)
+            learned, error, held_out_error, carried = _quantize_unit(plan, part, carried, pool, context, progress)
+            done += steps * stages
+            context.report(Advanced(STAGE, done, where, {"error": error}))
+            reports.append(UnitReport(unit.name, unit.layers, learned.num_steps, error, held_out_error))
             release_freed_memory()
             weights.update((name, weight.cpu()) for name, weight in learned.weights.items())
             activations.update((name, activation.cpu()) for name, activation in learned.activations.items())
         memory = pool.peak
-    move(folded.graph, torch.device("cpu"))
-    report(StageFinished(STAGE))
-    return QuantizedNetwork(folded, plan, weights, activations, tuple(reports), memory)
+    move(graph, torch.device("cpu"))
+    context.report(StageFinished(STAGE))
+    return QuantizedNetwork(plan, weights, activations, tuple(reports), memory)
 
 
 @dataclass(frozen=True)
-class _Run:
-    """What all units of a network share; see `quantize_network`, `UnitData`."""
+class _Carried:
+    """The calibration activations in front of a unit.
 
-    folded: FoldedGraph
-    plan: BitPlan
-    config: QuantizeConfig
-    device: torch.device
-    dtype: torch.dtype
+    Attributes:
+        full: those of the teacher, ``[n, ...]``.
+        quantized: those behind the already quantized units; in front of the first unit the same store.
+        held_out: rows that are never trained on.
+    """
+
+    full: ActivationStore
+    quantized: ActivationStore
     held_out: Tensor
-    pool: ActivationPool
-    in_pieces: Pieces
-    workers: Workers
-    work: Work
+
+
+@dataclass(frozen=True)
+class _Progress:
+    """Where the work is: reports the steps of a unit among those of the network.
+
+    Attributes:
+        report: receives the events.
+        part: what the unit is called in the work folder.
+        where: what a person reads.
+        before: steps of the network before those that are counted.
+    """
+
     report: Reporter
+    part: str
+    where: str
+    before: int
+
+    def __call__(self, step: int, loss: float) -> None:
+        """Report a step and its loss."""
+        self.report(Advanced(STAGE, self.before + step, self.where, {"loss": loss}))
+
+
+def _first_inputs(images: ImageRows, plan: QuantizationPlan, pool: ActivationPool) -> _Carried:
+    store = store_images(images, pool)
+    return _Carried(store, store, held_out_rows(len(images), plan.config))
 
 
 def _quantize_unit(
-    run: _Run,
-    unit: Unit,
-    place: str,
-    full: ActivationStore,
-    quantized: ActivationStore,
-    on_step: Callable[[int, float], None],
-) -> tuple[LearnedUnit, UnitReport, ActivationStore, ActivationStore]:
-    """One unit, from the teacher's input and the quantized one, which are released, to its outputs of both kinds."""
-    piece = cut_out(run.folded.graph, unit, run.plan, run.device)
-    targets = forward(piece.teacher, full, run.pool, piece.rows, run.in_pieces, run.dtype)
-    initial = calibrate_sites(
-        run.folded.graph, piece.nodes, piece.source, piece.plan.activations, quantized, run.config, piece.rows,
-        run.workers, run.in_pieces,
-    )  # fmt: skip
-    if run.config.reconstruct:
-        data = UnitData(full, quantized, targets, run.held_out, run.pool, run.in_pieces)
-        learned = learn(
-            piece, run.folded, initial, data, run.config, run.device, run.dtype, on_step, run.workers, run.work, place,
-            run.report,
-        )  # fmt: skip
+    plan: QuantizationPlan,
+    unit: UnitGraph,
+    inputs: _Carried,
+    pool: ActivationPool,
+    context: RunContext,
+    progress: _Progress,
+) -> tuple[LearnedUnit, float, float | None, _Carried]:
+    """Quantize one unit; its inputs are released, its outputs of both kinds are carried on.
+
+    Returns:
+        The unit, its relative error, that of the held-out rows, and the inputs of the next unit.
+    """
+    targets = run_over_store(unit.teacher, inputs.full, unit.rows, pool, context)
+    initial = initial_step_sizes(plan.folded.graph, unit, inputs.quantized, plan.config, context)
+    if plan.config.reconstruct:
+        data = UnitData(inputs.full, inputs.quantized, targets, inputs.held_out)
+        learned = _learn(plan, unit, initial, data, pool, context, progress)
     else:
-        learned = LearnedUnit(round_to_nearest(piece, run.config), initial, 0)
-    if full is not quantized:
-        full.release()  # before the next set is made: two sets and the new one are the most
-    student = insert_quantizers(piece.teacher, piece.plan, learned.weights, learned.activations).to(run.device)
-    outputs = forward(student, quantized, run.pool, piece.rows, run.in_pieces, run.dtype)
-    quantized.release()
-    error, held_out_error = _relative_errors(outputs, targets, run.held_out, run.workers)
+        learned = LearnedUnit(_nearest_weights(plan, unit), initial, 0)
+    if inputs.full is not inputs.quantized:
+        inputs.full.release()  # before the next set is made: two sets and the new one are the most
+    student = insert_quantizers(unit.teacher, unit.bits, learned.weights, learned.activations).to(context.device)
+    outputs = run_over_store(student, inputs.quantized, unit.rows, pool, context)
+    inputs.quantized.release()
+    error, held_out_error = relative_errors(outputs, targets, inputs.held_out, context.workers)
     if not all(math.isfinite(share) for share in (error, held_out_error or 0.0)):
         raise NumbersError(
             f"Unit '{unit.name}': its outputs hold NaN or infinity on these images. Check the network's "
             "weights, and that the images are normalised for it."
         )
-    return learned, UnitReport(unit.name, unit.layers, learned.num_steps, error, held_out_error), targets, outputs
+    return learned, error, held_out_error, _Carried(targets, outputs, inputs.held_out)
 
 
-def held_out_share(config: QuantizeConfig) -> float:
-    """Share of the images that are never trained on."""
-    return DEFAULT_HOLDOUT if config.patience is not None and not config.holdout else config.holdout
+def _learn(
+    plan: QuantizationPlan,
+    unit: UnitGraph,
+    initial: Mapping[str, ActivationQuantizer],
+    data: UnitData,
+    pool: ActivationPool,
+    context: RunContext,
+    progress: _Progress,
+) -> LearnedUnit:
+    """Learn a unit as a whole, or (`unit: layer`) its layers one after the other, each with the earlier ones finished.
+
+    What an earlier run has finished is taken from the work folder.
+
+    Raises:
+        NumbersError: the loss is not finite, in float32 too.
+    """
+    config, graph = plan.config, plan.folded.graph
+    by_layer = config.unit == "layer"
+    finished = LearnedUnit({}, {}, 0)
+    for stage, part in enumerate(layer_by_layer(graph, unit) if by_layer else [unit]):
+        name = f"{progress.part}.{stage}" if by_layer else progress.part
+        found = finished_part(name, context)
+        if found is None:
+            own, on_step = data, replace(progress, before=progress.before + stage * config.num_steps)
+            if part.output is not unit.output:
+                targets = run_over_store(part.teacher, data.full_inputs, part.rows, pool, context)
+                own = replace(data, targets=targets)
+            for attempt in float32_retried(context, name):
+                with attempt:
+                    task = make_task(part, plan, initial, finished, own, context.device)
+                    taken = reconstruct(task, config, attempt.context, attempt.checkpoint, on_step)
+                    found = task.harden(taken)
+            assert found is not None
+            if context.workers.is_first:
+                context.work.finish(name, pack_unit(found))
+            if own is not data:
+                own.targets.release()
+        finished = finished.joined(found)
+    return LearnedUnit(finished.weights, {**initial, **finished.activations}, finished.num_steps)
 
 
-def _held_out_rows(num_images: int, config: QuantizeConfig) -> Tensor:
-    """Rows drawn by the seed; at least one image is trained on."""
-    count = min(round(num_images * held_out_share(config)), num_images - 1)
-    generator = make_generator(torch.device("cpu"), config.seed, "held out")
-    return torch.randperm(num_images, generator=generator)[:count].sort().values
-
-
-def _store_images(images: ImageRows, pool: ActivationPool) -> ActivationStore:
-    store = pool.allocate((len(images), *images[0:1].shape[1:]))
-    for first in range(0, len(images), _ROWS):
-        store.write(first, images[first : first + _ROWS])
-    return store
-
-
-def _squared_norms(rows: Tensor) -> Tensor:
-    """Of each row ``[n, ...]``, summed in float64."""
-    return rows.square().sum(tuple(range(1, rows.dim())), dtype=torch.float64)
-
-
-def _relative_errors(
-    values: ActivationStore, targets: ActivationStore, held_out: Tensor, workers: Workers
-) -> tuple[float, float | None]:
-    """Squared error over the targets' squared norm: trained rows, held-out rows."""
-    is_held_out = torch.zeros(len(values), dtype=torch.bool)
-    is_held_out[held_out] = True
-    sums = torch.zeros(2, 2, dtype=torch.float64)  # [trained, held out] x [error, norm]
-    for first in range(0, len(values), _ROWS):
-        last = min(first + _ROWS, len(values))
-        value, target = (store.read(first, last).float() for store in (values, targets))
-        error, norm = (_squared_norms(rows).cpu() for rows in (value.sub_(target), target))
-        for row, chosen in enumerate((~is_held_out[first:last], is_held_out[first:last])):
-            sums[row] += torch.stack([error[chosen].sum(), norm[chosen].sum()])
-    errors = [error / norm if norm else 0.0 for error, norm in workers.sum_(sums).tolist()]
-    return errors[0], errors[1] if len(held_out) else None
+def _nearest_weights(plan: QuantizationPlan, unit: UnitGraph) -> dict[str, IntegerWeight]:
+    """The unit's weights rounded to their initial grids, nothing learned."""
+    weights = {}
+    for layer in weight_layers(unit.teacher):
+        weight, format = get_tensor(unit.teacher, layer.weight_key), weight_format(unit.bits.weights[layer.name])
+        scale, zero_point = weight_grid(weight, format, plan.config.weight_range)
+        weights[layer.name] = IntegerWeight.nearest(weight, scale, zero_point, format)
+    return weights

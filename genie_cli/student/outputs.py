@@ -9,32 +9,10 @@ from __future__ import annotations
 
 from torch import Tensor, fx
 
+from genie_cli.models.graph.activation_functions import ELEMENTWISE
 from genie_cli.models.graph.capture import aten
 from genie_cli.models.graph.cuts import data_nodes
 from genie_cli.models.graph.layers import weight_layers
-
-ACTIVATION_FUNCTIONS = (
-    aten.relu.default,
-    aten.relu6.default,
-    aten.hardtanh.default,
-    aten.clamp.default,
-    aten.clamp_min.default,
-    aten.threshold.default,
-    aten.leaky_relu.default,
-    aten.prelu.default,
-    aten.elu.default,
-    aten.selu.default,
-    aten.celu.default,
-    aten.silu.default,
-    aten.mish.default,
-    aten.gelu.default,
-    aten.hardswish.default,
-    aten.hardsigmoid.default,
-    aten.sigmoid.default,
-    aten.tanh.default,
-    aten.softplus.default,
-)
-"""Functions of each element alone, which are computed as the result of an operation is written."""
 
 
 def handed_on_outputs(folded: fx.GraphModule) -> list[fx.Node]:
@@ -73,6 +51,6 @@ def _computed_from_images(folded: fx.GraphModule) -> set[fx.Node]:
 def _behind_activation_function(node: fx.Node) -> fx.Node:
     """The activation function that alone reads `node`, else `node` itself."""
     readers = list(node.users)
-    if len(readers) == 1 and readers[0].target in ACTIVATION_FUNCTIONS and readers[0].args[0] is node:
+    if len(readers) == 1 and readers[0].target in ELEMENTWISE and readers[0].args[0] is node:
         return readers[0]
     return node

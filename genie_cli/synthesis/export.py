@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from genie_cli import __version__
 from genie_cli.artifacts.images import ImagesMetadata, encode_images
+from genie_cli.artifacts.metadata import provenance
 from genie_cli.config import SynthesizeConfig
 from genie_cli.models.teacher import Teacher
 
@@ -36,17 +36,12 @@ def to_artifact(
         student_sha256: hash of the weights file of the student that they were made with.
     """
     teacher, *others = teachers
+    determining = config.model_dump(mode="json", exclude=NOT_DETERMINING)
     metadata = ImagesMetadata(
-        teacher=teacher.name,
+        **provenance(determining, config.seed, teacher.input, teacher.name, device.type),
         teacher_sha256=teacher.sha256,
         other_teachers={other.sha256: other.name for other in others},
         student_sha256=student_sha256,
-        config=config.model_dump(mode="json", exclude=NOT_DETERMINING),
-        seed=config.seed,
-        input=teacher.input,
-        tool_version=__version__,
-        torch_version=str(torch.__version__),
-        device_kind=device.type,
         num_images=len(images),
         dtype=config.image_dtype,
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+import math
+
+from torch import Tensor, fx, nn
 
 
 def get_tensor(root: nn.Module, key: str) -> Tensor:
@@ -43,6 +44,9 @@ def delete_tensor(root: nn.Module, key: str) -> None:
     delattr(root.get_submodule(owner), leaf)
 
 
-def is_float(value: Tensor) -> bool:
-    """Whether the tensor holds real numbers (not indices or masks)."""
-    return torch.is_floating_point(value)
+def numel_per_image(node: fx.Node) -> int:
+    """Elements of the node's value for one image; 0 where it is no tensor with a batch."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or value.dim() < 2:
+        return 0
+    return math.prod(int(side) for side in value.shape[1:])

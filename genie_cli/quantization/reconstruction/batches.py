@@ -1,4 +1,4 @@
-"""Which rows a unit is trained on, step by step."""
+"""The rows that a unit is trained on, step by step, and those that it never is."""
 
 from __future__ import annotations
 
@@ -6,6 +6,24 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+
+from genie_cli.config import QuantizeConfig
+from genie_cli.runtime.determinism import make_generator
+
+DEFAULT_HOLDOUT = 0.125
+"""Share of the images that early stopping watches where the configuration names none."""
+
+
+def held_out_share(config: QuantizeConfig) -> float:
+    """Share of the images that are never trained on."""
+    return DEFAULT_HOLDOUT if config.patience is not None and not config.holdout else config.holdout
+
+
+def held_out_rows(num_images: int, config: QuantizeConfig) -> Tensor:
+    """Rows drawn by the seed, ``[k]`` int64; at least one image is trained on."""
+    count = min(round(num_images * held_out_share(config)), num_images - 1)
+    generator = make_generator(torch.device("cpu"), config.seed, "held out")
+    return torch.randperm(num_images, generator=generator)[:count].sort().values
 
 
 def complement(rows: Tensor, num_rows: int) -> Tensor:

@@ -13,57 +13,57 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, fx
 
-from genie_cli.config import QuantizeConfig
 from genie_cli.errors import InputError
-from genie_cli.models.graph.equalization import EqualizedGraph, equalize, input_axis
-from genie_cli.models.graph.folding import fold_batch_norms
+from genie_cli.models.graph.equalization import input_axis
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.tensors import get_tensor, set_tensor
 from genie_cli.models.teacher import Teacher
-from genie_cli.quantization.batch_norm_ranges import ActivationStatistics, activation_statistics, batch_norm_outputs
-from genie_cli.quantization.quantize import STAGE, QuantizedNetwork
-from genie_cli.runtime.progress import Advanced, Reporter, StageFinished, StageStarted, silent
-from genie_cli.student.grid import minmax_step_size, minmax_weight_grid, quantize_weight, search_weight_grid
+from genie_cli.quantization.data_free.batch_norm_ranges import (
+    ActivationStatistics,
+    activation_statistics,
+    batch_norm_outputs,
+)
+from genie_cli.quantization.plan import QuantizationPlan
+from genie_cli.quantization.result import STAGE, QuantizedNetwork
+from genie_cli.runtime.progress import Advanced, Reporter, StageFinished, StageStarted
+from genie_cli.student.formats import activation_format, weight_format
+from genie_cli.student.grid import minmax_step_size, weight_grid
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
-from genie_cli.student.protocol import BitPlan, assign_bits, find_protocol
+from genie_cli.student.protocol import BitPlan
 
 
 @torch.no_grad()
-def quantize_without_images(teacher: Teacher, config: QuantizeConfig, report: Reporter = silent) -> QuantizedNetwork:
+def quantize_without_images(teacher: Teacher, plan: QuantizationPlan, report: Reporter) -> QuantizedNetwork:
     """Quantize `teacher` by its weights and batch norms alone, on the CPU.
 
     Args:
         teacher: the pre-trained network.
-        config: bits, protocol, `weight_range`, and `equalize`: grids a row take much of equalization's
-            use, and it widens activations. Their ranges are those of the batch norms, whatever
-            `activation_range` says.
+        plan: what to do with it. Ranges of activations are those of the batch norms, whatever
+            `activation_range` says. Its folded graph gets the corrected biases; where ReLU6 was rescaled, it has
+            the clips of `equalization.add_channel_clips`.
         report: receives progress.
 
     Returns:
-        A network without units and memory, as nothing ran. Its folded graph is equalized and has
-        corrected biases; where ReLU6 was rescaled, it also has the clips of `equalization.add_channel_clips`.
+        A network without units and memory, as nothing ran.
 
     Raises:
         InputError: the statistics of a quantized activation are not known, with the layer that reads it.
-        UsageError: unknown protocol.
     """
-    protocol = find_protocol(config.protocol)
-    folded = fold_batch_norms(teacher.graph)
-    equalized = equalize(folded) if config.equalize else EqualizedGraph(folded, {})
-    graph = equalized.folded.graph
+    graph = plan.folded.graph
     outputs = {
-        name: channels / equalized.scales[name] if name in equalized.scales else channels
+        name: channels / plan.equalized[name] if name in plan.equalized else channels
         for name, channels in batch_norm_outputs(teacher.graph).items()
     }
     statistics = activation_statistics(graph, outputs)
-    plan = assign_bits(graph, protocol, config.weight_bits, config.activation_bits, config.bits_override or {})
-    activations = _quantize_activations(graph, plan, statistics)
+    activations = _quantize_activations(graph, plan.bits, statistics)
     layers = weight_layers(graph)
     report(StageStarted(STAGE, len(layers), "layers"))
     weights: dict[str, IntegerWeight] = {}
     for done, layer in enumerate(layers, 1):
         weight = get_tensor(graph, layer.weight_key)
-        weights[layer.name] = _round_to_nearest(weight, plan.weights[layer.name], config)
+        format = weight_format(plan.bits.weights[layer.name])
+        grid = weight_grid(weight, format, plan.config.weight_range)
+        weights[layer.name] = IntegerWeight.nearest(weight, *grid, format)
         source = layer.node.args[0]
         assert isinstance(source, fx.Node)
         inputs = statistics.get(source.name)
@@ -73,7 +73,7 @@ def quantize_without_images(teacher: Teacher, config: QuantizeConfig, report: Re
             set_tensor(graph, layer.bias_key, (bias.double() - shift).to(bias.dtype))
         report(Advanced(STAGE, done, layer.name))
     report(StageFinished(STAGE))
-    return QuantizedNetwork(equalized.folded, plan, weights, activations, (), {})
+    return QuantizedNetwork(plan, weights, activations, (), {})
 
 
 def expected_shift(error: Tensor, mean: Tensor, groups: int) -> Tensor:
@@ -92,25 +92,19 @@ def expected_shift(error: Tensor, mean: Tensor, groups: int) -> Tensor:
     return torch.einsum("goi,gi->go", summed, mean.double().view(groups, num_columns)).flatten()
 
 
-def _round_to_nearest(weight: Tensor, bits: int, config: QuantizeConfig) -> IntegerWeight:
-    search = search_weight_grid if config.weight_range == "search" else minmax_weight_grid
-    scale, zero_point = search(weight, bits)
-    return IntegerWeight(quantize_weight(weight, scale, zero_point, bits), scale, zero_point, bits)
-
-
 def _quantize_activations(
-    graph: fx.GraphModule, plan: BitPlan, statistics: Mapping[str, ActivationStatistics]
+    graph: fx.GraphModule, bits: BitPlan, statistics: Mapping[str, ActivationStatistics]
 ) -> dict[str, ActivationQuantizer]:
     """A step size that spans each site's range; codes with a sign where the range goes below 0."""
     quantizers = {}
-    for site in plan.activations:
+    for site in bits.activations:
         if site.node not in statistics:
             raise InputError(
                 f"The range of '{site.name}' is not known without images: preset dfq needs a network with batch norms "
                 "before its layers; use --preset minmax with images instead."
             )
         low, high = statistics[site.node].channels.range
-        signed = low < 0
-        step_size = minmax_step_size(torch.tensor([low, high]), site.bits, signed)
-        quantizers[site.name] = ActivationQuantizer(step_size, site.bits, signed)
+        format = activation_format(site.bits, signed=low < 0)
+        step_size = minmax_step_size(torch.tensor([low, high]), format)
+        quantizers[site.name] = ActivationQuantizer(step_size, format)
     return quantizers

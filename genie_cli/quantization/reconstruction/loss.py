@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-from genie_cli.quantization.inner_product import inner_product
+from genie_cli.quantization.learned.inner_product import inner_product
 
 
 def squared_error(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,27 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from genie_cli.config import QuantizeConfig
 from genie_cli.errors import UsageError
-from genie_cli.models.graph.cuts import data_nodes
 from genie_cli.models.graph.layers import weight_layers
-from genie_cli.models.graph.tensors import get_tensor
-from genie_cli.quantization.units import Unit
+from genie_cli.models.graph.tensors import get_tensor, numel_per_image
+from genie_cli.quantization.units.partition import Unit
 from genie_cli.runtime.distribution import processes_here
 from genie_cli.runtime.memory import format_size, free_memory
 
 _FREE_SHARE = 0.7
 """Of the free memory, where no limit is given: other processes want some too."""
-_COPIES_A_TENSOR = 3
+_COPIES_PER_TENSOR = 3
 """Values kept for each element of a unit's tensors in a step, roughly: itself, its gradient, what quantizers keep."""
-_COPIES_A_WEIGHT = 10
+_COPIES_PER_WEIGHT = 10
 """The same for a weight: logits, their gradient and Adam's moments, softbits, the grid and their slopes."""
-
-
-_TENSOR_BYTES_CPU, _TENSOR_BYTES_GPU = 16 << 20, 512 << 20
-_MOST_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -69,32 +64,8 @@ def activation_budget(
     return ActivationBudget(room(device, needed), room(torch.device("cpu"), 0))
 
 
-def rows_at_once(nodes: Sequence[fx.Node], device: torch.device) -> int:
-    """Images that pass through `nodes` together where nothing is learned: few, if their tensors are large.
-
-    The result does not depend on it; tensors of bounded size keep the peak of memory low, and a CPU's cache warm.
-    """
-    largest = max(1, *(numel_an_image(node) for node in nodes)) * torch.float32.itemsize
-    bound = _TENSOR_BYTES_CPU if device.type == "cpu" else _TENSOR_BYTES_GPU
-    return max(1, min(_MOST_ROWS, bound // largest))
-
-
 def _working_set(folded: fx.GraphModule, unit: Unit, batch_size: int) -> int:
-    nodes = data_nodes(folded)
-    names = [node.name for node in nodes]
-    inside = nodes[names.index(unit.source) : names.index(unit.output) + 1]
-    values = sum(numel_an_image(node) for node in inside) * batch_size
+    values = sum(numel_per_image(node) for node in (unit.source, *unit.nodes)) * batch_size
     layers = {layer.name: layer for layer in weight_layers(folded)}
     weights = sum(get_tensor(folded, layers[name].weight_key).numel() for name in unit.layers)
-    return torch.float32.itemsize * (_COPIES_A_TENSOR * values + _COPIES_A_WEIGHT * weights)
-
-
-def numel_an_image(node: fx.Node) -> int:
-    """Elements of the node's value for one image; 0 where it is no tensor with a batch."""
-    value = node.meta.get("val")
-    if not isinstance(value, Tensor) or value.dim() < 2:
-        return 0
-    count = 1
-    for side in value.shape[1:]:
-        count *= int(side)
-    return count
+    return torch.float32.itemsize * (_COPIES_PER_TENSOR * values + _COPIES_PER_WEIGHT * weights)

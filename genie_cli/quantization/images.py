@@ -9,9 +9,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from genie_cli import __version__
 from genie_cli.artifacts.images import ImageSet, ImagesMetadata, load_images
-from genie_cli.artifacts.metadata import KEY
+from genie_cli.artifacts.metadata import KEY, provenance
 from genie_cli.data.sources import open_data
 from genie_cli.errors import InputError, UsageError
 from genie_cli.models.teacher import Teacher
@@ -42,14 +41,8 @@ def open_image_set(images: str, teacher: Teacher, num_images: int | None, seed: 
         rows = torch.randperm(data.num_images, generator=torch.Generator().manual_seed(seed))[:wanted]
     pixels = data.pixels(rows.tolist()).contiguous()
     metadata = ImagesMetadata(
-        teacher=None,
+        **provenance({}, None if num_images is None else seed, teacher.input, None, "cpu"),
         teacher_sha256=None,
-        config={},
-        seed=None if num_images is None else seed,
-        input=teacher.input,
-        tool_version=__version__,
-        torch_version=str(torch.__version__),
-        device_kind="cpu",
         num_images=len(pixels),
         dtype="uint8",
     )

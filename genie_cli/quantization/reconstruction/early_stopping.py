@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 
-from genie_cli.artifacts.work_folder import Saved
 from genie_cli.config import QuantizeConfig
+from genie_cli.runtime.work import Saved
 
 
 class EarlyStopping:
@@ -27,13 +26,10 @@ class EarlyStopping:
         self._best_loss, self._best_step = math.inf, 0
         self.best: list[Tensor] | None = None
 
-    def facts(self) -> dict[str, Any]:
-        """Best loss and its step."""
-        return {"best_loss": self._best_loss, "best_step": self._best_step}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The best state."""
-        return {f"best{i}": value for i, value in enumerate(self.best or ())}
+    def saved(self) -> Saved:
+        """The best state, its loss and its step, for a checkpoint."""
+        tensors = {f"best{i}": value for i, value in enumerate(self.best or ())}
+        return Saved(tensors, {"best_loss": self._best_loss, "best_step": self._best_step})
 
     def resume(self, saved: Saved) -> None:
         """Go on from a checkpoint."""

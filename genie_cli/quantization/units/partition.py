@@ -30,15 +30,20 @@ class Unit:
 
     Attributes:
         name: path of the block, or of the single layer.
-        source: name of the node whose value enters.
-        output: name of the node whose value leaves and is reconstructed.
+        source: the node whose value enters.
+        nodes: its nodes in data-flow order.
         layers: names of its weight layers in data-flow order.
     """
 
     name: str
-    source: str
-    output: str
+    source: fx.Node
+    nodes: tuple[fx.Node, ...]
     layers: tuple[str, ...]
+
+    @property
+    def output(self) -> fx.Node:
+        """The node whose value leaves and is reconstructed."""
+        return self.nodes[-1]
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ def reconstruction_units(folded: fx.GraphModule, whole: bool = False) -> list[Un
         raise InputError("The network has no convolution or linear layer to quantize.")
     if whole:
         layers = tuple(layer_at[i] for i in sorted(layer_at))
-        return [Unit("network", nodes[0].name, nodes[-1].name, layers)]
+        return [Unit("network", nodes[0], tuple(nodes[1:]), layers)]
     blocks = _blocks(nodes, cuts, sorted(layer_at))
     bounds: list[tuple[int, str | None]] = []  # (last node index, block name)
     position = 0
@@ -79,7 +84,7 @@ def reconstruction_units(folded: fx.GraphModule, whole: bool = False) -> list[Un
     units, start = [], 0
     for end, name in bounds:
         layers = tuple(layer_at[i] for i in range(start + 1, end + 1) if i in layer_at)
-        units.append(Unit(name or layers[0], nodes[start].name, nodes[end].name, layers))
+        units.append(Unit(name or layers[0], nodes[start], tuple(nodes[start + 1 : end + 1]), layers))
         start = end
     return units
 

@@ -1,8 +1,6 @@
-"""Initial activation step sizes from the values that a unit's tensors take."""
+"""Initial activation step sizes (Eq. 6) from the values that a unit's tensors take."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx
@@ -10,57 +8,45 @@ from torch import Tensor, fx
 from genie_cli.config import QuantizeConfig
 from genie_cli.errors import NumbersError
 from genie_cli.models.graph.subgraph import extract
-from genie_cli.quantization.activation_store import ActivationStore
-from genie_cli.runtime.distribution import SOLO, Workers
-from genie_cli.runtime.shortage import Pieces
+from genie_cli.quantization.activations.store import ActivationStore
+from genie_cli.quantization.units.unit_graph import UnitGraph
+from genie_cli.runtime.context import RunContext
+from genie_cli.student.formats import activation_format
 from genie_cli.student.grid import minmax_step_size, search_step_size
 from genie_cli.student.modules import ActivationQuantizer
-from genie_cli.student.protocol import ActivationSite
 
 CALIBRATION_IMAGES = 256
 """Images, evenly spaced over the set, whose values are looked at (the authors' code: the first 32)."""
 _SAMPLES = 1 << 18
-"""Values a site that the search compares; range and sign come from all values."""
+"""Values per site that the search compares; range and sign come from all values."""
 
 
 @torch.no_grad()
-def calibrate_sites(
-    folded: fx.GraphModule,
-    nodes: Sequence[fx.Node],
-    source: fx.Node,
-    sites: Sequence[ActivationSite],
-    inputs: ActivationStore,
-    config: QuantizeConfig,
-    rows: int,
-    workers: Workers = SOLO,
-    in_pieces: Pieces | None = None,
+def initial_step_sizes(
+    folded: fx.GraphModule, unit: UnitGraph, inputs: ActivationStore, config: QuantizeConfig, context: RunContext
 ) -> dict[str, ActivationQuantizer]:
     """Step size and sign for each site of one unit, from the unit's quantized inputs.
 
     Args:
         folded: the folded graph.
-        nodes: the unit's nodes.
-        source: the node whose value enters the unit.
-        sites: the sites that the unit reads.
-        inputs: that value for all images, ``[n, ...]``.
+        unit: the unit.
+        inputs: the tensor that enters it, for all images, ``[n, ...]``.
         config: `activation_range` says how the step size is found.
-        rows: images looked at together.
-        workers: processes that hold other images; all find the same step sizes.
-        in_pieces: how to go on where memory runs out.
+        context: its processes hold other images, and all find the same step sizes.
 
     Raises:
         NumbersError: a value that is not finite.
     """
+    sites, workers = unit.bits.activations, context.workers
     if not sites:
         return {}
-    by_name = {node.name: node for node in (source, *nodes)}
-    probe = extract(folded, nodes, source, [by_name[site.node] for site in sites])
+    by_name = {node.name: node for node in (unit.source, *unit.nodes)}
+    probe = extract(folded, unit.nodes, unit.source, [by_name[site.node] for site in sites])
     wanted = min(len(inputs), max(1, CALIBRATION_IMAGES // workers.size))
     chosen = torch.linspace(0, len(inputs) - 1, wanted).round().long()
     samples: list[list[Tensor]] = [[] for _ in sites]
     extremes: list[list[Tensor]] = [[] for _ in sites]
-    in_pieces = in_pieces or Pieces()
-    for positions in torch.arange(len(chosen)).split(rows):
+    for positions in torch.arange(len(chosen)).split(unit.rows):
 
         def look(part: Tensor, begin: int = int(positions[0])) -> list[tuple[Tensor, Tensor]]:
             outputs = probe(inputs.gather(chosen[part]).float())
@@ -70,12 +56,12 @@ def calibrate_sites(
                 numel = flat.numel() // len(part)
                 # an odd stride keeps the sample from landing on the same columns of every row
                 stride = max(1, numel * len(chosen) * workers.size // _SAMPLES) | 1
-                first = -numel * (int(part[0]) - begin) % stride  # a piece goes on where the last one stopped
+                first = -numel * (int(part[0]) - begin) % stride  # a part goes on where the last one stopped
                 sample = flat[first::stride].clone()  # a view would keep all values
                 seen.append((sample, torch.stack(torch.aminmax(flat))))
             return seen
 
-        for seen in in_pieces.each(look, positions):
+        for seen in context.splitter.each(look, positions):
             for kept, ends, (sample, span) in zip(samples, extremes, seen, strict=True):
                 kept.append(sample)
                 ends.append(span)
@@ -88,10 +74,10 @@ def calibrate_sites(
                 "the network's weights, and that the images are normalised for it."
             )
         values = workers.all_gather_rows(torch.cat(kept))
-        signed = bool(span.amin() < 0)
+        format = activation_format(site.bits, signed=bool(span.amin() < 0))
         if config.activation_range == "search":
-            step_size = search_step_size(values, site.bits, signed, span)
+            step_size = search_step_size(values, format, span)
         else:
-            step_size = minmax_step_size(span, site.bits, signed)
-        quantizers[site.name] = ActivationQuantizer(step_size, site.bits, signed)
+            step_size = minmax_step_size(span, format)
+        quantizers[site.name] = ActivationQuantizer(step_size, format)
     return quantizers

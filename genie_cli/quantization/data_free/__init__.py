@@ -1,0 +1,1 @@
+"""DFQ: quantization from the network alone."""

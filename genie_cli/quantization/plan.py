@@ -1,0 +1,70 @@
+"""The plan: what a quantization will do, made once and read by its checks, its work, `inspect` and the summary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from genie_cli.config import QuantizeConfig
+from genie_cli.models.graph.equalization import EqualizedGraph, equalize
+from genie_cli.models.graph.folding import FoldedGraph, fold_batch_norms
+from genie_cli.models.teacher import Teacher
+from genie_cli.quantization.activations.budget import ActivationBudget, activation_budget
+from genie_cli.quantization.units.partition import Unit, reconstruction_units
+from genie_cli.student.protocol import BitPlan, Protocol, assign_bits, find_protocol
+
+
+@dataclass(frozen=True)
+class QuantizationPlan:
+    """What a quantization will do.
+
+    Attributes:
+        config: the recipe.
+        protocol: who gets which bits.
+        folded: the teacher with its batch norms folded; it names those that stay in float.
+        equalized: for DFQ, layer -> ``[O]``, what its output was divided by; else empty.
+        bits: the bits of each weight and activation site.
+        units: what is learned one by one, front to back.
+        budget: memory for calibration activations; None where there are none, or nothing will be run.
+    """
+
+    config: QuantizeConfig
+    protocol: Protocol
+    folded: FoldedGraph
+    equalized: dict[str, Tensor]
+    bits: BitPlan
+    units: tuple[Unit, ...]
+    budget: ActivationBudget | None
+
+    @property
+    def stages(self) -> list[int]:
+        """How often each unit takes its steps: once, or once per layer where layers are learned one by one."""
+        by_layer = self.config.reconstruct and self.config.unit == "layer"
+        return [len(unit.layers) if by_layer else 1 for unit in self.units]
+
+
+def make_plan(teacher: Teacher, config: QuantizeConfig, device: torch.device | None) -> QuantizationPlan:
+    """The plan of quantizing `teacher` by the recipe `config`.
+
+    Args:
+        teacher: the pre-trained network; it is left as it is.
+        config: bits, protocol, recipe, memory limit.
+        device: where it will run, whose free memory counts; None: the plan is only to be looked at.
+
+    Raises:
+        UsageError: unknown protocol, an override that matches no layer, or a memory limit below what one batch needs.
+        InputError: the network has nothing to quantize, or a batch norm cannot be folded.
+    """
+    protocol = find_protocol(config.protocol)
+    folded = fold_batch_norms(teacher.graph)
+    equalized = EqualizedGraph(folded, {})
+    if config.data_free and config.equalize:
+        equalized = equalize(folded)
+    graph = equalized.folded.graph
+    bits = assign_bits(graph, protocol, config.weight_bits, config.activation_bits, config.bits_override or {})
+    units = tuple(reconstruction_units(graph, whole=config.unit == "network"))
+    has_budget = device is not None and not config.data_free
+    budget = activation_budget(graph, units, config, device) if has_budget and device is not None else None
+    return QuantizationPlan(config, protocol, equalized.folded, equalized.scales, bits, units, budget)

@@ -1,0 +1,1 @@
+"""The optimisation of one unit: its task, its parameters, its steps."""

@@ -1,0 +1,313 @@
+"""GENIE-M on one unit (section 3.2): weights, softbits and step sizes learn together, against the teacher's output."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from genie_cli.config import QuantizeConfig
+from genie_cli.errors import NumbersError
+from genie_cli.quantization.activations.store import ActivationStore
+from genie_cli.quantization.learned.soft_rounding import rounding_beta
+from genie_cli.quantization.reconstruction.batches import Batches, complement
+from genie_cli.quantization.reconstruction.early_stopping import EarlyStopping
+from genie_cli.quantization.reconstruction.loss import kl_divergence, squared_error
+from genie_cli.quantization.reconstruction.micro_batches import MicroBatches
+from genie_cli.quantization.reconstruction.parameters import UnitParameters
+from genie_cli.quantization.reconstruction.task import UnitTask
+from genie_cli.runtime.context import RunContext
+from genie_cli.runtime.determinism import RandomMasks, make_generator
+from genie_cli.runtime.distribution import Workers
+from genie_cli.runtime.repeated_step import RepeatedStep
+from genie_cli.runtime.state import optimizer_state, prefixed, restore_optimizer, without_prefix
+from genie_cli.runtime.work import Saved
+
+LOG_EVERY = 50
+"""Steps between progress reports: reading the loss makes a GPU wait."""
+
+
+def reconstruct(
+    task: UnitTask, config: QuantizeConfig, context: RunContext, checkpoint: str, on_step: Callable[[int, float], None]
+) -> int:
+    """Minimise the reconstruction error of one unit in place (Eq. 10-11 with LSQ and QDrop).
+
+    With `config.patience`, a unit ends before its steps are done once the loss of the held-out rows
+    (finished integers, nothing dropped) has not improved for so many steps, and goes back to its best.
+
+    Args:
+        task: the unit.
+        config: rates, steps, regularizer, patience.
+        context: what to run on; its processes share the batches, and gradients are summed over them.
+        checkpoint: name of the unit's checkpoints.
+        on_step: called with (steps done, reconstruction loss) every so many steps.
+
+    Returns:
+        The steps taken.
+
+    Raises:
+        NumbersError: the loss is not finite.
+    """
+    learner = UnitLearner(task, config, context)
+    workers, work, every = context.workers, context.work, context.log_every or LOG_EVERY
+    watched = int(workers.sum_(torch.tensor(len(task.data.held_out)))) if config.patience is not None else 0
+    stopping = EarlyStopping(config, every) if watched else None
+    taken, start = config.num_steps, 0
+    if (left := work.checkpoint(checkpoint, workers)) is not None:
+        start = left.facts["step"]
+        learner.resume(left.tensors, start)
+        if stopping is not None:
+            stopping.resume(left)
+    for step in range(start + 1, config.num_steps + 1):
+        batch, regularized = learner.next_batch(), learner.set_schedules()
+        for attempt in learner.micro_batches.attempts():
+            with attempt:
+                learner.optimization_step(regularized)(*batch)
+        learner.steps_done = step
+        if step % every == 0 or step == config.num_steps:
+            learner.check_numbers()
+            on_step(step, float(learner.loss))
+        if stopping is not None and stopping.is_due(step):
+            learner.check_numbers()
+            held_out_loss = learner.held_out_loss()
+            if not math.isfinite(held_out_loss):
+                raise NumbersError(f"Unit '{task.name}': the held-out loss is {held_out_loss} at step {step}.")
+            if stopping.is_over(step, held_out_loss, learner.snapshot):
+                taken = step
+                break
+        if step % every == 0 and step < config.num_steps and work.is_due(checkpoint, workers):
+            best = stopping.saved() if stopping is not None else Saved({}, {})
+            state = Saved({**learner.state(), **best.tensors}, {"step": step, **best.facts})
+            work.save_checkpoint(checkpoint, state, workers)
+    if stopping is not None and stopping.best is not None:
+        learner.restore(stopping.best)
+    learner.finish()
+    return taken
+
+
+class UnitLearner:
+    """The optimisation of one unit: a step of it, and what is kept between steps.
+
+    Attributes:
+        loss: reconstruction loss of the last step.
+        micro_batches: in how many parts a batch is worked through.
+        steps_done: steps taken so far.
+    """
+
+    def __init__(self, task: UnitTask, config: QuantizeConfig, context: RunContext) -> None:
+        """Start where the task's weights and quantizers are."""
+        device, workers = context.device, context.workers
+        self._task, self._config, self._context = task, config, context
+        self._generator = make_generator(device, config.seed, "drop", task.name, *_own_place(workers))
+        self._masks = RandomMasks(1 - config.drop_prob, self._generator)
+        for activation in task.activations.values():
+            activation.masks = self._masks
+        self._parameters = UnitParameters(task.weights, task.activations, config, device)
+        trained = complement(task.data.held_out, len(task.data.targets))
+        total = min(config.batch_size, int(workers.sum_(torch.tensor(float(len(trained))))))
+        own = total // workers.size + (workers.rank < total % workers.size)
+        self._own_share = own / total
+        draws = make_generator(torch.device("cpu"), config.seed, "batches", task.name, *_own_place(workers))
+        self._batches = Batches(trained, max(own, 1), draws)
+        self._groups = self._parameters.groups()
+        adam = partial(torch.optim.Adam, fused=True, capturable=device.type == "cuda")
+        self._optimizer = adam(self._groups) if self._groups else None  # all rates may be 0
+        self._compare = kl_divergence if config.loss == "kl" else squared_error
+        self.micro_batches = MicroBatches(max(own, 1), task.name, context.report)
+        self._steps: dict[tuple[int, bool], RepeatedStep] = {}
+        self.loss = torch.zeros((), device=device)
+        self._num_finite = torch.zeros(1, dtype=torch.int64, device=device)
+        """Steps whose loss was finite, counted on the device: reading makes a GPU wait."""
+        self._beta = torch.zeros((), device=device)
+        """The regularizer's exponent."""
+        self.steps_done = 0
+        task.student.train()
+
+    def next_batch(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The teacher's input ``[b, ...]``, that of the quantized units before, and the teacher's output."""
+        task, rows = self._task, self._batches.draw()
+        quantized, targets = self._gather(task.data.quantized_inputs, rows), self._gather(task.data.targets, rows)
+        full = self._gather(task.data.full_inputs, rows) if self._config.drop_prob > 0 else quantized
+        return full, quantized, targets
+
+    def set_schedules(self) -> bool:
+        """Set the rates and the regularizer's exponent of the next step; True if it is regularized."""
+        config, done = self._config, self.steps_done
+        decay = 0.5 * (1 + math.cos(math.pi * done / config.num_steps))
+        for group in self._groups:
+            if group["decays"]:
+                group["lr"].fill_(group["start"] * decay)
+        beta = rounding_beta(done, config.num_steps, config.warmup, config.beta_start, config.beta_end)
+        if beta is not None:
+            self._beta.fill_(beta)
+        return beta is not None and self._parameters.has_softbits
+
+    def optimization_step(self, regularized: bool) -> RepeatedStep:
+        """`_optimize`, with or without the regularizer, as a step that is recorded where that saves time."""
+        key = self.micro_batches.count, regularized
+        if key not in self._steps:
+            if any(count != key[0] for count, _ in self._steps):
+                self._steps.clear()  # what was recorded for larger parts holds memory
+            config = self._config
+            plain = math.ceil(config.warmup * config.num_steps) if self._parameters.has_softbits else config.num_steps
+            num_calls = config.num_steps - plain if regularized else plain
+            self._steps[key] = RepeatedStep(
+                partial(self._optimize, regularized),
+                self._context,
+                self._masks,
+                self._parameters.tensors(),
+                num_calls if key[0] == 1 else 0,
+                f"unit '{self._task.name}'",
+            )
+        return self._steps[key]
+
+    def _optimize(self, regularized: bool, full: Tensor, quantized: Tensor, targets: Tensor) -> None:
+        """One step: mix the inputs, make the weights, compare, regularize, step.
+
+        The input mixes, element by element, the teacher's (with probability `drop_prob`, QDrop) and the quantized one.
+        The loss is that of the unit's output (`loss.py`), plus the rounding regularizer. In micro-batches each part
+        adds its share.
+
+        Args:
+            regularized: the rounding regularizer is a part of the loss.
+            full: the teacher's input of the unit, ``[b, ...]``.
+            quantized: the same from the quantized units before.
+            targets: the teacher's output.
+        """
+        config, parameters, task = self._config, self._parameters, self._task
+        learned = parameters.learned()
+        inputs = quantized
+        if config.drop_prob > 0:
+            inputs = torch.lerp(full, quantized, self._masks.draw(quantized))
+        self.loss.zero_()
+        summed: list[Tensor] = []
+        for share, (some_inputs, some_targets) in self.micro_batches.split(inputs, targets):
+            made = parameters.make(self._context.dtype, self._beta if regularized else None)
+            task.use(made.weights, made.step_sizes)
+            output = self._output(some_inputs)
+            loss, gradient = self._compare(output.detach(), some_targets)
+            self.loss.add_(loss, alpha=share)
+            if self._own_share * share != 1:
+                gradient.mul_(self._own_share * share)
+            roots, root_gradients = [output], [gradient]
+            if made.penalty is not None:  # by shares too: once in all
+                roots.append(made.penalty)
+                own_weight = config.round_weight / self._context.workers.size * share
+                root_gradients.append(torch.full_like(made.penalty, own_weight))
+            gradients = torch.autograd.grad(roots, learned, root_gradients) if learned else ()
+            summed = [a.add_(b) for a, b in zip(summed, gradients, strict=True)] if summed else list(gradients)
+        for tensor, gradient in zip(learned, summed, strict=True):
+            tensor.grad = gradient
+        self.micro_batches.gradients_are_made()
+        if self._optimizer is not None:
+            self._sum_over_processes(learned)
+            self._optimizer.step()
+        parameters.keep_steps_positive()
+        self._num_finite += self.loss.isfinite()
+
+    def _output(self, inputs: Tensor) -> Tensor:
+        """The student's output, of the weights and step sizes that it was given last."""
+        with self._context.autocast():
+            output: Tensor = self._task.student(inputs)
+        return output
+
+    def _gather(self, store: ActivationStore, rows: Tensor) -> Tensor:
+        values = store.gather(rows)
+        return values.float() if self._context.dtype == torch.float32 else values  # a second try is in float32
+
+    def _sum_over_processes(self, learned: list[torch.nn.Parameter]) -> None:
+        workers = self._context.workers
+        if workers.size == 1:
+            return
+        gradients = [tensor.grad if tensor.grad is not None else torch.zeros_like(tensor) for tensor in learned]
+        summed = workers.sum_(torch.cat(gradients))
+        for tensor, own in zip(learned, summed.split([len(tensor) for tensor in learned]), strict=True):
+            tensor.grad = own
+
+    @torch.no_grad()
+    def held_out_loss(self) -> float:
+        """The loss of the held-out rows with finished integers, over all processes."""
+        task = self._task
+        self._parameters.write_back()
+        task.student.eval()
+        task.use_finished_weights()
+        sums = torch.zeros(2, dtype=torch.float64)
+        for rows in task.data.held_out.split(self._config.batch_size) if len(task.data.held_out) else ():
+            output = self._context.splitter(self._output, self._gather(task.data.quantized_inputs, rows))
+            loss, _ = self._compare(output.float(), self._gather(task.data.targets, rows).float())
+            sums += torch.tensor([float(loss) * len(rows), len(rows)], dtype=torch.float64)
+        task.student.train()
+        total, count = self._context.workers.sum_(sums)
+        return float(total / count)
+
+    def check_numbers(self) -> None:
+        """Look at all steps so far, and at what the last one has changed.
+
+        Raises:
+            NumbersError: the first step whose loss was not finite in any process, or what holds such a value.
+        """
+        names = self._parameters.not_finite()
+        own = torch.tensor([[int(self._num_finite), -len(names)]])
+        num_finite, fewest = self._context.workers.all_gather_rows(own).amin(0).tolist()
+        if num_finite == self.steps_done and fewest == 0:
+            return
+        held = f", and the {', '.join(names[:3])} are not finite" if names else ""
+        what = f"the loss is NaN or infinite at step {num_finite + 1}"
+        if num_finite == self.steps_done:
+            what = f"the gradients are NaN or infinite by step {num_finite}"
+        error = NumbersError(f"Unit '{self._task.name}': {what}{held}.")
+        error.is_shared = True  # all processes look at what all have
+        raise error
+
+    def state(self) -> dict[str, Tensor]:
+        """All that changes from step to step, as copies on the CPU."""
+        state = {
+            "elements": self._parameters.elements.detach(),
+            "offsets": self._parameters.offsets.detach(),
+            "loss": self.loss,
+            "micro_batches": torch.tensor(self.micro_batches.count),
+            "generator": self._generator.get_state(),
+            **prefixed("batches", self._batches.state()),
+            **prefixed("masks", self._masks.state()),
+        }
+        if self._optimizer is not None:
+            state.update(prefixed("optimizer", optimizer_state(self._optimizer)))
+        return {name: value.detach().cpu().clone() for name, value in state.items()}
+
+    @torch.no_grad()
+    def resume(self, state: Mapping[str, Tensor], steps_done: int) -> None:
+        """Go on from a state, after so many steps."""
+        self.restore([state["elements"], state["offsets"]])
+        self.loss.copy_(state["loss"])
+        self.micro_batches.count = int(state["micro_batches"])
+        self._generator.set_state(state["generator"])
+        self._batches.restore(without_prefix("batches", state))
+        self._masks.restore(without_prefix("masks", state))
+        if self._optimizer is not None:
+            restore_optimizer(self._optimizer, without_prefix("optimizer", state))
+        self.steps_done = steps_done
+        self._num_finite.fill_(steps_done)  # a state is kept behind a check
+
+    def snapshot(self) -> list[Tensor]:
+        """A copy of all that learns."""
+        return [parameter.detach().clone() for parameter in self._parameters.tensors()]
+
+    @torch.no_grad()
+    def restore(self, state: list[Tensor]) -> None:
+        """Go back to a snapshot."""
+        for parameter, value in zip(self._parameters.tensors(), state, strict=True):
+            parameter.copy_(value)
+
+    def finish(self) -> None:
+        """Leave what was learned in the task's modules."""
+        self._parameters.write_back()
+        self._task.student.eval()
+        self._task.forget_weights()
+
+
+def _own_place(workers: Workers) -> tuple[int, ...]:
+    """The place that sets the random numbers of a process apart; nothing where there is one process."""
+    return (workers.rank,) if workers.size > 1 else ()

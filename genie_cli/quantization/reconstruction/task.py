@@ -1,0 +1,153 @@
+"""What it takes to learn one unit: its graph with slots for the weights, what learns, and the activations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from genie_cli.models.graph.layers import WeightLayer, weight_layers
+from genie_cli.models.graph.pooling import repeat_max_pool_gradients
+from genie_cli.models.graph.tensors import get_tensor
+from genie_cli.quantization.activations.store import ActivationStore
+from genie_cli.quantization.learned.activation import LearnedActivationQuantizer
+from genie_cli.quantization.learned.soft_rounding import SoftRoundedWeight, largest_rate
+from genie_cli.quantization.learned.straight_through_weight import StraightThroughWeight
+from genie_cli.quantization.learned.weight import LearnedWeight
+from genie_cli.quantization.plan import QuantizationPlan
+from genie_cli.quantization.reconstruction.learned_unit import LearnedUnit
+from genie_cli.quantization.units.unit_graph import UnitGraph
+from genie_cli.student.build import insert_quantizers
+from genie_cli.student.formats import weight_format
+from genie_cli.student.grid import weight_grid
+from genie_cli.student.modules import ActivationQuantizer
+
+
+class WeightSlot(nn.Module):
+    """Where the unit's graph reads a weight: filled once per step, read by the layer."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        super().__init__()
+        self.value: Tensor | None = None
+
+    def forward(self) -> Tensor:
+        """The weight of this step."""
+        assert self.value is not None
+        return self.value
+
+
+@dataclass(frozen=True)
+class UnitData:
+    """The activations that a unit learns from, row by row.
+
+    Attributes:
+        full_inputs: the teacher's input of the unit, ``[n, ...]``.
+        quantized_inputs: the same from the already quantized units before, ``[n, ...]``.
+        targets: the teacher's output of the unit, ``[n, C, ...]``.
+        held_out: rows that are never trained on; what early stopping watches.
+    """
+
+    full_inputs: ActivationStore
+    quantized_inputs: ActivationStore
+    targets: ActivationStore
+    held_out: Tensor
+
+
+@dataclass(frozen=True)
+class UnitTask:
+    """What it takes to learn one unit.
+
+    Attributes:
+        name: the unit's name.
+        student: graph of the unit; its weights come from `slots`.
+        slots: layer name -> where the graph reads its weight.
+        weights: layer name -> the weight that learns.
+        activations: site name -> the quantizer that learns.
+        data: the activations that it learns from.
+    """
+
+    name: str
+    student: fx.GraphModule
+    slots: Mapping[str, WeightSlot]
+    weights: Mapping[str, LearnedWeight]
+    activations: Mapping[str, LearnedActivationQuantizer]
+    data: UnitData
+
+    def use(self, weights: Sequence[Tensor], step_sizes: Sequence[Tensor]) -> None:
+        """Let the student run on these: one weight per layer, one step size ``[1]`` per site, in their order."""
+        for slot, weight in zip(self.slots.values(), weights, strict=True):
+            slot.value = weight
+        for activation, step_size in zip(self.activations.values(), step_sizes, strict=True):
+            activation.step_size = step_size
+
+    def use_finished_weights(self) -> None:
+        """Let the student run on the integers that the weights would be now."""
+        for name, weight in self.weights.items():
+            self.slots[name].value = weight.harden()()
+
+    def forget_weights(self) -> None:
+        """Empty the slots."""
+        for slot in self.slots.values():
+            slot.value = None
+
+    def harden(self, num_steps: int) -> LearnedUnit:
+        """What the unit has become after so many steps."""
+        weights = {name: weight.harden() for name, weight in self.weights.items()}
+        activations = {name: activation.harden() for name, activation in self.activations.items()}
+        return LearnedUnit(weights, activations, num_steps)
+
+
+def make_task(
+    part: UnitGraph,
+    plan: QuantizationPlan,
+    initial: Mapping[str, ActivationQuantizer],
+    finished: LearnedUnit,
+    data: UnitData,
+    device: torch.device,
+) -> UnitTask:
+    """The task of a unit, or of a part of it.
+
+    Args:
+        part: its graph and bits.
+        plan: the recipe, and the multipliers of folded batch norms.
+        initial: site name -> where its step size starts.
+        finished: weights and step sizes that are in `part` and learn no more.
+        data: the activations that it learns from.
+        device: where it is computed.
+    """
+    weights = {
+        layer.name: _start_weight(part, layer, plan).to(device)
+        for layer in weight_layers(part.teacher)
+        if layer.name not in finished.weights
+    }
+    slots = {name: WeightSlot() for name in weights}
+    activations = {
+        site.name: LearnedActivationQuantizer(
+            float(initial[site.name].step_size), initial[site.name].format, plan.config.drop_prob
+        ).to(device)
+        for site in part.bits.activations
+        if site.name not in finished.activations
+    }
+    all_weights: dict[str, nn.Module] = {**slots, **{name: w.to(device) for name, w in finished.weights.items()}}
+    all_activations: dict[str, nn.Module] = {**finished.activations, **activations}
+    student = repeat_max_pool_gradients(insert_quantizers(part.teacher, part.bits, all_weights, all_activations))
+    return UnitTask(part.name, student.to(device), slots, weights, activations, data)
+
+
+def _start_weight(part: UnitGraph, layer: WeightLayer, plan: QuantizationPlan) -> LearnedWeight:
+    """A weight on its initial grid, and how far an offset of 1 moves its step sizes."""
+    config, weight = plan.config, get_tensor(part.teacher, layer.weight_key)
+    format = weight_format(part.bits.weights[layer.name])
+    scale, zero_point = weight_grid(weight, format, config.weight_range)
+    offset_scale = scale
+    if config.weight_step_space == "checkpoint":
+        # The step of the checkpoint's weight moves by the rate; folded, that is |gamma / sigma| as much.
+        multiplier = plan.folded.multipliers.get(layer.name, torch.ones(len(scale)))
+        offset_scale = multiplier.abs().view(-1, 1).to(scale.device)
+    if config.weight_step_lr:
+        offset_scale = torch.minimum(offset_scale, largest_rate(scale, format) / config.weight_step_lr)
+    make = StraightThroughWeight if config.rounding in ("adaquant", "nearest") else SoftRoundedWeight
+    return make(weight, scale, zero_point, format, offset_scale)

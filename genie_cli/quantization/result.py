@@ -1,0 +1,57 @@
+"""What a quantization comes to, before it is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from genie_cli.quantization.plan import QuantizationPlan
+from genie_cli.student.build import insert_quantizers
+from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
+
+STAGE = "quantize"
+"""What progress events call the work."""
+
+
+@dataclass(frozen=True)
+class UnitReport:
+    """How one unit came out.
+
+    Attributes:
+        name: the unit's name.
+        layers: its weight layers.
+        num_steps: steps taken; 0 where nothing was learned.
+        relative_error: squared error at its output against the teacher's, over the teacher's own
+            squared norm, with the finished integers, over all images that were trained on.
+        held_out_error: the same over the held-out images; None where there are none.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    num_steps: int
+    relative_error: float
+    held_out_error: float | None
+
+
+@dataclass(frozen=True)
+class QuantizedNetwork:
+    """A learned network, not yet written.
+
+    Attributes:
+        plan: what was done.
+        weights: layer name -> integer weight.
+        activations: site name -> quantizer.
+        units: how each unit came out, front to back; empty without images.
+        memory: the most bytes of calibration activations at once, by place.
+    """
+
+    plan: QuantizationPlan
+    weights: dict[str, IntegerWeight]
+    activations: dict[str, ActivationQuantizer]
+    units: tuple[UnitReport, ...]
+    memory: dict[str, int]
+
+    def student(self) -> fx.GraphModule:
+        """The network that computes with these integers and step sizes."""
+        return insert_quantizers(self.plan.folded.graph, self.plan.bits, self.weights, self.activations)

@@ -1,0 +1,1 @@
+"""Reconstruction units: where a network is cut, and the graph of each."""
