@@ -27,9 +27,9 @@ from pathlib import Path
 import torchvision  # noqa: F401  (imported before the forks)
 
 import genie_cli.quantization.quantize
-import genie_cli.synthesis.distill  # noqa: F401
+import genie_cli.synthesis.synthesize  # noqa: F401
 from genie_cli.app import main as main_of_genie
-from genie_cli.artifacts.work_folder import ROOT
+from genie_cli.work.folder import ROOT
 
 SYNTHESIZE = [
     *("synthesize", "--model", "digits_resnet", "--n", "96", "--batch-size", "32", "--num-steps", "100"),

@@ -25,9 +25,11 @@ from genie_cli.evaluation.accuracy import evaluate
 from genie_cli.models.graph.placement import move
 from genie_cli.models.teacher import Teacher
 from genie_cli.models.zoo import load_teacher
+from genie_cli.quantization.plan import make_plan
 from genie_cli.quantization.quantize import quantize_network
-from genie_cli.student.build import insert_quantizers
-from genie_cli.synthesis.distill import synthesize_images
+from genie_cli.runtime.context import RunContext
+from genie_cli.runtime.progress import silent
+from genie_cli.synthesis.synthesize import synthesize_images
 
 
 def main() -> None:
@@ -67,13 +69,13 @@ def _product(
     dtype = DTYPES[args.precision]
     started = time.perf_counter()
     synthesis = SynthesizeConfig(num_images=args.num_images, num_steps=steps[0], seed=args.seed)
-    images = synthesize_images(teacher, synthesis, device, dtype).images
+    context = RunContext.alone(device, dtype, silent)
+    images = synthesize_images(teacher, synthesis, context).images
     synthesized = time.perf_counter()
     config = QuantizeConfig(weight_bits=bits[0], activation_bits=bits[1], num_steps=steps[1], seed=args.seed)
-    network = quantize_network(teacher, images, config, device, dtype)
+    network = quantize_network(make_plan(teacher, config, device), images, context)
     quantized = time.perf_counter()
-    student = insert_quantizers(network.folded.graph, network.plan, network.weights, network.activations)
-    top1 = _top1(move(student, device), teacher, args, device)
+    top1 = _top1(move(network.student(), device), teacher, args, device)
     return _row("genie", args.precision, steps, synthesized - started, quantized - synthesized, top1)
 
 
@@ -93,7 +95,7 @@ def _baseline(
 
 def _top1(network: nn.Module, teacher: Teacher, args: argparse.Namespace, device: torch.device) -> float:
     data = open_data(args.data, teacher.input)
-    return evaluate(network, data, teacher.num_classes, 128, device).top1
+    return evaluate(network, data, teacher.num_classes, 128, RunContext.alone(device, torch.float32, silent)).top1
 
 
 def _row(

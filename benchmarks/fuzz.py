@@ -26,16 +26,20 @@ from typing import Any
 import torch
 
 from genie_cli.artifacts.images import load_images, save_images
-from genie_cli.artifacts.metadata import sniff, tensors_sha256
+from genie_cli.artifacts.metadata import sniff
 from genie_cli.artifacts.quantized import load_quantized, save_quantized
 from genie_cli.commands.options import given, stage_config
 from genie_cli.config import ModelConfig, QuantizeConfig, SynthesizeConfig, read_params
 from genie_cli.errors import GenieError
 from genie_cli.models.zoo import load_teacher
 from genie_cli.quantization.export import to_artifact as quantized_artifact
+from genie_cli.quantization.plan import make_plan
 from genie_cli.quantization.quantize import quantize_network
-from genie_cli.synthesis.distill import synthesize_images
+from genie_cli.runtime.context import RunContext
+from genie_cli.runtime.progress import silent
+from genie_cli.runtime.tensor_bytes import tensors_sha256
 from genie_cli.synthesis.export import to_artifact as images_artifact
+from genie_cli.synthesis.synthesize import synthesize_images
 
 LONGEST = 10
 """Seconds after which reading one file counts as hanging."""
@@ -69,12 +73,13 @@ def make_originals(folder: Path) -> tuple[Path, Path]:
     """A small image set and a small quantized folder of the embedded network."""
     cpu, teacher = torch.device("cpu"), load_teacher(ModelConfig(name="digits_resnet"))
     synthesis = SynthesizeConfig(num_images=4, num_steps=2)
-    images = synthesize_images(teacher, synthesis, cpu, torch.float32).images
+    context = RunContext.alone(cpu, torch.float32, silent)
+    images = synthesize_images(teacher, synthesis, context).images
     save_images(folder / "images.safetensors", *images_artifact(images, [teacher], synthesis, cpu))
     config = QuantizeConfig(reconstruct=False, weight_bits=3)
-    network = quantize_network(teacher, images, config, cpu, torch.float32)
+    network = quantize_network(make_plan(teacher, config, cpu), images, context)
     image_set = load_images(folder / "images.safetensors")
-    save_quantized(folder / "quantized", quantized_artifact(network, teacher, image_set, config, cpu))
+    save_quantized(folder / "quantized", quantized_artifact(network, teacher, image_set, cpu))
     return folder / "images.safetensors", folder / "quantized"
 
 

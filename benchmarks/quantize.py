@@ -22,7 +22,9 @@ from torch import Tensor
 from genie_cli.config import ModelConfig, QuantizeConfig
 from genie_cli.models.teacher import Teacher
 from genie_cli.models.zoo import load_untrained
+from genie_cli.quantization.plan import make_plan
 from genie_cli.quantization.quantize import quantize_network
+from genie_cli.runtime.context import RunContext
 from genie_cli.runtime.memory import peak_memory
 
 
@@ -37,7 +39,8 @@ def measure(
     fixed = 0.0
     for _ in range(args.rounds):
         watch, started = Stopwatch(), time.perf_counter()
-        quantize_network(teacher, images, config, device, DTYPES[precision], watch)
+        context = RunContext.alone(device, DTYPES[precision], watch)
+        quantize_network(make_plan(teacher, config, device), images, context)
         elapsed = time.perf_counter() - started
         units = watch.medians()
         fixed = elapsed - args.num_steps * sum(units.values())

@@ -24,7 +24,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from genie_cli.config import ModelConfig, SynthesizeConfig
 from genie_cli.models.zoo import load_untrained
-from genie_cli.synthesis.distill import synthesize_images
+from genie_cli.runtime.context import RunContext
+from genie_cli.runtime.progress import silent
+from genie_cli.synthesis.synthesize import synthesize_images
 
 
 class _ByteCounter(TorchDispatchMode):
@@ -49,7 +51,7 @@ def count(teacher: Any, batch_size: int, device: torch.device, dtype: torch.dtyp
         config = SynthesizeConfig(num_images=batch_size, batch_size=batch_size, num_steps=num_steps)
         flops, moved = FlopCounterMode(display=False), _ByteCounter()
         with flops, moved:
-            synthesize_images(teacher, config, device, dtype)
+            synthesize_images(teacher, config, RunContext.alone(device, dtype, silent))
         totals.append((flops.get_total_flops(), moved.total))
     return float(totals[1][0] - totals[0][0]), float(totals[1][1] - totals[0][1])
 
@@ -92,7 +94,7 @@ def main() -> None:
         compute, bandwidth = ceilings(device, dtype)
         watch = Stopwatch()
         config = SynthesizeConfig(num_images=args.batch_size, batch_size=args.batch_size, num_steps=40)
-        synthesize_images(teacher, config, device, dtype, watch)
+        synthesize_images(teacher, config, RunContext.alone(device, dtype, watch))
         seconds = statistics.median(next(iter(watch.per_step.values()))[1:])
         bound = max(operations / compute, moved / bandwidth)
         rows.append(

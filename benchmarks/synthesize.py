@@ -22,8 +22,9 @@ from measuring import DTYPES, Stopwatch, finish, parser, prepare
 from genie_cli.config import ModelConfig, SynthesizeConfig
 from genie_cli.models.teacher import Teacher
 from genie_cli.models.zoo import load_untrained
+from genie_cli.runtime.context import RunContext
 from genie_cli.runtime.memory import peak_memory
-from genie_cli.synthesis.distill import synthesize_images
+from genie_cli.synthesis.synthesize import synthesize_images
 
 
 def measure(
@@ -37,7 +38,7 @@ def measure(
     for _ in range(args.rounds):
         for precision in precisions:
             watch = Stopwatch()
-            synthesize_images(teacher, config, device, DTYPES[precision], watch)
+            synthesize_images(teacher, config, RunContext.alone(device, DTYPES[precision], watch))
             seconds[precision] += next(iter(watch.per_step.values()))[1:]  # the first steps warm up
         if args.baseline:
             opponent += baseline_seconds(name, spec.num_channels, spec.size, batch_size, max(3, args.num_steps // 4))

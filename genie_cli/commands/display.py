@@ -72,15 +72,15 @@ def _plain_lines(console: Console) -> Reporter:
     def report(event: Event) -> None:
         nonlocal last, started
         if isinstance(event, StageStarted):
-            totals[event.stage] = (event.total, event.unit)
+            totals[event.stage] = (event.total, event.noun)
             started = last = time.monotonic()
-            line(f"{event.stage}: {event.total} {event.unit}")
+            line(f"{event.stage}: {event.total} {event.noun}")
         elif isinstance(event, Advanced) and time.monotonic() - last >= _LINE_EVERY:
             last = time.monotonic()
-            total, unit = totals[event.stage]
+            total, noun = totals[event.stage]
             rate = event.done / max(last - started, 1e-9)
             left = (total - event.done) / max(rate, 1e-9)
-            parts = (event.detail, _figures(event.values), f"{rate:.1f} {unit}/s", f"{duration(left)} left")
+            parts = (event.detail, _figures(event.values), f"{rate:.1f} {noun}/s", f"{duration(left)} left")
             line(f"{event.stage}: {event.done}/{total} {' '.join(filter(None, parts))}")
         elif isinstance(event, StageFinished):
             line(f"{event.stage}: done in {duration(time.monotonic() - started)}")

@@ -13,7 +13,8 @@ class StageStarted:
     stage: str
     total: int
     """Units of work, e.g. optimisation steps over all batches."""
-    unit: str = "steps"
+    noun: str = "steps"
+    """What is counted."""
 
 
 @dataclass(frozen=True)
