@@ -29,10 +29,10 @@ class WeightParts(NamedTuple):
 class LearnedWeight(nn.Module, ABC):
     """A weight whose elements and step size can learn: softbits, or the weight behind nearest rounding.
 
-    The step size is ``s = s_0 + unit * offset``: an optimizer's absolute rate on `offset` means the
-    same for every channel when `unit` carries the channel's own scale; 0 keeps a step size as it is.
+    The step size is ``s = s_0 + offset_scale * offset``. An optimizer's absolute rate on `offset` means the
+    same for every channel where `offset_scale` carries the channel's own scale; 0 keeps a step size as it is.
 
-    Shapes: weight and elements ``[O, ...]``; step sizes, zero point, unit and offset ``[O, 1, ...]``.
+    Shapes: weight and elements ``[O, ...]``; step sizes, zero point, offset and its scale ``[O, 1, ...]``.
 
     Attributes:
         bits: of the grid.
@@ -43,18 +43,18 @@ class LearnedWeight(nn.Module, ABC):
     has_softbits: bool
     zero_point: Tensor
     start: Tensor
-    unit: Tensor
+    offset_scale: Tensor
     offset: Tensor
     elements: Tensor
 
-    def __init__(self, elements: Tensor, scale: Tensor, zero_point: Tensor, bits: int, unit: Tensor) -> None:
-        """Start from the grid of `scale` and `zero_point`, ``[O, 1]`` as `unit`."""
+    def __init__(self, elements: Tensor, scale: Tensor, zero_point: Tensor, bits: int, offset_scale: Tensor) -> None:
+        """Start from the grid of `scale` and `zero_point`, ``[O, 1]`` as `offset_scale`."""
         super().__init__()
         self.bits = bits
         self.register_buffer("elements", elements)
         self.register_buffer("zero_point", like_rows(zero_point, elements).clone())
         self.register_buffer("start", like_rows(scale, elements).clone())
-        self.register_buffer("unit", like_rows(unit, elements).clone())
+        self.register_buffer("offset_scale", like_rows(offset_scale, elements).clone())
         self.register_buffer("offset", torch.zeros_like(self.start))
 
     @abstractmethod
@@ -68,6 +68,6 @@ class LearnedWeight(nn.Module, ABC):
     @torch.no_grad()
     def harden(self) -> IntegerWeight:
         """The integer weight of `elements` and `offset`."""
-        step_size = self.start + self.unit * self.offset
+        step_size = self.start + self.offset_scale * self.offset
         codes = self.codes(step_size).clamp(0, 2**self.bits - 1)
         return IntegerWeight(codes, step_size.flatten(1), self.zero_point.flatten(1), self.bits)

@@ -38,12 +38,12 @@ class SoftRoundedWeight(LearnedWeight):
     has_softbits = True
     base: Tensor
 
-    def __init__(self, weight: Tensor, scale: Tensor, zero_point: Tensor, bits: int, unit: Tensor) -> None:
-        """Start from the grid of `scale` and `zero_point`, ``[O, 1]``; `unit` is the step per unit of offset."""
+    def __init__(self, weight: Tensor, scale: Tensor, zero_point: Tensor, bits: int, offset_scale: Tensor) -> None:
+        """Start from `weight` on the grid of `scale` and `zero_point`; see `LearnedWeight`."""
         scaled = weight.detach().float() / like_rows(scale, weight)
         base = scaled.floor()
         fraction = ((scaled - base).clamp(1e-4, 1 - 1e-4) - GAMMA) / (ZETA - GAMMA)
-        super().__init__(torch.logit(fraction), scale, zero_point, bits, unit)
+        super().__init__(torch.logit(fraction), scale, zero_point, bits, offset_scale)
         self.register_buffer("base", base + self.zero_point)
 
     def parts(self, softbits: Tensor, step_size: Tensor) -> WeightParts:

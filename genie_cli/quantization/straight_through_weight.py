@@ -21,10 +21,10 @@ class StraightThroughWeight(LearnedWeight):
     has_softbits = False
     scaled: Tensor
 
-    def __init__(self, weight: Tensor, scale: Tensor, zero_point: Tensor, bits: int, unit: Tensor) -> None:
-        """Start from the grid of `scale` and `zero_point`, ``[O, 1]``; `unit` is the step per unit of offset."""
+    def __init__(self, weight: Tensor, scale: Tensor, zero_point: Tensor, bits: int, offset_scale: Tensor) -> None:
+        """Start from `weight` on the grid of `scale` and `zero_point`; see `LearnedWeight`."""
         scaled = weight.detach().float() / like_rows(scale, weight)
-        super().__init__(torch.zeros_like(scaled), scale, zero_point, bits, unit)
+        super().__init__(torch.zeros_like(scaled), scale, zero_point, bits, offset_scale)
         self.register_buffer("scaled", scaled)
 
     def parts(self, shift: Tensor, step_size: Tensor) -> WeightParts:

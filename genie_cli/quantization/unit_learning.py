@@ -213,13 +213,13 @@ def _make_task(
     for name, (weight, scale, zero_point, bits) in _initial_grids(piece, config).items():
         if name in finished_weights:
             continue
-        unit = scale
+        offset_scale = scale
         if config.weight_step_space == "checkpoint":
             # The step of the checkpoint's weight moves by lr; folded, that is |gamma / sigma| as much.
-            unit = folded.multipliers.get(name, torch.ones(len(scale))).abs().view(-1, 1).to(scale.device)
+            offset_scale = folded.multipliers.get(name, torch.ones(len(scale))).abs().view(-1, 1).to(scale.device)
         if config.weight_step_lr:
-            unit = torch.minimum(unit, largest_rate(scale, 2**bits - 1) / config.weight_step_lr)
-        weights[name] = make_weight(weight, scale, zero_point, bits, unit).to(device)
+            offset_scale = torch.minimum(offset_scale, largest_rate(scale, 2**bits - 1) / config.weight_step_lr)
+        weights[name] = make_weight(weight, scale, zero_point, bits, offset_scale).to(device)
     slots = {name: SoftWeightSlot() for name in weights}
     activations = {
         site.name: LearnedActivationQuantizer(

@@ -60,17 +60,17 @@ class UnitParameters:
         parts = [layer.elements.detach().flatten() for layer in self._layers]
         self.elements = nn.Parameter(torch.cat(parts), requires_grad=bool(self._element_rate))
         starts = [layer.start.flatten() for layer in self._layers]
-        units = [layer.unit.flatten() * bool(weight_rate) for layer in self._layers]
+        offset_scales = [layer.offset_scale.flatten() * bool(weight_rate) for layer in self._layers]
         for activation in activations.values():
             start = activation.step_size.detach()
             rate = largest_rate(start, 2**activation.bits - 1).clamp(max=config.own_activation_step_lr)
             starts.append(start)
-            units.append(rate / self._step_rate if self._step_rate else torch.zeros_like(rate))
-        self._starts, self._units = torch.cat(starts), torch.cat(units)
-        self._lowest = torch.where(self._units != 0, (STEP_FLOOR - 1) * self._starts / self._units, 0)
+            offset_scales.append(rate / self._step_rate if self._step_rate else torch.zeros_like(rate))
+        self._starts, self._offset_scales = torch.cat(starts), torch.cat(offset_scales)
+        self._lowest = torch.where(self._offset_scales != 0, (STEP_FLOOR - 1) * self._starts / self._offset_scales, 0)
         offsets = [layer.offset.flatten() for layer in self._layers]
         offsets.append(self._starts.new_zeros(len(activations)))
-        self.offsets = nn.Parameter(torch.cat(offsets), requires_grad=bool(self._units.any()))
+        self.offsets = nn.Parameter(torch.cat(offsets), requires_grad=bool(self._offset_scales.any()))
         self._element_ends = [0, *itertools.accumulate(layer.elements.numel() for layer in self._layers)]
         self._channel_ends = [0, *itertools.accumulate(layer.start.numel() for layer in self._layers)]
 
@@ -94,9 +94,9 @@ class UnitParameters:
     def make(self, dtype: torch.dtype, beta: Tensor | None) -> Made:
         """Weights in `dtype`, step sizes in float32, and for an exponent the rounding regularizer."""
         made = _Make.apply(self.elements, self.offsets, self, dtype, beta if self.has_softbits else None)
-        num_weights, num_steps = len(self._layers), len(self._activations)
-        penalty = made[-1] if len(made) > num_weights + num_steps else None
-        return Made(made[:num_weights], made[num_weights : num_weights + num_steps], penalty)
+        num_weights, num_sites = len(self._layers), len(self._activations)
+        penalty = made[-1] if len(made) > num_weights + num_sites else None
+        return Made(made[:num_weights], made[num_weights : num_weights + num_sites], penalty)
 
     @torch.no_grad()
     def keep_steps_positive(self) -> None:
@@ -129,7 +129,7 @@ class UnitParameters:
         return [name for name, values in learned.items() if not values.isfinite().all()]
 
     def _steps(self) -> Tensor:
-        return self._starts + self._units * self.offsets.detach()
+        return self._starts + self._offset_scales * self.offsets.detach()
 
     def _split(self, flat: Tensor) -> list[Tensor]:
         """A flat tensor of elements, a view a layer in its shape."""
@@ -191,4 +191,4 @@ class _Make(torch.autograd.Function):
             grad_elements.addcmul_(penalty_slope, grads[-1])
         if slope is not None:
             grad_elements.mul_(slope)
-        return grad_elements, grad_offsets.mul_(owner._units), None, None, None
+        return grad_elements, grad_offsets.mul_(owner._offset_scales), None, None, None

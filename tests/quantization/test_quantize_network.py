@@ -398,13 +398,13 @@ def test_weight_steps_move_in_the_space_asked_for(monkeypatch: pytest.MonkeyPatc
     assert set(weights) == set(multipliers)
     for name, weight in weights.items():
         start = weight.start.flatten()
-        unit = multipliers[name].abs() if space == "checkpoint" else start
-        unit = torch.minimum(unit, largest_rate(start, 2**weight.bits - 1) / 1e-4)
-        torch.testing.assert_close(weight.unit.flatten(), unit)
+        offset_scale = multipliers[name].abs() if space == "checkpoint" else start
+        offset_scale = torch.minimum(offset_scale, largest_rate(start, 2**weight.bits - 1) / 1e-4)
+        torch.testing.assert_close(weight.offset_scale.flatten(), offset_scale)
         # Adam's first step is the rate itself: the checkpoint's step, or the share of the start, moves by it
         moved = (network.weights[name].scale.flatten() - start).abs()
         learning = weight.offset.flatten() != 0
-        torch.testing.assert_close(moved[learning], 1e-4 * unit[learning], rtol=0.02, atol=1e-8)
+        torch.testing.assert_close(moved[learning], 1e-4 * offset_scale[learning], rtol=0.02, atol=1e-8)
         assert learning.float().mean() > 0.5
 
 

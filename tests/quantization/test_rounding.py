@@ -24,17 +24,17 @@ SHAPES = {"conv": (6, 4, 3, 3), "depthwise": (6, 1, 3, 3), "linear": (6, 11), "o
 shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 
 
-def make(shape: tuple[int, ...], bits: int = 3, unit: float = 1.0, range_: str = "search") -> SoftRoundedWeight:
+def make(shape: tuple[int, ...], bits: int = 3, offset_scale: float = 1.0, range_: str = "search") -> SoftRoundedWeight:
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 0.3
     search = search_weight_grid if range_ == "search" else minmax_weight_grid
     scale, zero_point = search(weight, bits)
-    learned = SoftRoundedWeight(weight, scale, zero_point, bits, torch.full_like(scale, unit))
+    learned = SoftRoundedWeight(weight, scale, zero_point, bits, torch.full_like(scale, offset_scale))
     learned.original = weight
     return learned
 
 
 def step_size(learned: SoftRoundedWeight) -> Tensor:
-    return learned.start + learned.unit * learned.offset
+    return learned.start + learned.offset_scale * learned.offset
 
 
 def weight_and_softbits(learned: SoftRoundedWeight) -> tuple[Tensor, Tensor]:
@@ -58,7 +58,7 @@ def numpy_parts(learned: SoftRoundedWeight) -> dict[str, np.ndarray]:
     logits = learned.elements.double().numpy()
     base = np.floor(learned.original.numpy() / start) + zero_point
     softbits = np.clip(1.2 / (1 + np.exp(-logits)) - 0.1, 0, 1)
-    step = start.astype(np.float64) + learned.unit.numpy() * learned.offset.double().numpy()
+    step = start.astype(np.float64) + learned.offset_scale.numpy() * learned.offset.double().numpy()
     total = base + softbits
     codes = np.clip(total, 0, 2**learned.bits - 1)
     inside = (total >= 0) & (total <= 2**learned.bits - 1)
@@ -73,7 +73,7 @@ def numpy_parts(learned: SoftRoundedWeight) -> dict[str, np.ndarray]:
 @shapes
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_soft_weight_and_softbits_are_those_of_numpy(shape: tuple[int, ...], bits: int):
-    learned = perturb(make(shape, bits, unit=0.7))
+    learned = perturb(make(shape, bits, offset_scale=0.7))
     wanted = numpy_parts(learned)
     weight, softbits = weight_and_softbits(learned)
     assert weight.shape == softbits.shape == shape and weight.dtype == torch.float32
@@ -109,7 +109,7 @@ def test_a_weight_on_the_grid_starts_there_and_can_move_both_ways():
 
 @shapes
 def test_gradients_are_those_of_equation_11(shape: tuple[int, ...]):
-    learned = perturb(make(shape, bits=2, unit=0.7))
+    learned = perturb(make(shape, bits=2, offset_scale=0.7))
     parts = numpy_parts(learned)
     assert not parts["inside"].all()
     incoming = torch.randn(shape, generator=torch.Generator().manual_seed(2))
@@ -124,7 +124,7 @@ def test_gradients_are_those_of_equation_11(shape: tuple[int, ...]):
     wanted_bits = grads * parts["step"] * parts["inside"]
     strict = ~parts["at_an_end"]  # there PyTorch's versions differ, and a softbit of 0 or 1 passes nothing on
     np.testing.assert_allclose(grad_bits.numpy()[strict], wanted_bits[strict], rtol=1e-5, atol=1e-7)
-    # dW_q / ds = B + V, without the zero point, clipped to the grid; s = s_0 + unit * offset
+    # dW_q / ds = B + V, without the zero point, clipped to the grid; s = s_0 + offset_scale * offset
     axes = tuple(range(1, len(shape)))
     wanted_offset = 0.7 * (grads * parts["steps_away"]).sum(axes, keepdims=True)
     np.testing.assert_allclose(grad_offset.numpy(), wanted_offset, rtol=1e-4, atol=1e-5)

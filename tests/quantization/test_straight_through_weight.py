@@ -26,20 +26,20 @@ SHAPES = {"conv": (6, 4, 3, 3), "depthwise": (6, 1, 3, 3), "linear": (6, 11), "o
 shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 
 
-def make(shape: tuple[int, ...], bits: int = 3, unit: float = 0.7, seed: int = 1) -> StraightThroughWeight:
+def make(shape: tuple[int, ...], bits: int = 3, offset_scale: float = 0.7, seed: int = 1) -> StraightThroughWeight:
     """Shifts of a step and more, and step sizes off their start, as after some training."""
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 0.3
     scale, zero_point = search_weight_grid(weight, bits)
-    learned = StraightThroughWeight(weight, scale, zero_point, bits, torch.full_like(scale, unit))
+    learned = StraightThroughWeight(weight, scale, zero_point, bits, torch.full_like(scale, offset_scale))
     learned.original = weight
     draws = torch.Generator().manual_seed(seed)
     learned.elements.copy_(torch.randn(shape, generator=draws) * 2)
-    learned.offset.copy_(torch.randn(learned.offset.shape, generator=draws) * 0.2 * learned.start / unit)
+    learned.offset.copy_(torch.randn(learned.offset.shape, generator=draws) * 0.2 * learned.start / offset_scale)
     return learned
 
 
 def step_size(learned: StraightThroughWeight) -> Tensor:
-    return learned.start + learned.unit * learned.offset
+    return learned.start + learned.offset_scale * learned.offset
 
 
 def weight_of(learned: StraightThroughWeight) -> Tensor:
@@ -59,9 +59,10 @@ def gradients(learned: StraightThroughWeight, incoming: Tensor) -> tuple[Tensor,
 def oracle(learned: StraightThroughWeight) -> dict[str, np.ndarray]:
     """The docstring's formula in float64."""
     top = 2**learned.bits - 1
-    start, zero_point, unit = (t.double().numpy() for t in (learned.start, learned.zero_point, learned.unit))
+    parts = (learned.start, learned.zero_point, learned.offset_scale)
+    start, zero_point, offset_scale = (t.double().numpy() for t in parts)
     moved = learned.original.double().numpy() + start * learned.elements.double().numpy()
-    step = start + unit * learned.offset.double().numpy()
+    step = start + offset_scale * learned.offset.double().numpy()
     exact = moved / step
     rounded = np.round(exact)
     codes = np.clip(rounded + zero_point, 0, top)
@@ -129,10 +130,10 @@ def test_it_starts_at_nearest_rounding(shape: tuple[int, ...], bits: int, range_
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10**6), bits=st.integers(2, 8), unit=st.sampled_from([1e-4, 0.7, 37.0]))
-def test_finished_integers_are_the_forward_weight_to_the_bit(seed: int, bits: int, unit: float):
-    learned = make(SHAPES["conv"], bits, unit, seed)
-    learned.offset.clamp_(min=-0.99 * learned.start / unit)  # as a unit keeps it
+@given(seed=st.integers(0, 10**6), bits=st.integers(2, 8), offset_scale=st.sampled_from([1e-4, 0.7, 37.0]))
+def test_finished_integers_are_the_forward_weight_to_the_bit(seed: int, bits: int, offset_scale: float):
+    learned = make(SHAPES["conv"], bits, offset_scale, seed)
+    learned.offset.clamp_(min=-0.99 * learned.start / offset_scale)  # as a unit keeps it
     hardened = learned.harden()
     assert torch.equal(hardened(), weight_of(learned))
     assert hardened.codes.dtype == torch.uint8 and int(hardened.codes.max()) <= 2**bits - 1
