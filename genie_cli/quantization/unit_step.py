@@ -21,15 +21,16 @@ from genie_cli.runtime.recording import Recording
 from genie_cli.runtime.replay import ReplayedStep
 
 RECORD_FROM = 100
-"""Steps of a kind from which a CPU records them: the recording takes as long as some 60 replays save."""
+"""Number of steps, with the regularizer or without, from which a CPU records them: a recording takes as long as some
+60 replays save."""
 
 
 class UnitStep:
     """Mixes the inputs, makes loss and gradients, and changes what the unit learns.
 
-    On CUDA steps are replayed as a graph. A CPU replays the flat list of their operations; the first step of a
-    kind (with the regularizer, or without) shows which masks it draws, and the second, given these, is
-    recorded. All give the same bits.
+    On CUDA steps are replayed as a graph. A CPU replays the flat list of their operations; the first step
+    with the regularizer (and the first one without it) shows which masks it draws, and the second, given these,
+    is recorded. All give the same bits.
 
     Attributes:
         groups: the optimizer's, with their rates as tensors; see `UnitParameters.groups`.
@@ -83,7 +84,8 @@ class UnitStep:
         num_plain = math.ceil(config.warmup * config.num_steps) if parameters.has_softbits else config.num_steps
         counts = {False: num_plain, True: config.num_steps - num_plain}
         alone_on_cpu = device.type == "cpu" and workers.size == 1
-        self._to_record = {kind for kind, count in counts.items() if alone_on_cpu and count >= RECORD_FROM}
+        self._to_record = {key for key, count in counts.items() if alone_on_cpu and count >= RECORD_FROM}
+        """Of steps with the regularizer (True) and without it, those that are to be recorded."""
         self._drawn: dict[bool, list[Tensor]] = {}
         self._recorded: dict[bool, Callable[..., None]] = {}
         self._start_over()
@@ -113,8 +115,8 @@ class UnitStep:
     def _start_over(self) -> None:
         alone = self._device if self._workers.size == 1 else torch.device("cpu")  # the collectives are not recorded
         self._replayed = {
-            kind: ReplayedStep(partial(self._learn_placed, kind), alone, (self._masks.generator,))
-            for kind in (False, True)
+            regularized: ReplayedStep(partial(self._learn_placed, regularized), alone, (self._masks.generator,))
+            for regularized in (False, True)
         }
 
     def _place(self, *inputs: Tensor) -> None:
@@ -124,45 +126,45 @@ class UnitStep:
         for place, value in zip(self._inputs, inputs, strict=True):
             place.copy_(value)
 
-    def _take(self, kind: bool) -> None:
-        if kind not in self._to_record or self.micro_batches.count > 1:
-            self._replayed[kind]()
-        elif kind not in self._drawn:
-            self._watch(kind)
+    def _take(self, regularized: bool) -> None:
+        if regularized not in self._to_record or self.micro_batches.count > 1:
+            self._replayed[regularized]()
+        elif regularized not in self._drawn:
+            self._watch(regularized)
         else:
             tensors = [*self._parameters.tensors(), *self._inputs]
-            masks = [self._masks.draw(like) for like in self._drawn[kind]]
-            if kind in self._recorded:
-                self._recorded[kind](*tensors, *masks)
+            masks = [self._masks.draw(like) for like in self._drawn[regularized]]
+            if regularized in self._recorded:
+                self._recorded[regularized](*tensors, *masks)
             else:
-                self._record(kind, tensors, masks)
+                self._record(regularized, tensors, masks)
 
-    def _watch(self, kind: bool) -> None:
+    def _watch(self, regularized: bool) -> None:
         """Take a step, and see which masks it draws; large ones, made anew each time, are not to be held so long."""
         watched = _Watched(self._masks)
         self._draw_from(watched)
         try:
-            self._learn_placed(kind)
+            self._learn_placed(regularized)
         finally:
             self._draw_from(self._masks)
         if all(self._masks.has_room_for(like) for like in watched.drawn):
-            self._drawn[kind] = watched.drawn
+            self._drawn[regularized] = watched.drawn
         else:
-            self._to_record.discard(kind)
+            self._to_record.discard(regularized)
 
-    def _record(self, kind: bool, tensors: list[Tensor], masks: list[Tensor]) -> None:
+    def _record(self, regularized: bool, tensors: list[Tensor], masks: list[Tensor]) -> None:
         """Take a step with given masks, and keep its operations."""
         recording = Recording([*tensors, *masks])
         self._draw_from(_Given(masks))
         try:
             with recording:
-                self._learn_placed(kind)
+                self._learn_placed(regularized)
         finally:
             self._draw_from(self._masks)
         try:
-            self._recorded[kind] = recording.replay()
+            self._recorded[regularized] = recording.replay()
         except Exception as error:  # whatever a network holds, its steps can be computed
-            self._to_record.discard(kind)
+            self._to_record.discard(regularized)
             self._report(Note(f"unit '{self._task.name}': its steps are not recorded, and take longer: {error}"))
 
     def _draw_from(self, masks: Masks) -> None:
