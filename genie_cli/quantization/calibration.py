@@ -13,6 +13,7 @@ from genie_cli.models.graph.subgraph import extract
 from genie_cli.quantization.activation_store import ActivationStore
 from genie_cli.runtime.distribution import SOLO, Workers
 from genie_cli.runtime.shortage import Pieces
+from genie_cli.student.formats import activation_format
 from genie_cli.student.grid import minmax_step_size, search_step_size
 from genie_cli.student.modules import ActivationQuantizer
 from genie_cli.student.protocol import ActivationSite
@@ -88,10 +89,10 @@ def calibrate_sites(
                 "the network's weights, and that the images are normalised for it."
             )
         values = workers.all_gather_rows(torch.cat(kept))
-        signed = bool(span.amin() < 0)
+        format = activation_format(site.bits, signed=bool(span.amin() < 0))
         if config.activation_range == "search":
-            step_size = search_step_size(values, site.bits, signed, span)
+            step_size = search_step_size(values, format, span)
         else:
-            step_size = minmax_step_size(span, site.bits, signed)
-        quantizers[site.name] = ActivationQuantizer(step_size, site.bits, signed)
+            step_size = minmax_step_size(span, format)
+        quantizers[site.name] = ActivationQuantizer(step_size, format)
     return quantizers

@@ -23,7 +23,8 @@ from genie_cli.models.teacher import Teacher
 from genie_cli.quantization.batch_norm_ranges import ActivationStatistics, activation_statistics, batch_norm_outputs
 from genie_cli.quantization.quantize import STAGE, QuantizedNetwork
 from genie_cli.runtime.progress import Advanced, Reporter, StageFinished, StageStarted, silent
-from genie_cli.student.grid import minmax_step_size, minmax_weight_grid, quantize_weight, search_weight_grid
+from genie_cli.student.formats import activation_format, weight_format
+from genie_cli.student.grid import minmax_step_size, weight_grid
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
 from genie_cli.student.protocol import BitPlan, assign_bits, find_protocol
 
@@ -63,7 +64,9 @@ def quantize_without_images(teacher: Teacher, config: QuantizeConfig, report: Re
     weights: dict[str, IntegerWeight] = {}
     for done, layer in enumerate(layers, 1):
         weight = get_tensor(graph, layer.weight_key)
-        weights[layer.name] = _round_to_nearest(weight, plan.weights[layer.name], config)
+        format = weight_format(plan.weights[layer.name])
+        grid = weight_grid(weight, format, config.weight_range)
+        weights[layer.name] = IntegerWeight.nearest(weight, *grid, format)
         source = layer.node.args[0]
         assert isinstance(source, fx.Node)
         inputs = statistics.get(source.name)
@@ -92,12 +95,6 @@ def expected_shift(error: Tensor, mean: Tensor, groups: int) -> Tensor:
     return torch.einsum("goi,gi->go", summed, mean.double().view(groups, num_columns)).flatten()
 
 
-def _round_to_nearest(weight: Tensor, bits: int, config: QuantizeConfig) -> IntegerWeight:
-    search = search_weight_grid if config.weight_range == "search" else minmax_weight_grid
-    scale, zero_point = search(weight, bits)
-    return IntegerWeight(quantize_weight(weight, scale, zero_point, bits), scale, zero_point, bits)
-
-
 def _quantize_activations(
     graph: fx.GraphModule, plan: BitPlan, statistics: Mapping[str, ActivationStatistics]
 ) -> dict[str, ActivationQuantizer]:
@@ -110,7 +107,7 @@ def _quantize_activations(
                 "before its layers; use --preset minmax with images instead."
             )
         low, high = statistics[site.node].channels.range
-        signed = low < 0
-        step_size = minmax_step_size(torch.tensor([low, high]), site.bits, signed)
-        quantizers[site.name] = ActivationQuantizer(step_size, site.bits, signed)
+        format = activation_format(site.bits, signed=low < 0)
+        step_size = minmax_step_size(torch.tensor([low, high]), format)
+        quantizers[site.name] = ActivationQuantizer(step_size, format)
     return quantizers

@@ -33,11 +33,12 @@ def to_artifact(
 ) -> QuantizedArtifact:
     """Integers, step sizes and all other tensors of `network`, with where they come from; images are None for DFQ."""
     weights = {
-        name: QuantizedWeight(w.codes.contiguous(), w.scale, w.zero_point, w.bits)
+        name: QuantizedWeight(w.codes.contiguous(), w.scale, w.zero_point, w.format.bits)
         for name, w in network.weights.items()
     }
     activations = {
-        name: ActivationStep(float(a.step_size), a.bits, a.signed) for name, a in network.activations.items()
+        name: ActivationStep(float(a.step_size), a.format.bits, a.format.signed)
+        for name, a in network.activations.items()
     }
     metadata = QuantizedMetadata(
         teacher=teacher.name,

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from genie_cli.student.formats import NumberFormat
 from genie_cli.student.grid import like_rows
 from genie_cli.student.modules import IntegerWeight
 
@@ -35,7 +36,7 @@ class LearnedWeight(nn.Module, ABC):
     Shapes: weight and elements ``[O, ...]``; step sizes, zero point, offset and its scale ``[O, 1, ...]``.
 
     Attributes:
-        bits: of the grid.
+        format: of the codes; per channel, axis 0.
         has_softbits: the elements are logits, of which `parts` is given the softbits.
         elements: what learns element by element.
     """
@@ -47,10 +48,12 @@ class LearnedWeight(nn.Module, ABC):
     offset: Tensor
     elements: Tensor
 
-    def __init__(self, elements: Tensor, scale: Tensor, zero_point: Tensor, bits: int, offset_scale: Tensor) -> None:
+    def __init__(
+        self, elements: Tensor, scale: Tensor, zero_point: Tensor, format: NumberFormat, offset_scale: Tensor
+    ) -> None:
         """Start from the grid of `scale` and `zero_point`, ``[O, 1]`` as `offset_scale`."""
         super().__init__()
-        self.bits = bits
+        self.format = format
         self.register_buffer("elements", elements)
         self.register_buffer("zero_point", like_rows(zero_point, elements).clone())
         self.register_buffer("start", like_rows(scale, elements).clone())
@@ -69,5 +72,5 @@ class LearnedWeight(nn.Module, ABC):
     def harden(self) -> IntegerWeight:
         """The integer weight of `elements` and `offset`."""
         step_size = self.start + self.offset_scale * self.offset
-        codes = self.codes(step_size).clamp(0, 2**self.bits - 1)
-        return IntegerWeight(codes, step_size.flatten(1), self.zero_point.flatten(1), self.bits)
+        codes = self.codes(step_size).clamp(self.format.quant_min, self.format.quant_max)
+        return IntegerWeight(codes, step_size.flatten(1), self.zero_point.flatten(1), self.format)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from genie_cli.quantization.inner_product import inner_product
 from genie_cli.quantization.straight_through import inside
 from genie_cli.runtime.determinism import Masks
-from genie_cli.student.grid import code_range, fake_quantize
+from genie_cli.student.formats import NumberFormat
+from genie_cli.student.grid import fake_quantize
 from genie_cli.student.modules import ActivationQuantizer
 
 Draw = Callable[[Tensor], Tensor]
@@ -28,19 +29,19 @@ class _FakeQuantize(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, step_size: Tensor, quant_min: int, quant_max: int, draw: Draw | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, step_size: Tensor, format: NumberFormat, draw: Draw | None) -> Tensor:
         exact = x.float()
         scaled = exact * step_size.reciprocal()
         if draw is not None:
             scaled.mul_(draw(scaled))
-        codes = scaled.round().clamp_(quant_min, quant_max)
+        codes = scaled.round().clamp_(format.quant_min, format.quant_max)
         ctx.save_for_backward(scaled, codes)
-        ctx.bounds = (quant_min - 0.5, quant_max + 0.5)
+        ctx.bounds = (format.quant_min - 0.5, format.quant_max + 0.5)
         error = codes - scaled
         return torch.addcmul(exact, error, step_size, out=error).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
         scaled, codes = ctx.saved_tensors
         grad = grads[0].float()
         if grad.stride() != scaled.stride():  # one reordered copy costs less than three reads across the grain
@@ -50,24 +51,26 @@ class _FakeQuantize(torch.autograd.Function):
         passed = inside(grad, scaled, low, high, out=None if grad is grads[0] else grad)
         grad_step = grad_step - inner_product(passed, scaled)
         grad_x = passed.to(grads[0].dtype) if ctx.needs_input_grad[0] else None
-        return grad_x, grad_step.view(1), None, None, None
+        return grad_x, grad_step.view(1), None, None
 
 
 class LearnedActivationQuantizer(nn.Module):
     """An activation quantizer whose step size learns, and which drops quantization at random.
 
-    Each element keeps full precision with chance `drop_prob` (QDrop, Wei et al. 2022) while
+    Each element keeps full precision with probability `drop_prob` (QDrop, Wei et al. 2022) while
     training; in evaluation mode nothing is dropped.
+
+    Attributes:
+        format: of the codes; symmetric, per tensor.
     """
 
     step_size: Tensor
     """``[1]``; while a unit learns, set anew for each step."""
 
-    def __init__(self, step_size: float, bits: int, signed: bool, drop_prob: float) -> None:
-        """Start at `step_size` on the grid of `bits` bits, unsigned or signed."""
+    def __init__(self, step_size: float, format: NumberFormat, drop_prob: float) -> None:
+        """Start at `step_size`."""
         super().__init__()
-        self.bits = bits
-        self.signed = signed
+        self.format = format
         self.drop_prob = drop_prob
         self.register_buffer("step_size", torch.tensor([step_size]))
         self.masks: Masks | None = None
@@ -76,13 +79,12 @@ class LearnedActivationQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Quantize and dequantize `x`, any shape."""
         if not self.training:
-            return fake_quantize(x, self.step_size.detach(), self.bits, self.signed)
+            return fake_quantize(x, self.step_size.detach(), self.format)
         draw = self.masks.draw if self.drop_prob > 0 and self.masks is not None else None
-        quant_min, quant_max = code_range(self.bits, self.signed)
-        result: Tensor = _FakeQuantize.apply(x, self.step_size, quant_min, quant_max, draw)
+        result: Tensor = _FakeQuantize.apply(x, self.step_size, self.format, draw)
         return result
 
     @torch.no_grad()
     def harden(self) -> ActivationQuantizer:
         """The finished quantizer."""
-        return ActivationQuantizer(float(self.step_size), self.bits, self.signed)
+        return ActivationQuantizer(float(self.step_size), self.format)

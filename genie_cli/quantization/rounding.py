@@ -7,6 +7,7 @@ from torch import Tensor
 
 from genie_cli.quantization.learned_weight import LearnedWeight, WeightParts
 from genie_cli.quantization.straight_through import inside
+from genie_cli.student.formats import NumberFormat
 from genie_cli.student.grid import like_rows
 
 GAMMA, ZETA = -0.1, 1.1
@@ -18,18 +19,18 @@ MAX_GRID_SHIFT = 0.05
 """An optimizer step moves the outermost grid point by at most this share of a step size."""
 
 
-def largest_rate(step_size: Tensor, num_levels: int) -> Tensor:
-    """The largest absolute rate for a step size, in its own units: the grid's end moves by `MAX_GRID_SHIFT`.
+def largest_rate(step_size: Tensor, format: NumberFormat) -> Tensor:
+    """The largest absolute rate for a step size of any shape, in its own units.
 
-    Adam moves a step size by its rate whatever the gradient's size. The authors' rates suit 2 to 4 bits; on
-    an 8-bit grid, or a tensor of small values, one step of them would throw the outer codes several
-    levels off.
+    It moves the grid's end by `MAX_GRID_SHIFT`. Adam moves a step size by its rate whatever the gradient's size.
+    The authors' rates suit 2 to 4 bits; on an 8-bit grid, or a tensor of small values, one step of them would
+    throw the outer codes several levels off.
     """
-    return step_size * (MAX_GRID_SHIFT / num_levels)
+    return step_size * (MAX_GRID_SHIFT / (format.quant_max - format.quant_min))
 
 
 class SoftRoundedWeight(LearnedWeight):
-    """``W_q = s * (clip(B + V + z, 0, 2^b - 1) - z)`` (Eq. 10), with B frozen at its start (Eq. 11).
+    """``W_q = s * (clip(B + V + z, quant_min, quant_max) - z)`` (Eq. 10), with B frozen at its start (Eq. 11).
 
     ``B = floor(W / s_0)`` never follows s. The softbit ``V = clip(sigmoid(logit) * 1.2 - 0.1, 0, 1)``
     starts at the fractional part of ``W / s_0``, so that ``W_q`` starts at W where W is on the grid.
@@ -38,20 +39,22 @@ class SoftRoundedWeight(LearnedWeight):
     has_softbits = True
     base: Tensor
 
-    def __init__(self, weight: Tensor, scale: Tensor, zero_point: Tensor, bits: int, offset_scale: Tensor) -> None:
+    def __init__(
+        self, weight: Tensor, scale: Tensor, zero_point: Tensor, format: NumberFormat, offset_scale: Tensor
+    ) -> None:
         """Start from `weight` on the grid of `scale` and `zero_point`; see `LearnedWeight`."""
         scaled = weight.detach().float() / like_rows(scale, weight)
         base = scaled.floor()
         fraction = ((scaled - base).clamp(1e-4, 1 - 1e-4) - GAMMA) / (ZETA - GAMMA)
-        super().__init__(torch.logit(fraction), scale, zero_point, bits, offset_scale)
+        super().__init__(torch.logit(fraction), scale, zero_point, format, offset_scale)
         self.register_buffer("base", base + self.zero_point)
 
     def parts(self, softbits: Tensor, step_size: Tensor) -> WeightParts:
         """The soft-rounded weight of V and s: dW/dV is s inside the grid, dW/ds is B + V on the grid."""
-        top = 2**self.bits - 1
+        quant_min, quant_max = self.format.quant_min, self.format.quant_max
         codes = self.base + softbits
-        slope = inside(step_size.expand_as(codes), codes, 0, top)
-        centred = codes.clamp_(0, top).sub_(self.zero_point)
+        slope = inside(step_size.expand_as(codes), codes, quant_min, quant_max)
+        centred = codes.clamp_(quant_min, quant_max).sub_(self.zero_point)
         return WeightParts(centred * step_size, slope, centred)
 
     def codes(self, step_size: Tensor) -> Tensor:

@@ -7,11 +7,12 @@ from torch import Tensor
 
 from genie_cli.quantization.learned_weight import LearnedWeight, WeightParts
 from genie_cli.quantization.straight_through import inside
+from genie_cli.student.formats import NumberFormat
 from genie_cli.student.grid import like_rows
 
 
 class StraightThroughWeight(LearnedWeight):
-    """``W_q = s * (clip(round(W' / s) + z, 0, 2^b - 1) - z)`` with ``W' = W + s_0 * shift``.
+    """``W_q = s * (clip(round(W' / s) + z, quant_min, quant_max) - z)`` with ``W' = W + s_0 * shift``.
 
     The codes follow both the weight and the step size, unlike GENIE-M's: AdaQuant (Hubara et al., ICML 2021,
     Eq. 3) learns the shift layer by layer, LSQ (Esser et al., ICLR 2020) all weights at once. The shift
@@ -21,10 +22,12 @@ class StraightThroughWeight(LearnedWeight):
     has_softbits = False
     scaled: Tensor
 
-    def __init__(self, weight: Tensor, scale: Tensor, zero_point: Tensor, bits: int, offset_scale: Tensor) -> None:
+    def __init__(
+        self, weight: Tensor, scale: Tensor, zero_point: Tensor, format: NumberFormat, offset_scale: Tensor
+    ) -> None:
         """Start from `weight` on the grid of `scale` and `zero_point`; see `LearnedWeight`."""
         scaled = weight.detach().float() / like_rows(scale, weight)
-        super().__init__(torch.zeros_like(scaled), scale, zero_point, bits, offset_scale)
+        super().__init__(torch.zeros_like(scaled), scale, zero_point, format, offset_scale)
         self.register_buffer("scaled", scaled)
 
     def parts(self, shift: Tensor, step_size: Tensor) -> WeightParts:
@@ -32,12 +35,12 @@ class StraightThroughWeight(LearnedWeight):
 
         dW/dshift is s_0 inside the grid; dW/ds is q - w/s there, and beyond it the grid's end.
         """
-        top = 2**self.bits - 1
+        quant_min, quant_max = self.format.quant_min, self.format.quant_max
         exact = (self.scaled + shift) * (self.start / step_size)
         codes = exact.round().add_(self.zero_point)
-        slope = inside(self.start.expand_as(codes).contiguous(), codes, -0.5, top + 0.5)
-        kept = inside(exact, codes, -0.5, top + 0.5)
-        centred = codes.clamp_(0, top).sub_(self.zero_point)
+        slope = inside(self.start.expand_as(codes).contiguous(), codes, quant_min - 0.5, quant_max + 0.5)
+        kept = inside(exact, codes, quant_min - 0.5, quant_max + 0.5)
+        centred = codes.clamp_(quant_min, quant_max).sub_(self.zero_point)
         return WeightParts(centred * step_size, slope, centred - kept)
 
     def codes(self, step_size: Tensor) -> Tensor:

@@ -28,7 +28,8 @@ from genie_cli.runtime.distribution import SOLO, Workers
 from genie_cli.runtime.progress import Note, Reporter, silent
 from genie_cli.runtime.shortage import Pieces
 from genie_cli.student.build import insert_quantizers
-from genie_cli.student.grid import minmax_weight_grid, quantize_weight, search_weight_grid
+from genie_cli.student.formats import NumberFormat, weight_format
+from genie_cli.student.grid import weight_grid
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
 
 
@@ -157,10 +158,7 @@ def finished_part(work: Work, place: str, device: torch.device, workers: Workers
 
 def round_to_nearest(piece: Piece, config: QuantizeConfig) -> dict[str, IntegerWeight]:
     """The unit's weights on their initial grids, nothing learned."""
-    return {
-        name: IntegerWeight(quantize_weight(weight, scale, zero_point, bits), scale, zero_point, bits)
-        for name, (weight, scale, zero_point, bits) in _initial_grids(piece, config).items()
-    }
+    return {name: IntegerWeight.nearest(*start) for name, start in _initial_grids(piece, config).items()}
 
 
 @torch.no_grad()
@@ -188,13 +186,13 @@ def _hardened(task: UnitTask) -> tuple[dict[str, IntegerWeight], dict[str, Activ
     return weights, {name: activation.harden() for name, activation in task.activations.items()}
 
 
-def _initial_grids(piece: Piece, config: QuantizeConfig) -> dict[str, tuple[Tensor, Tensor, Tensor, int]]:
-    """Layer name -> weight, scale, zero point, bits."""
-    search = search_weight_grid if config.weight_range == "search" else minmax_weight_grid
+def _initial_grids(piece: Piece, config: QuantizeConfig) -> dict[str, tuple[Tensor, Tensor, Tensor, NumberFormat]]:
+    """Layer name -> weight, scale, zero point, format."""
     grids = {}
     for layer in weight_layers(piece.teacher):
-        weight, bits = get_tensor(piece.teacher, layer.weight_key), piece.plan.weights[layer.name]
-        grids[layer.name] = (weight, *search(weight, bits), bits)
+        weight = get_tensor(piece.teacher, layer.weight_key)
+        format = weight_format(piece.plan.weights[layer.name])
+        grids[layer.name] = (weight, *weight_grid(weight, format, config.weight_range), format)
     return grids
 
 
@@ -210,7 +208,7 @@ def _make_task(
 ) -> UnitTask:
     make_weight = StraightThroughWeight if config.rounding in ("adaquant", "nearest") else SoftRoundedWeight
     weights: dict[str, LearnedWeight] = {}
-    for name, (weight, scale, zero_point, bits) in _initial_grids(piece, config).items():
+    for name, (weight, scale, zero_point, format) in _initial_grids(piece, config).items():
         if name in finished_weights:
             continue
         offset_scale = scale
@@ -218,12 +216,12 @@ def _make_task(
             # The step of the checkpoint's weight moves by lr; folded, that is |gamma / sigma| as much.
             offset_scale = folded.multipliers.get(name, torch.ones(len(scale))).abs().view(-1, 1).to(scale.device)
         if config.weight_step_lr:
-            offset_scale = torch.minimum(offset_scale, largest_rate(scale, 2**bits - 1) / config.weight_step_lr)
-        weights[name] = make_weight(weight, scale, zero_point, bits, offset_scale).to(device)
+            offset_scale = torch.minimum(offset_scale, largest_rate(scale, format) / config.weight_step_lr)
+        weights[name] = make_weight(weight, scale, zero_point, format, offset_scale).to(device)
     slots = {name: SoftWeightSlot() for name in weights}
     activations = {
         site.name: LearnedActivationQuantizer(
-            float(initial[site.name].step_size), site.bits, initial[site.name].signed, config.drop_prob
+            float(initial[site.name].step_size), initial[site.name].format, config.drop_prob
         ).to(device)
         for site in piece.plan.activations
         if site.name not in finished_activations

@@ -63,7 +63,7 @@ class UnitParameters:
         offset_scales = [layer.offset_scale.flatten() * bool(weight_rate) for layer in self._layers]
         for activation in activations.values():
             start = activation.step_size.detach()
-            rate = largest_rate(start, 2**activation.bits - 1).clamp(max=config.own_activation_step_lr)
+            rate = largest_rate(start, activation.format).clamp(max=config.own_activation_step_lr)
             starts.append(start)
             offset_scales.append(rate / self._step_rate if self._step_rate else torch.zeros_like(rate))
         self._starts, self._offset_scales = torch.cat(starts), torch.cat(offset_scales)

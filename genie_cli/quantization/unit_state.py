@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from genie_cli.artifacts.work_folder import Saved
+from genie_cli.student.formats import activation_format, weight_format
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
 
 Weights = dict[str, IntegerWeight]
@@ -18,8 +19,8 @@ def pack_unit(weights: Weights, activations: Activations, num_steps: int) -> Sav
         tensors.update({f"weight{i}.{part}": getattr(weight, part) for part in ("codes", "scale", "zero_point")})
     tensors.update({f"activation{i}": activation.step_size for i, activation in enumerate(activations.values())})
     facts = {
-        "weights": [[name, weight.bits] for name, weight in weights.items()],
-        "activations": [[name, activation.bits, activation.signed] for name, activation in activations.items()],
+        "weights": [[name, weight.format.bits] for name, weight in weights.items()],
+        "activations": [[name, a.format.bits, a.format.signed] for name, a in activations.items()],
         "num_steps": num_steps,
     }
     return Saved(tensors, facts)
@@ -30,7 +31,8 @@ def unpack_unit(saved: Saved, device: torch.device) -> tuple[Weights, Activation
     weights, activations = {}, {}
     for i, (name, bits) in enumerate(saved.facts["weights"]):
         codes, scale, zero_point = (saved.tensors[f"weight{i}.{part}"] for part in ("codes", "scale", "zero_point"))
-        weights[name] = IntegerWeight(codes, scale, zero_point, bits).to(device)
+        weights[name] = IntegerWeight(codes, scale, zero_point, weight_format(bits)).to(device)
     for i, (name, bits, signed) in enumerate(saved.facts["activations"]):
-        activations[name] = ActivationQuantizer(float(saved.tensors[f"activation{i}"]), bits, signed).to(device)
+        step_size = float(saved.tensors[f"activation{i}"])
+        activations[name] = ActivationQuantizer(step_size, activation_format(bits, signed)).to(device)
     return weights, activations, saved.facts["num_steps"]

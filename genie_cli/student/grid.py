@@ -1,16 +1,21 @@
-"""The integer grid as pure functions: ranges, step sizes, quantize, dequantize, fake quantize.
+"""The integer grid as pure functions: step sizes, quantize, dequantize, fake quantize.
 
-Weights: asymmetric, per output channel, codes 0 .. 2^b - 1; ``w' = scale * (code - zero_point)``.
-Activations: symmetric, per tensor; codes 0 .. 2^b - 1 (unsigned) or -2^(b-1) .. 2^(b-1) - 1 (signed);
-``x' = step_size * code``.
+The codes are those of a `NumberFormat`.
 
-Shapes: O output channels, K = elements a channel. Weight scales and zero points are ``[O, 1]``.
+Weights: asymmetric, per output channel; ``w' = scale * (code - zero_point)``.
+Activations: symmetric, per tensor; ``x' = step_size * code``.
+
+Shapes: O output channels, K = elements per channel. Weight scales and zero points are ``[O, 1]``.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
+
+from genie_cli.student.formats import NumberFormat
 
 NUM_RATIOS = 100
 """Clipping ratios searched: 1.00, 0.99, ... 0.01 of the full range."""
@@ -25,37 +30,45 @@ _CHUNK = 1 << 22
 """Elements searched at once, which bounds the memory of the search."""
 
 
-def code_range(bits: int, signed: bool) -> tuple[int, int]:
-    """``quant_min, quant_max``: (0, 15) for 4 bits unsigned, (-8, 7) signed."""
-    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+def weight_grid(
+    weight: Tensor, format: NumberFormat, weight_range: Literal["search", "minmax"]
+) -> tuple[Tensor, Tensor]:
+    """Scale and zero point ``[O, 1]`` of a weight ``[O, ...]``, found as `weight_range` says."""
+    return (search_weight_grid if weight_range == "search" else minmax_weight_grid)(weight, format)
 
 
-def minmax_weight_grid(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def minmax_weight_grid(weight: Tensor, format: NumberFormat) -> tuple[Tensor, Tensor]:
     """Scale and zero point ``[O, 1]`` that span the range of each output channel (Eq. 3).
 
     Zero is always in the range, so that it is exact on the grid.
     """
-    rows = weight.detach().float().flatten(1)
-    return _grid_of_range(rows.amin(1, keepdim=True).clamp(max=0), rows.amax(1, keepdim=True).clamp(min=0), bits)
+    rows = _channel_rows(weight, format)
+    return _grid_of_range(rows.amin(1, keepdim=True).clamp(max=0), rows.amax(1, keepdim=True).clamp(min=0), format)
 
 
-def search_weight_grid(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Scale and zero point ``[O, 1]`` of least sum |w - q(w)|^2.4 a channel over clipping ratios (Eq. 6)."""
-    rows = weight.detach().float().flatten(1)
+def search_weight_grid(weight: Tensor, format: NumberFormat) -> tuple[Tensor, Tensor]:
+    """Scale and zero point ``[O, 1]`` of least sum |w - q(w)|^2.4 per channel over clipping ratios (Eq. 6)."""
+    rows = _channel_rows(weight, format)
     per_chunk = max(1, _CHUNK // max(1, rows.shape[1]))
-    parts = [_search_rows(chunk, bits) for chunk in rows.split(per_chunk)]
+    parts = [_search_rows(chunk, format) for chunk in rows.split(per_chunk)]
     return torch.cat([scale for scale, _ in parts]), torch.cat([zero_point for _, zero_point in parts])
 
 
-def _search_rows(rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def _channel_rows(weight: Tensor, format: NumberFormat) -> Tensor:
+    """The weight as float32 ``[O, K]``, one row per channel."""
+    assert format.axis == 0 and not format.symmetric, f"no weight grid is found for {format}"
+    return weight.detach().float().flatten(1)
+
+
+def _search_rows(rows: Tensor, format: NumberFormat) -> tuple[Tensor, Tensor]:
     low = rows.amin(1, keepdim=True).clamp(max=0)
     high = rows.amax(1, keepdim=True).clamp(min=0)
     best_error = torch.full_like(low, torch.inf)
-    best_scale, best_zero_point = _grid_of_range(low, high, bits)
+    best_scale, best_zero_point = _grid_of_range(low, high, format)
     for i in range(NUM_RATIOS):
         ratio = 1 - i / NUM_RATIOS
-        scale, zero_point = _grid_of_range(low * ratio, high * ratio, bits)
-        restored = dequantize_weight(quantize_weight(rows, scale, zero_point, bits), scale, zero_point)
+        scale, zero_point = _grid_of_range(low * ratio, high * ratio, format)
+        restored = dequantize_weight(quantize_weight(rows, scale, zero_point, format), scale, zero_point)
         error = _power(rows - restored).sum(1, keepdim=True)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
@@ -69,16 +82,16 @@ def _power(error: Tensor) -> Tensor:
     return error.abs_().log_().mul_(ERROR_POWER).exp_()
 
 
-def _grid_of_range(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    quant_max = 2**bits - 1
-    scale = (high - low) / quant_max
+def _grid_of_range(low: Tensor, high: Tensor, format: NumberFormat) -> tuple[Tensor, Tensor]:
+    scale = (high - low) / (format.quant_max - format.quant_min)
     scale = torch.where(high - low < _TINY_RANGE, torch.ones_like(scale), scale)
-    return scale, (-low / scale).round().clamp(0, quant_max)
+    return scale, (format.quant_min - low / scale).round().clamp(format.quant_min, format.quant_max)
 
 
-def quantize_weight(weight: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+def quantize_weight(weight: Tensor, scale: Tensor, zero_point: Tensor, format: NumberFormat) -> Tensor:
     """Codes of the nearest grid points, as floats in the shape of `weight` (Eq. 1)."""
-    return (weight / like_rows(scale, weight)).round_().add_(like_rows(zero_point, weight)).clamp_(0, 2**bits - 1)
+    codes = (weight / like_rows(scale, weight)).round_().add_(like_rows(zero_point, weight))
+    return codes.clamp_(format.quant_min, format.quant_max)
 
 
 def dequantize_weight(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
@@ -91,51 +104,48 @@ def like_rows(values: Tensor, weight: Tensor) -> Tensor:
     return values.view(-1, *[1] * (weight.dim() - 1))
 
 
-def minmax_step_size(values: Tensor, bits: int, signed: bool) -> float:
+def minmax_step_size(values: Tensor, format: NumberFormat) -> float:
     """Step size that spans the largest magnitude of `values` (any shape)."""
-    _, quant_max = code_range(bits, signed)
+    assert format.symmetric, f"no step size without a zero point is found for {format}"
     largest = float(values.detach().abs().amax())
-    return largest / quant_max if largest > _TINY_RANGE else 1.0
+    return largest / format.quant_max if largest > _TINY_RANGE else 1.0
 
 
-def search_step_size(values: Tensor, bits: int, signed: bool, extremes: Tensor | None = None) -> float:
+def search_step_size(values: Tensor, format: NumberFormat, extremes: Tensor | None = None) -> float:
     """Step size of least mean |x - q(x)|^2.4 over clipping ratios of the largest magnitude (Eq. 6).
 
     Args:
         values: the values that the error is taken over, any shape.
-        bits: bits of the grid.
-        signed: whether the grid has negative codes.
+        format: the codes; symmetric, per tensor.
         extremes: smallest and largest value of what `values` is a sample of; None: it is no sample.
     """
     flat = values.detach().float().flatten()
-    full = minmax_step_size(flat if extremes is None else extremes, bits, signed)
+    full = minmax_step_size(flat if extremes is None else extremes, format)
     step_sizes = [full * (1 - i / NUM_RATIOS) for i in range(NUM_RATIOS)]
     if len(flat) > NUM_FINALISTS * _ROUGH_SAMPLES:
-        errors = _rough_errors(flat, step_sizes, bits, signed)
+        errors = _rough_errors(flat, step_sizes, format)
         best_first = sorted(range(NUM_RATIOS), key=errors.__getitem__)
         step_sizes = [step_sizes[i] for i in sorted(best_first[:NUM_FINALISTS])]
-    return min(step_sizes, key=lambda step_size: _summed_error(flat, step_size, bits, signed))
+    return min(step_sizes, key=lambda step_size: _summed_error(flat, step_size, format))
 
 
-def _rough_errors(flat: Tensor, step_sizes: list[float], bits: int, signed: bool) -> list[float]:
+def _rough_errors(flat: Tensor, step_sizes: list[float], format: NumberFormat) -> list[float]:
     """Estimates of the summed errors: all the largest values, which clipping is about, and a sample of the rest."""
     magnitudes = flat.abs()
     is_large = magnitudes >= magnitudes.kthvalue(len(flat) - _ROUGH_SAMPLES // 4).values
     large, others = flat[is_large], flat[~is_large]
     stride = len(flat) // _ROUGH_SAMPLES | 1  # odd: not the same columns of every row
     return [
-        _summed_error(large, step_size, bits, signed)
-        + stride * _summed_error(others[::stride], step_size, bits, signed)
+        _summed_error(large, step_size, format) + stride * _summed_error(others[::stride], step_size, format)
         for step_size in step_sizes
     ]
 
 
-def _summed_error(flat: Tensor, step_size: float, bits: int, signed: bool) -> float:
-    return float(_power(flat - fake_quantize(flat, step_size, bits, signed)).sum())
+def _summed_error(flat: Tensor, step_size: float, format: NumberFormat) -> float:
+    return float(_power(flat - fake_quantize(flat, step_size, format)).sum())
 
 
-def fake_quantize(x: Tensor, step_size: Tensor | float, bits: int, signed: bool) -> Tensor:
+def fake_quantize(x: Tensor, step_size: Tensor | float, format: NumberFormat) -> Tensor:
     """The nearest points of the activation grid, found in float32 or better, in the shape and dtype of `x`."""
-    quant_min, quant_max = code_range(bits, signed)
     exact = x if x.dtype == torch.float64 else x.float()
-    return (exact / step_size).round_().clamp_(quant_min, quant_max).mul_(step_size).to(x.dtype)
+    return (exact / step_size).round_().clamp_(format.quant_min, format.quant_max).mul_(step_size).to(x.dtype)

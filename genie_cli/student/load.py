@@ -18,6 +18,7 @@ from genie_cli.models.graph.tensors import named_tensors, set_tensor
 from genie_cli.models.teacher import Teacher
 from genie_cli.models.zoo import load_architecture
 from genie_cli.student.build import insert_quantizers
+from genie_cli.student.formats import activation_format, weight_format
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
 from genie_cli.student.protocol import ActivationSite, BitPlan, tensor_names
 
@@ -85,8 +86,14 @@ def restore(folded: fx.GraphModule, artifact: QuantizedArtifact) -> fx.GraphModu
             )
     for key in plain:
         set_tensor(folded, key, artifact.parameters[key])
-    weights = {n: IntegerWeight(w.codes, w.scale, w.zero_point, w.bits) for n, w in artifact.weights.items()}
-    activations = {n: ActivationQuantizer(a.step_size, a.bits, a.signed) for n, a in artifact.activations.items()}
+    weights = {
+        name: IntegerWeight(weight.codes, weight.scale, weight.zero_point, weight_format(weight.bits))
+        for name, weight in artifact.weights.items()
+    }
+    activations = {
+        name: ActivationQuantizer(step.step_size, activation_format(step.bits, step.signed))
+        for name, step in artifact.activations.items()
+    }
     sites = sorted(
         (ActivationSite(name, nodes[name].name, step.bits) for name, step in artifact.activations.items()),
         key=lambda site: site.name,

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from genie_cli.models.graph.placement import move
-from genie_cli.student.grid import code_range
 from genie_cli.student.modules import ActivationQuantizer
 
 
@@ -47,7 +46,7 @@ class _StraightThrough(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         step_size = self.quantizer.step_size.to(x.dtype)
-        quant_min, quant_max = code_range(self.quantizer.bits, self.quantizer.signed)
-        clipped = torch.minimum(torch.maximum(x, quant_min * step_size), quant_max * step_size)
+        format = self.quantizer.format
+        clipped = torch.minimum(torch.maximum(x, format.quant_min * step_size), format.quant_max * step_size)
         rounded: Tensor = self.quantizer(x)
         return clipped + (rounded - clipped).detach()

@@ -16,6 +16,7 @@ from genie_cli.quantization.lsq import LearnedActivationQuantizer
 from genie_cli.quantization.rounding import SoftRoundedWeight, rectified_sigmoid, rounding_penalty
 from genie_cli.quantization.straight_through_weight import StraightThroughWeight
 from genie_cli.quantization.unit_parameters import UnitParameters
+from genie_cli.student.formats import activation_format, weight_format
 from genie_cli.student.grid import search_weight_grid
 
 CPU = torch.device("cpu")
@@ -30,13 +31,15 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 def layers(kind: type[Any], offset_scale: float = 1.0) -> dict[str, LearnedWeight]:
     made = {}
     for i, (name, shape) in enumerate(SHAPES.items()):
-        scale, zero_point = search_weight_grid(weight := draw(*shape, seed=i), bits := 2 + 3 * i)
-        made[name] = kind(weight, scale, zero_point, bits, torch.full_like(scale, offset_scale))
+        weight, format = draw(*shape, seed=i), weight_format(2 + 3 * i)
+        scale, zero_point = search_weight_grid(weight, format)
+        made[name] = kind(weight, scale, zero_point, format, torch.full_like(scale, offset_scale))
     return made
 
 
 def sites() -> dict[str, LearnedActivationQuantizer]:
-    return {name: LearnedActivationQuantizer(start, 4, False, 0.5) for name, start in STARTS.items()}
+    format = activation_format(4, signed=False)
+    return {name: LearnedActivationQuantizer(start, format, 0.5) for name, start in STARTS.items()}
 
 
 def unit_of(kind: type[Any] = SoftRoundedWeight, offset_scale: float = 1.0, **options: Any) -> UnitParameters:
@@ -169,8 +172,8 @@ def test_a_channel_whose_offset_has_no_scale_keeps_its_step():
     """A folded batch norm with gamma 0: the checkpoint's step moves, the folded one stays."""
     weight = draw(3, 4)
     weight[1] = 0
-    scale, zero_point = search_weight_grid(weight, 4)
-    layer = SoftRoundedWeight(weight, scale, zero_point, 4, torch.tensor([[1.0], [0.0], [1.0]]))
+    scale, zero_point = search_weight_grid(weight, weight_format(4))
+    layer = SoftRoundedWeight(weight, scale, zero_point, weight_format(4), torch.tensor([[1.0], [0.0], [1.0]]))
     unit = UnitParameters({"layer": layer}, {}, QuantizeConfig(), CPU)
     with torch.no_grad():
         unit.offsets.fill_(-5.0)
