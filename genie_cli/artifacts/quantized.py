@@ -107,13 +107,6 @@ class QuantizedWeight:
         if low < 0 or high > quant_max:
             raise ValueError(f"zero_point must be in 0..{quant_max}, got {low}..{high}")
 
-    def dequantize(self) -> Tensor:
-        """The weight that the codes stand for: scale * (code - zero_point), float32 [O, ...]."""
-        per_channel = (-1, *[1] * (self.codes.dim() - 1))
-        # The difference of two small integers is exact in float32.
-        offset = self.codes.to(torch.float32) - self.zero_point.to(torch.float32).view(per_channel)
-        return self.scale.view(per_channel) * offset
-
 
 @dataclass(frozen=True)
 class ActivationStep:
