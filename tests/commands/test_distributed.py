@@ -58,7 +58,7 @@ def recorded(*args):
     network = quantize_network(*args)
     codes = {f"{name}.{key}": value for name, weight in network.weights.items()
              for key, value in weight.state_dict().items()}
-    steps = {name: (float(site.step_size), site.signed) for name, site in network.activations.items()}
+    steps = {name: (float(site.step_size), site.format.signed) for name, site in network.activations.items()}
     reports = [(unit.num_steps, unit.relative_error, unit.held_out_error) for unit in network.units]
     torch.save((codes, steps, reports), f"network{rank}-{number}.pt")
     return network

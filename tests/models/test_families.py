@@ -27,7 +27,8 @@ from genie_cli.quantization.activation_store import ActivationPool
 from genie_cli.quantization.calibration import calibrate_sites
 from genie_cli.quantization.units import reconstruction_units
 from genie_cli.student.build import insert_quantizers
-from genie_cli.student.grid import minmax_weight_grid, quantize_weight
+from genie_cli.student.formats import weight_format
+from genie_cli.student.grid import minmax_weight_grid
 from genie_cli.student.modules import IntegerWeight
 from genie_cli.student.protocol import PROTOCOLS, assign_bits
 
@@ -180,8 +181,8 @@ def quantize_to_nearest(case: Case, bits: int) -> fx.GraphModule:
     weights = {}
     for layer in weight_layers(folded):
         weight = get_tensor(folded, layer.weight_key)
-        scale, zero_point = minmax_weight_grid(weight, bits)
-        weights[layer.name] = IntegerWeight(quantize_weight(weight, scale, zero_point, bits), scale, zero_point, bits)
+        format = weight_format(bits)
+        weights[layer.name] = IntegerWeight.nearest(weight, *minmax_weight_grid(weight, format), format)
     return insert_quantizers(folded, plan, weights, activations)
 
 

@@ -24,6 +24,7 @@ from genie_cli.models.graph.subgraph import extract
 from genie_cli.models.graph.tensors import get_tensor, named_tensors
 from genie_cli.quantization.units import reconstruction_units
 from genie_cli.student.build import insert_quantizers
+from genie_cli.student.formats import weight_format
 from genie_cli.student.grid import minmax_weight_grid, quantize_weight, search_weight_grid
 from genie_cli.student.protocol import PROTOCOLS, ActivationSite, BitPlan, assign_bits, tensor_names
 
@@ -225,9 +226,9 @@ def test_dead_channel_stays_finite(images: Tensor) -> None:
     weight = get_tensor(folded.graph, "second.weight")
     assert weight[2].eq(0).all()
     for grid in (minmax_weight_grid, search_weight_grid):
-        scale, zero_point = grid(weight, 4)
+        scale, zero_point = grid(weight, weight_format(4))
         assert torch.isfinite(scale).all() and (scale > 0).all()
-        assert torch.isfinite(quantize_weight(weight, scale, zero_point, 4)).all()
+        assert torch.isfinite(quantize_weight(weight, scale, zero_point, weight_format(4))).all()
 
 
 def test_broken_statistics_are_refused_by_name(images: Tensor) -> None:

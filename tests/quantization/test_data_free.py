@@ -24,6 +24,7 @@ from genie_cli.quantization.data_free import expected_shift, quantize_without_im
 from genie_cli.quantization.quantize import QuantizedNetwork, quantize_network
 from genie_cli.runtime.progress import Advanced, Event, StageFinished, StageStarted
 from genie_cli.student.build import insert_quantizers
+from genie_cli.student.formats import activation_format, weight_format
 from genie_cli.student.grid import minmax_weight_grid
 
 CPU = torch.device("cpu")
@@ -197,7 +198,7 @@ def test_weights_are_rounded_to_the_nearest_on_their_rows_grids():
     network = quantize_without_images(separable(), QuantizeConfig(weight_bits=3, weight_range="minmax", protocol="ait"))
     for layer in weight_layers(network.folded.graph):
         weight, quantized = get_tensor(network.folded.graph, layer.weight_key), network.weights[layer.name]
-        scale, zero_point = minmax_weight_grid(weight, 3)
+        scale, zero_point = minmax_weight_grid(weight, weight_format(3))
         torch.testing.assert_close(quantized.scale, scale)
         assert torch.equal(quantized.zero_point, zero_point.int())
         codes = (weight.flatten(1) / scale).round() + zero_point
@@ -220,7 +221,7 @@ def test_step_sizes_span_six_gamma():
         gamma = get_tensor(teacher.graph, f"{norm}_norm.weight").abs()
         high = float((get_tensor(teacher.graph, f"{norm}_norm.bias") + 6 * gamma).max())
         quantizer = network.activations[f"{name}.input"]
-        assert not quantizer.signed and quantizer.bits == 4
+        assert quantizer.format == activation_format(4, signed=False)
         assert quantizer.step_size.item() == pytest.approx(high / 15, rel=1e-3)
 
 
@@ -234,14 +235,14 @@ def test_activation_below_zero_has_signed_codes():
             return self.last(self.norm(self.conv(x))).mean((2, 3))
 
     quantizer = quantize_without_images(make_teacher("linear", Linear(), SPEC), QuantizeConfig()).activations
-    assert quantizer["last.input"].signed and quantizer["last.input"].step_size > 0
+    assert quantizer["last.input"].format.signed and quantizer["last.input"].step_size > 0
 
 
 def test_bits_follow_the_protocol(digits_teacher: Teacher):
     network = quantize_without_images(digits_teacher, QuantizeConfig(weight_bits=2, activation_bits=3))
-    bits = {name: weight.bits for name, weight in network.weights.items()}
+    bits = {name: weight.format.bits for name, weight in network.weights.items()}
     assert bits == {name: 8 if name in ("conv1", "fc") else 2 for name in bits} and len(bits) == 10
-    assert {name: a.bits for name, a in network.activations.items()} == {
+    assert {name: a.format.bits for name, a in network.activations.items()} == {
         site.name: site.bits for site in network.plan.activations
     }
     assert network.units == () and network.memory == {}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from genie_cli.quantization.lsq import LearnedActivationQuantizer
 from genie_cli.runtime.determinism import RandomMasks
-from genie_cli.student.grid import code_range
+from genie_cli.student.formats import activation_format
 
 GRIDS = [(2, False), (4, False), (4, True), (8, True)]
 grids = pytest.mark.parametrize(("bits", "signed"), GRIDS, ids=[f"{b}{'s' if s else 'u'}" for b, s in GRIDS])
@@ -17,7 +17,7 @@ STEP = 0.37
 
 
 def make(bits: int, signed: bool, drop_prob: float = 0.0, seed: int | None = None) -> LearnedActivationQuantizer:
-    quantizer = LearnedActivationQuantizer(STEP, bits, signed, drop_prob).train()
+    quantizer = LearnedActivationQuantizer(STEP, activation_format(bits, signed), drop_prob).train()
     quantizer.step_size.requires_grad_()
     if seed is not None:
         quantizer.masks = RandomMasks(1 - drop_prob, torch.Generator().manual_seed(seed))
@@ -64,7 +64,7 @@ def test_value_and_gradients_are_those_of_lsq(bits: int, signed: bool, channels_
 
 
 def test_by_hand():
-    quantizer = LearnedActivationQuantizer(0.5, 2, signed=False, drop_prob=0.0)
+    quantizer = LearnedActivationQuantizer(0.5, activation_format(2, signed=False), drop_prob=0.0)
     quantizer.step_size.requires_grad_()
     x = torch.tensor([-1.0, 0.2, 0.3, 0.7, 1.4, 9.0], requires_grad=True)
     out = quantizer(x)
@@ -165,17 +165,17 @@ def test_bfloat16_input(bits: int, signed: bool, drop_prob: float):
 def test_hardened_quantizer_gives_the_same_values(bits: int, signed: bool):
     quantizer, x = make(bits, signed, 0.5, seed=0).eval(), values(bits)
     hardened = quantizer.harden()
-    assert (hardened.bits, hardened.signed, hardened.step_size.item()) == (bits, signed, np.float32(STEP))
+    assert (hardened.format, hardened.step_size.item()) == (activation_format(bits, signed), np.float32(STEP))
     assert torch.equal(hardened(x), quantizer(x).detach())
     codes = hardened(x) / STEP
-    low, high = code_range(bits, signed)
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
     assert codes.min() >= low - 1e-4 and codes.max() <= high + 1e-4
 
 
 def test_step_learns_the_range_of_its_input():
     """Descending the squared error from a step that is far too large comes near the best one."""
     x = torch.rand(2000, generator=torch.Generator().manual_seed(0))
-    quantizer = LearnedActivationQuantizer(0.5, 4, signed=False, drop_prob=0.0)
+    quantizer = LearnedActivationQuantizer(0.5, activation_format(4, signed=False), drop_prob=0.0)
     optimizer = torch.optim.Adam([quantizer.step_size.requires_grad_()], lr=5e-3)
     for _ in range(150):
         loss = (quantizer(x) - x).square().mean()

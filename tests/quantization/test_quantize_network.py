@@ -35,6 +35,7 @@ from genie_cli.quantization.units import reconstruction_units
 from genie_cli.runtime.determinism import make_generator
 from genie_cli.runtime.progress import Advanced, Event, StageFinished, StageStarted
 from genie_cli.student.build import insert_quantizers
+from genie_cli.student.formats import activation_format, weight_format
 from genie_cli.student.grid import minmax_step_size
 from genie_cli.student.modules import ActivationQuantizer
 from genie_cli.student.protocol import assign_bits, find_protocol
@@ -77,7 +78,7 @@ def state(network: QuantizedNetwork) -> dict[str, bytes]:
 def assert_sound(network: QuantizedNetwork, images: Tensor) -> None:
     for name, weight in network.weights.items():
         bits = network.plan.weights[name]
-        assert weight.bits == bits and int(weight.codes.max()) <= 2**bits - 1, name
+        assert weight.format == weight_format(bits) and int(weight.codes.max()) <= 2**bits - 1, name
         assert (weight.scale > 0).all() and torch.isfinite(weight.scale).all(), name
         assert ((weight.zero_point >= 0) & (weight.zero_point <= 2**bits - 1)).all(), name
     for name, activation in network.activations.items():
@@ -134,17 +135,17 @@ def test_nearest_rounding_is_that_of_the_initial_grid(nearest: QuantizedNetwork)
         weight, quantized = get_tensor(nearest.folded.graph, layer.weight_key), nearest.weights[layer.name]
         rows = weight.flatten(1)
         codes = (rows / quantized.scale).round() + quantized.zero_point
-        assert torch.equal(quantized.codes.flatten(1).float(), codes.clamp(0, 2**quantized.bits - 1))
+        assert torch.equal(quantized.codes.flatten(1).float(), codes.clamp(0, 2**quantized.format.bits - 1))
 
 
 def test_bits_follow_the_protocol_and_codes_their_range(learned: QuantizedNetwork, digits: Tensor):
     assert_sound(learned, digits)
-    bits = {name: weight.bits for name, weight in learned.weights.items()}
+    bits = {name: weight.format.bits for name, weight in learned.weights.items()}
     assert bits == {name: 8 if name in ("conv1", "fc") else 2 for name in bits} and len(bits) == 10
-    assert {name: a.bits for name, a in learned.activations.items()} == {
+    assert {name: a.format.bits for name, a in learned.activations.items()} == {
         site.name: site.bits for site in learned.plan.activations
     }
-    assert not any(activation.signed for activation in learned.activations.values())  # all behind a ReLU
+    assert not any(activation.format.signed for activation in learned.activations.values())  # all behind a ReLU
 
 
 def test_units_cover_all_layers_in_order(learned: QuantizedNetwork):
@@ -398,13 +399,13 @@ def test_weight_steps_move_in_the_space_asked_for(monkeypatch: pytest.MonkeyPatc
     assert set(weights) == set(multipliers)
     for name, weight in weights.items():
         start = weight.start.flatten()
-        unit = multipliers[name].abs() if space == "checkpoint" else start
-        unit = torch.minimum(unit, largest_rate(start, 2**weight.bits - 1) / 1e-4)
-        torch.testing.assert_close(weight.unit.flatten(), unit)
+        offset_scale = multipliers[name].abs() if space == "checkpoint" else start
+        offset_scale = torch.minimum(offset_scale, largest_rate(start, weight.format) / 1e-4)
+        torch.testing.assert_close(weight.offset_scale.flatten(), offset_scale)
         # Adam's first step is the rate itself: the checkpoint's step, or the share of the start, moves by it
         moved = (network.weights[name].scale.flatten() - start).abs()
         learning = weight.offset.flatten() != 0
-        torch.testing.assert_close(moved[learning], 1e-4 * unit[learning], rtol=0.02, atol=1e-8)
+        torch.testing.assert_close(moved[learning], 1e-4 * offset_scale[learning], rtol=0.02, atol=1e-8)
         assert learning.float().mean() > 0.5
 
 
@@ -443,7 +444,7 @@ def test_minmax_step_is_the_largest_value_over_the_grid(two_convs: fx.GraphModul
     images = torch.rand(40, 1, 8, 8)
     found = calibrate(two_convs, images, activation_range="minmax")
     assert list(found) == ["conv2.input", "fc.input"]
-    assert not found["conv2.input"].signed
+    assert not found["conv2.input"].format.signed
     assert found["conv2.input"].step_size.item() == pytest.approx(images.max().item() / 15)
 
 
@@ -457,7 +458,7 @@ def test_a_later_image_counts(two_convs: fx.GraphModule):
         assert after.step_size.item() > 2 * before.step_size.item()
     negative = images.clone()
     negative[50, 0, 3, 3] = -0.01
-    assert calibrate(two_convs, negative)["conv2.input"].signed
+    assert calibrate(two_convs, negative)["conv2.input"].format.signed
 
 
 def test_no_more_than_256_images_are_looked_at_evenly_spaced(two_convs: fx.GraphModule):
@@ -494,7 +495,7 @@ def test_range_and_sign_come_from_all_values_and_the_error_from_an_even_sample(
     for place in range(1, 4):  # pixels in a row: two of three at least are not in the sample
         outlier = images.clone()
         outlier[3, 0, 0, place] = -0.5
-        assert calibrate(two_convs, outlier)["conv2.input"].signed
+        assert calibrate(two_convs, outlier)["conv2.input"].format.signed
     steps, full = [], []
     for place in range(1, 4):
         outlier = images.clone()
@@ -514,13 +515,15 @@ def test_minmax_preset(digits_teacher: Teacher, digits: Tensor):
         rows = get_tensor(graph, layer.weight_key).flatten(1).double()
         weight = network.weights[layer.name]
         span = rows.amax(1).clamp(min=0) - rows.amin(1).clamp(max=0)
-        torch.testing.assert_close(weight.scale.flatten().double(), span / (2**weight.bits - 1), rtol=1e-5, atol=0)
+        torch.testing.assert_close(
+            weight.scale.flatten().double(), span / (2**weight.format.bits - 1), rtol=1e-5, atol=0
+        )
         zero_point = (-rows.amin(1).clamp(max=0) / weight.scale.flatten()).round()
         assert torch.equal(weight.zero_point.flatten().double(), zero_point)
     values = node_values(student_of(network), digits)
     for site in network.plan.activations:
         if site.name == "layer1.0.conv1.input":  # the last whose values come from finished layers alone
-            wanted = minmax_step_size(values[site.node], site.bits, False)
+            wanted = minmax_step_size(values[site.node], activation_format(site.bits, signed=False))
             assert network.activations[site.name].step_size.item() == pytest.approx(wanted, rel=1e-5)
     assert all(unit.relative_error < 0.2 for unit in network.units)
 

@@ -18,23 +18,24 @@ from genie_cli.quantization.rounding import (
     rounding_penalty,
 )
 from genie_cli.quantization.unit_parameters import UnitParameters
+from genie_cli.student.formats import activation_format, weight_format
 from genie_cli.student.grid import minmax_weight_grid, search_weight_grid
 
 SHAPES = {"conv": (6, 4, 3, 3), "depthwise": (6, 1, 3, 3), "linear": (6, 11), "one-channel": (1, 20, 3, 1)}
 shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 
 
-def make(shape: tuple[int, ...], bits: int = 3, unit: float = 1.0, range_: str = "search") -> SoftRoundedWeight:
+def make(shape: tuple[int, ...], bits: int = 3, offset_scale: float = 1.0, range_: str = "search") -> SoftRoundedWeight:
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 0.3
     search = search_weight_grid if range_ == "search" else minmax_weight_grid
-    scale, zero_point = search(weight, bits)
-    learned = SoftRoundedWeight(weight, scale, zero_point, bits, torch.full_like(scale, unit))
+    scale, zero_point = search(weight, weight_format(bits))
+    learned = SoftRoundedWeight(weight, scale, zero_point, weight_format(bits), torch.full_like(scale, offset_scale))
     learned.original = weight
     return learned
 
 
 def step_size(learned: SoftRoundedWeight) -> Tensor:
-    return learned.start + learned.unit * learned.offset
+    return learned.start + learned.offset_scale * learned.offset
 
 
 def weight_and_softbits(learned: SoftRoundedWeight) -> tuple[Tensor, Tensor]:
@@ -58,11 +59,11 @@ def numpy_parts(learned: SoftRoundedWeight) -> dict[str, np.ndarray]:
     logits = learned.elements.double().numpy()
     base = np.floor(learned.original.numpy() / start) + zero_point
     softbits = np.clip(1.2 / (1 + np.exp(-logits)) - 0.1, 0, 1)
-    step = start.astype(np.float64) + learned.unit.numpy() * learned.offset.double().numpy()
+    step = start.astype(np.float64) + learned.offset_scale.numpy() * learned.offset.double().numpy()
     total = base + softbits
-    codes = np.clip(total, 0, 2**learned.bits - 1)
-    inside = (total >= 0) & (total <= 2**learned.bits - 1)
-    at_an_end = (total == 0) | (total == 2**learned.bits - 1)
+    codes = np.clip(total, 0, 2**learned.format.bits - 1)
+    inside = (total >= 0) & (total <= 2**learned.format.bits - 1)
+    at_an_end = (total == 0) | (total == 2**learned.format.bits - 1)
     return {
         "base": base, "softbits": softbits, "step": step, "inside": inside, "logits": logits,
         "at_an_end": at_an_end,
@@ -73,7 +74,7 @@ def numpy_parts(learned: SoftRoundedWeight) -> dict[str, np.ndarray]:
 @shapes
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_soft_weight_and_softbits_are_those_of_numpy(shape: tuple[int, ...], bits: int):
-    learned = perturb(make(shape, bits, unit=0.7))
+    learned = perturb(make(shape, bits, offset_scale=0.7))
     wanted = numpy_parts(learned)
     weight, softbits = weight_and_softbits(learned)
     assert weight.shape == softbits.shape == shape and weight.dtype == torch.float32
@@ -100,7 +101,7 @@ def test_weight_starts_at_the_checkpoint_where_the_grid_holds_it(shape: tuple[in
 def test_a_weight_on_the_grid_starts_there_and_can_move_both_ways():
     scale = torch.full((2, 1), 0.25)
     weight = (torch.tensor([[0.0, 1, 2, 3], [-4, -1, 0, 3]])) * scale
-    learned = SoftRoundedWeight(weight, scale, torch.tensor([[0.0], [4.0]]), 3, torch.ones(2, 1))
+    learned = SoftRoundedWeight(weight, scale, torch.tensor([[0.0], [4.0]]), weight_format(3), torch.ones(2, 1))
     soft, _ = weight_and_softbits(learned)
     torch.testing.assert_close(soft, weight, rtol=0, atol=1.1e-4 * 0.25)
     _, slope = rectified_sigmoid(learned.elements)
@@ -109,7 +110,7 @@ def test_a_weight_on_the_grid_starts_there_and_can_move_both_ways():
 
 @shapes
 def test_gradients_are_those_of_equation_11(shape: tuple[int, ...]):
-    learned = perturb(make(shape, bits=2, unit=0.7))
+    learned = perturb(make(shape, bits=2, offset_scale=0.7))
     parts = numpy_parts(learned)
     assert not parts["inside"].all()
     incoming = torch.randn(shape, generator=torch.Generator().manual_seed(2))
@@ -124,7 +125,7 @@ def test_gradients_are_those_of_equation_11(shape: tuple[int, ...]):
     wanted_bits = grads * parts["step"] * parts["inside"]
     strict = ~parts["at_an_end"]  # there PyTorch's versions differ, and a softbit of 0 or 1 passes nothing on
     np.testing.assert_allclose(grad_bits.numpy()[strict], wanted_bits[strict], rtol=1e-5, atol=1e-7)
-    # dW_q / ds = B + V, without the zero point, clipped to the grid; s = s_0 + unit * offset
+    # dW_q / ds = B + V, without the zero point, clipped to the grid; s = s_0 + offset_scale * offset
     axes = tuple(range(1, len(shape)))
     wanted_offset = 0.7 * (grads * parts["steps_away"]).sum(axes, keepdims=True)
     np.testing.assert_allclose(grad_offset.numpy(), wanted_offset, rtol=1e-4, atol=1e-5)
@@ -235,6 +236,6 @@ def test_beta_by_hand():
 def test_the_largest_rate_moves_the_end_of_the_grid_by_a_twentieth_of_a_step():
     step_size = torch.tensor([[0.04], [0.002]])
     for bits in (2, 4, 8):
-        num_levels = 2**bits - 1
-        moved = largest_rate(step_size, num_levels) * num_levels / step_size
-        torch.testing.assert_close(moved, torch.full_like(moved, 0.05))
+        for format in (weight_format(bits), activation_format(bits, signed=True)):
+            moved = largest_rate(step_size, format) * (2**bits - 1) / step_size
+            torch.testing.assert_close(moved, torch.full_like(moved, 0.05))

@@ -20,26 +20,29 @@ from genie_cli.quantization.quantize import QuantizedNetwork, quantize_network
 from genie_cli.quantization.straight_through_weight import StraightThroughWeight
 from genie_cli.quantization.unit_parameters import UnitParameters
 from genie_cli.runtime.progress import Advanced, Event
+from genie_cli.student.formats import weight_format
 from genie_cli.student.grid import minmax_weight_grid, quantize_weight, search_weight_grid
 
 SHAPES = {"conv": (6, 4, 3, 3), "depthwise": (6, 1, 3, 3), "linear": (6, 11), "one-channel": (1, 20, 3, 1)}
 shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 
 
-def make(shape: tuple[int, ...], bits: int = 3, unit: float = 0.7, seed: int = 1) -> StraightThroughWeight:
+def make(shape: tuple[int, ...], bits: int = 3, offset_scale: float = 0.7, seed: int = 1) -> StraightThroughWeight:
     """Shifts of a step and more, and step sizes off their start, as after some training."""
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 0.3
-    scale, zero_point = search_weight_grid(weight, bits)
-    learned = StraightThroughWeight(weight, scale, zero_point, bits, torch.full_like(scale, unit))
+    scale, zero_point = search_weight_grid(weight, weight_format(bits))
+    learned = StraightThroughWeight(
+        weight, scale, zero_point, weight_format(bits), torch.full_like(scale, offset_scale)
+    )
     learned.original = weight
     draws = torch.Generator().manual_seed(seed)
     learned.elements.copy_(torch.randn(shape, generator=draws) * 2)
-    learned.offset.copy_(torch.randn(learned.offset.shape, generator=draws) * 0.2 * learned.start / unit)
+    learned.offset.copy_(torch.randn(learned.offset.shape, generator=draws) * 0.2 * learned.start / offset_scale)
     return learned
 
 
 def step_size(learned: StraightThroughWeight) -> Tensor:
-    return learned.start + learned.unit * learned.offset
+    return learned.start + learned.offset_scale * learned.offset
 
 
 def weight_of(learned: StraightThroughWeight) -> Tensor:
@@ -58,10 +61,11 @@ def gradients(learned: StraightThroughWeight, incoming: Tensor) -> tuple[Tensor,
 
 def oracle(learned: StraightThroughWeight) -> dict[str, np.ndarray]:
     """The docstring's formula in float64."""
-    top = 2**learned.bits - 1
-    start, zero_point, unit = (t.double().numpy() for t in (learned.start, learned.zero_point, learned.unit))
+    top = 2**learned.format.bits - 1
+    parts = (learned.start, learned.zero_point, learned.offset_scale)
+    start, zero_point, offset_scale = (t.double().numpy() for t in parts)
     moved = learned.original.double().numpy() + start * learned.elements.double().numpy()
-    step = start + unit * learned.offset.double().numpy()
+    step = start + offset_scale * learned.offset.double().numpy()
     exact = moved / step
     rounded = np.round(exact)
     codes = np.clip(rounded + zero_point, 0, top)
@@ -109,7 +113,7 @@ def test_gradients_by_hand():
     """One channel of 2 bits, codes 0..3 with zero point 1, step 0.5: grid -0.5, 0, 0.5, 1."""
     weight = torch.tensor([[-2.0, -0.45, 0.3, 0.5, 1.0, 3.0]])
     scale, zero_point = torch.tensor([[0.5]]), torch.tensor([[1.0]])
-    learned = StraightThroughWeight(weight, scale, zero_point, 2, torch.ones(1, 1))
+    learned = StraightThroughWeight(weight, scale, zero_point, weight_format(2), torch.ones(1, 1))
     assert weight_of(learned).tolist() == [[-0.5, -0.5, 0.5, 0.5, 1.0, 1.0]]
     grad_shift, grad_offset = gradients(learned, torch.ones(1, 6))
     assert grad_shift.tolist() == [[0.0, 0.5, 0.5, 0.5, 0.5, 0.0]]
@@ -122,17 +126,17 @@ def test_gradients_by_hand():
 @pytest.mark.parametrize("range_", [search_weight_grid, minmax_weight_grid])
 def test_it_starts_at_nearest_rounding(shape: tuple[int, ...], bits: int, range_: Any):
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(3))
-    scale, zero_point = range_(weight, bits)
-    hardened = StraightThroughWeight(weight, scale, zero_point, bits, scale).harden()
-    assert torch.equal(hardened.codes.float(), quantize_weight(weight, scale, zero_point, bits))
+    scale, zero_point = range_(weight, weight_format(bits))
+    hardened = StraightThroughWeight(weight, scale, zero_point, weight_format(bits), scale).harden()
+    assert torch.equal(hardened.codes.float(), quantize_weight(weight, scale, zero_point, weight_format(bits)))
     assert torch.equal(hardened.scale, scale) and torch.equal(hardened.zero_point.float(), zero_point)
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10**6), bits=st.integers(2, 8), unit=st.sampled_from([1e-4, 0.7, 37.0]))
-def test_finished_integers_are_the_forward_weight_to_the_bit(seed: int, bits: int, unit: float):
-    learned = make(SHAPES["conv"], bits, unit, seed)
-    learned.offset.clamp_(min=-0.99 * learned.start / unit)  # as a unit keeps it
+@given(seed=st.integers(0, 10**6), bits=st.integers(2, 8), offset_scale=st.sampled_from([1e-4, 0.7, 37.0]))
+def test_finished_integers_are_the_forward_weight_to_the_bit(seed: int, bits: int, offset_scale: float):
+    learned = make(SHAPES["conv"], bits, offset_scale, seed)
+    learned.offset.clamp_(min=-0.99 * learned.start / offset_scale)  # as a unit keeps it
     hardened = learned.harden()
     assert torch.equal(hardened(), weight_of(learned))
     assert hardened.codes.dtype == torch.uint8 and int(hardened.codes.max()) <= 2**bits - 1
@@ -142,7 +146,7 @@ def test_finished_integers_are_the_forward_weight_to_the_bit(seed: int, bits: in
 def test_codes_follow_the_step_size():
     """Unlike GENIE-M's base: twice the step size is half the code."""
     weight = torch.tensor([[0.0, 1.0, 2.0, 4.0, 6.0]])
-    learned = StraightThroughWeight(weight, torch.ones(1, 1), torch.zeros(1, 1), 3, torch.ones(1, 1))
+    learned = StraightThroughWeight(weight, torch.ones(1, 1), torch.zeros(1, 1), weight_format(3), torch.ones(1, 1))
     assert learned.harden().codes.tolist() == [[0, 1, 2, 4, 6]]
     learned.offset.fill_(1.0)
     assert learned.harden().codes.tolist() == [[0, 0, 1, 2, 3]]  # a half rounds to the even code
@@ -207,6 +211,6 @@ def test_a_rate_of_zero_leaves_the_codes(small: Teacher, images: Tensor):
     still = quantize(small, images, rounding_lr=0.0, weight_step_lr=0.0, num_steps=3)
     for layer in weight_layers(still.folded.graph):
         weight, found = get_tensor(still.folded.graph, layer.weight_key), still.weights[layer.name]
-        scale, zero_point = search_weight_grid(weight, found.bits)
-        assert torch.equal(found.codes.float(), quantize_weight(weight, scale, zero_point, found.bits))
+        scale, zero_point = search_weight_grid(weight, found.format)
+        assert torch.equal(found.codes.float(), quantize_weight(weight, scale, zero_point, found.format))
         assert torch.equal(found.scale, scale)

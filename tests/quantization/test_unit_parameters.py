@@ -16,6 +16,7 @@ from genie_cli.quantization.lsq import LearnedActivationQuantizer
 from genie_cli.quantization.rounding import SoftRoundedWeight, rectified_sigmoid, rounding_penalty
 from genie_cli.quantization.straight_through_weight import StraightThroughWeight
 from genie_cli.quantization.unit_parameters import UnitParameters
+from genie_cli.student.formats import activation_format, weight_format
 from genie_cli.student.grid import search_weight_grid
 
 CPU = torch.device("cpu")
@@ -27,21 +28,23 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def layers(kind: type[Any], unit: float = 1.0) -> dict[str, LearnedWeight]:
+def layers(kind: type[Any], offset_scale: float = 1.0) -> dict[str, LearnedWeight]:
     made = {}
     for i, (name, shape) in enumerate(SHAPES.items()):
-        scale, zero_point = search_weight_grid(weight := draw(*shape, seed=i), bits := 2 + 3 * i)
-        made[name] = kind(weight, scale, zero_point, bits, torch.full_like(scale, unit))
+        weight, format = draw(*shape, seed=i), weight_format(2 + 3 * i)
+        scale, zero_point = search_weight_grid(weight, format)
+        made[name] = kind(weight, scale, zero_point, format, torch.full_like(scale, offset_scale))
     return made
 
 
 def sites() -> dict[str, LearnedActivationQuantizer]:
-    return {name: LearnedActivationQuantizer(start, 4, False, 0.5) for name, start in STARTS.items()}
+    format = activation_format(4, signed=False)
+    return {name: LearnedActivationQuantizer(start, format, 0.5) for name, start in STARTS.items()}
 
 
-def unit_of(kind: type[Any] = SoftRoundedWeight, unit: float = 1.0, **options: Any) -> UnitParameters:
+def unit_of(kind: type[Any] = SoftRoundedWeight, offset_scale: float = 1.0, **options: Any) -> UnitParameters:
     rounding = "genie" if kind is SoftRoundedWeight else "adaquant"
-    return UnitParameters(layers(kind, unit), sites(), QuantizeConfig(**{"rounding": rounding, **options}), CPU)
+    return UnitParameters(layers(kind, offset_scale), sites(), QuantizeConfig(**{"rounding": rounding, **options}), CPU)
 
 
 def perturb(unit: UnitParameters, seed: int = 3) -> None:
@@ -62,7 +65,7 @@ def test_made_weights_are_those_of_the_layers_one_by_one(kind: type[Any]):
     for weight, layer, own, offset in zip(made.weights, twin.values(), elements, offsets, strict=False):
         values = own.view(layer.elements.shape)
         values = rectified_sigmoid(values)[0] if layer.has_softbits else values
-        step_size = layer.start + layer.unit * offset.view(layer.start.shape)
+        step_size = layer.start + layer.offset_scale * offset.view(layer.start.shape)
         torch.testing.assert_close(weight.detach(), layer.parts(values, step_size).weight, rtol=1e-5, atol=1e-6)
     assert [tuple(step.shape) for step in made.step_sizes] == [(1,)] * len(STARTS)
 
@@ -70,9 +73,9 @@ def test_made_weights_are_those_of_the_layers_one_by_one(kind: type[Any]):
 @pytest.mark.parametrize("kind", [SoftRoundedWeight, StraightThroughWeight])
 def test_gradients_are_those_of_the_layers_one_by_one(kind: type[Any]):
     """And those of the sites: how far an offset moves a step size is its derivative."""
-    unit = unit_of(kind, unit=0.7)
+    unit = unit_of(kind, offset_scale=0.7)
     perturb(unit)
-    twin = layers(kind, unit=0.7)
+    twin = layers(kind, offset_scale=0.7)
     made = unit.make(torch.float32, None)
     incoming = [draw(*weight.shape, seed=9 + i) for i, weight in enumerate(made.weights)]
     torch.autograd.backward([*made.weights, *made.step_sizes], [*incoming, torch.tensor([2.0]), torch.tensor([3.0])])
@@ -85,7 +88,7 @@ def test_gradients_are_those_of_the_layers_one_by_one(kind: type[Any]):
         values, slope = elements[i].view(layer.elements.shape), torch.ones(())
         if layer.has_softbits:
             values, slope = rectified_sigmoid(values)
-        parts = layer.parts(values, layer.start + layer.unit * offsets[i].view(layer.start.shape))
+        parts = layer.parts(values, layer.start + layer.offset_scale * offsets[i].view(layer.start.shape))
         torch.testing.assert_close(grads[0][i].view(values.shape), incoming[i] * parts.slope * slope)
         wanted = 0.7 * (incoming[i] * parts.step_slope).flatten(1).sum(1)
         torch.testing.assert_close(grads[1][i], wanted)
@@ -150,27 +153,27 @@ def test_what_has_no_rate_stays_out(options: dict[str, Any], learning: tuple[boo
 
 
 @settings(max_examples=40, deadline=None)
-@given(offset=st.floats(-1e6, 1e6, width=32), unit=st.sampled_from([0.0, 1e-4, 1.0, 37.0]))
-def test_a_step_never_falls_below_its_floor(offset: float, unit: float):
-    parameters = unit_of(unit=unit)
+@given(offset=st.floats(-1e6, 1e6, width=32), offset_scale=st.sampled_from([0.0, 1e-4, 1.0, 37.0]))
+def test_a_step_never_falls_below_its_floor(offset: float, offset_scale: float):
+    parameters = unit_of(offset_scale=offset_scale)
     with torch.no_grad():
         parameters.offsets.fill_(offset)
     parameters.keep_steps_positive()
     parameters.write_back()
     for layer in parameters._layers:
-        step_size = layer.start + layer.unit * layer.offset
-        wanted = torch.maximum(layer.start + unit * offset, 0.01 * layer.start) if unit else layer.start
+        step_size = layer.start + layer.offset_scale * layer.offset
+        wanted = torch.maximum(layer.start + offset_scale * offset, 0.01 * layer.start) if offset_scale else layer.start
         torch.testing.assert_close(step_size, wanted, rtol=1e-4, atol=0)
     for activation, start in zip(parameters._activations.values(), STARTS.values(), strict=True):
         assert activation.step_size.item() >= 0.01 * start * (1 - 1e-4)
 
 
-def test_a_channel_without_a_unit_keeps_its_step():
+def test_a_channel_whose_offset_has_no_scale_keeps_its_step():
     """A folded batch norm with gamma 0: the checkpoint's step moves, the folded one stays."""
     weight = draw(3, 4)
     weight[1] = 0
-    scale, zero_point = search_weight_grid(weight, 4)
-    layer = SoftRoundedWeight(weight, scale, zero_point, 4, torch.tensor([[1.0], [0.0], [1.0]]))
+    scale, zero_point = search_weight_grid(weight, weight_format(4))
+    layer = SoftRoundedWeight(weight, scale, zero_point, weight_format(4), torch.tensor([[1.0], [0.0], [1.0]]))
     unit = UnitParameters({"layer": layer}, {}, QuantizeConfig(), CPU)
     with torch.no_grad():
         unit.offsets.fill_(-5.0)

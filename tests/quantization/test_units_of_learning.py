@@ -30,6 +30,7 @@ from genie_cli.quantization.unit_task import UnitTask
 from genie_cli.quantization.units import reconstruction_units
 from genie_cli.runtime.progress import Advanced, Event, StageStarted
 from genie_cli.student.build import insert_quantizers
+from genie_cli.student.formats import weight_format
 from genie_cli.student.grid import minmax_weight_grid, quantize_weight, search_weight_grid
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
 from genie_cli.student.protocol import assign_bits, find_protocol
@@ -317,9 +318,10 @@ def grids(network: QuantizedNetwork, search: Any) -> dict[str, tuple[Tensor, Ten
     """Layer -> codes of nearest rounding, step size and zero point of its own initial grid."""
     found = {}
     for layer in weight_layers(network.folded.graph):
-        weight, bits = get_tensor(network.folded.graph, layer.weight_key), network.plan.weights[layer.name]
-        scale, zero_point = search(weight, bits)
-        found[layer.name] = (quantize_weight(weight, scale, zero_point, bits), scale, zero_point)
+        weight = get_tensor(network.folded.graph, layer.weight_key)
+        format = weight_format(network.plan.weights[layer.name])
+        scale, zero_point = search(weight, format)
+        found[layer.name] = (quantize_weight(weight, scale, zero_point, format), scale, zero_point)
     return found
 
 

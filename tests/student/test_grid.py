@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +14,8 @@ from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
 from genie_cli.student import grid
+from genie_cli.student.formats import NumberFormat, activation_format, weight_format
 from genie_cli.student.grid import (
-    code_range,
     dequantize_weight,
     fake_quantize,
     minmax_step_size,
@@ -20,6 +23,7 @@ from genie_cli.student.grid import (
     quantize_weight,
     search_step_size,
     search_weight_grid,
+    weight_grid,
 )
 
 GRIDS = {"minmax": minmax_weight_grid, "search": search_weight_grid}
@@ -63,22 +67,14 @@ def errors(weight: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> list
 # --- weights, exact
 
 
-@pytest.mark.parametrize(
-    ("bits", "signed", "expected"),
-    [(2, False, (0, 3)), (4, False, (0, 15)), (8, False, (0, 255)), (2, True, (-2, 1)), (8, True, (-128, 127))],
-)
-def test_code_range(bits: int, signed: bool, expected: tuple[int, int]) -> None:
-    assert code_range(bits, signed) == expected
-
-
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("shape", [(6, 4, 3, 3), (3, 1, 3, 3), (1, 7), (5, 8)], ids=str)
 def test_minmax_grid_is_the_oracle_s(shape: tuple[int, ...], bits: int) -> None:
     weight = normal(*shape) * torch.logspace(-3, 3, shape[0]).view(-1, *[1] * (len(shape) - 1))
     weight[0] = weight[0].abs()  # a channel that does not cross zero
     before = weight.clone()
-    scale, zero_point = minmax_weight_grid(weight, bits)
-    codes = quantize_weight(weight, scale, zero_point, bits)
+    scale, zero_point = minmax_weight_grid(weight, weight_format(bits))
+    codes = quantize_weight(weight, scale, zero_point, weight_format(bits))
     assert scale.shape == zero_point.shape == (shape[0], 1)
     assert codes.shape == weight.shape
     for channel, row in enumerate(weight.flatten(1).numpy()):
@@ -93,9 +89,43 @@ def test_minmax_grid_is_the_oracle_s(shape: tuple[int, ...], bits: int) -> None:
     assert torch.equal(weight, before)
 
 
+@pytest.mark.parametrize("weight_range", GRIDS)
+def test_the_weight_grid_is_that_of_the_range_asked_for(weight_range: Literal["search", "minmax"]) -> None:
+    weight = normal(4, 30)
+    found = {kind: grid(weight, weight_format(3)) for kind, grid in GRIDS.items()}
+    assert not torch.equal(found["search"][0], found["minmax"][0])
+    for one, other in zip(weight_grid(weight, weight_format(3), weight_range), found[weight_range], strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8, 16])
+def test_signed_codes_are_the_unsigned_ones_less_half_their_number(bits: int) -> None:
+    weight, unsigned = normal(6, 20), weight_format(bits)
+    signed = replace(unsigned, signed=True)
+    grids = [minmax_weight_grid(weight, format) for format in (unsigned, signed)]
+    codes = [quantize_weight(weight, *own, format) for own, format in zip(grids, (unsigned, signed), strict=True)]
+    assert torch.equal(grids[1][0], grids[0][0])
+    assert torch.equal(grids[1][1], grids[0][1] - 2 ** (bits - 1))
+    assert torch.equal(codes[1], codes[0] - 2 ** (bits - 1))
+
+
+@pytest.mark.parametrize(
+    "format", [replace(weight_format(4), axis=1), replace(weight_format(4), symmetric=True)], ids=str
+)
+@pytest.mark.parametrize("kind", GRIDS)
+def test_formats_without_a_weight_grid_are_refused(kind: str, format: NumberFormat) -> None:
+    with pytest.raises(AssertionError, match="no weight grid"):
+        GRIDS[kind](normal(3, 4), format)
+
+
+def test_a_format_with_a_zero_point_has_no_step_size_alone() -> None:
+    with pytest.raises(AssertionError, match="no step size"):
+        minmax_step_size(normal(9), weight_format(4))
+
+
 def test_rounding_is_half_to_even() -> None:
     weight = torch.tensor([[-1.5, -0.5, 0.5, 1.5, 2.5]])
-    codes = quantize_weight(weight, torch.ones(1, 1), torch.full((1, 1), 4.0), bits=4)
+    codes = quantize_weight(weight, torch.ones(1, 1), torch.full((1, 1), 4.0), weight_format(4))
     assert codes.tolist() == [[2, 4, 4, 6, 6]]
 
 
@@ -104,19 +134,19 @@ def test_search_finds_the_oracle_s_least_error(bits: int) -> None:
     weight = normal(6, 3, 3, 3)
     weight[0, 0, 0, 0] = 30  # an outlier to clip
     weight[1] = weight[1].abs()
-    scale, zero_point = search_weight_grid(weight, bits)
+    scale, zero_point = search_weight_grid(weight, weight_format(bits))
     best = [numpy_search(row, bits) for row in weight.flatten(1).numpy()]
     np.testing.assert_allclose(errors(weight, scale, zero_point, bits), best, rtol=1e-4)
     if bits == 2:
-        assert scale[0] < minmax_weight_grid(weight, bits)[0][0]
+        assert scale[0] < minmax_weight_grid(weight, weight_format(bits))[0][0]
 
 
 def test_search_in_chunks_is_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = normal(7, 2, 3, 3)
-    expected = search_weight_grid(weight, 3)
+    expected = search_weight_grid(weight, weight_format(3))
     for chunk in (1, 40):
         monkeypatch.setattr(grid, "_CHUNK", chunk)
-        for one, other in zip(search_weight_grid(weight, 3), expected, strict=True):
+        for one, other in zip(search_weight_grid(weight, weight_format(3)), expected, strict=True):
             assert torch.equal(one, other)
 
 
@@ -135,8 +165,8 @@ checked = settings(max_examples=60, deadline=None, derandomize=True)
 @checked
 @given(weight=weights, bits=bits_of)
 def test_quantized_weights_are_on_the_grid(kind: str, weight: Tensor, bits: int) -> None:
-    scale, zero_point = GRIDS[kind](weight, bits)
-    codes = quantize_weight(weight, scale, zero_point, bits)
+    scale, zero_point = GRIDS[kind](weight, weight_format(bits))
+    codes = quantize_weight(weight, scale, zero_point, weight_format(bits))
     assert torch.isfinite(scale).all()
     assert (scale > 0).all()
     for values in (codes, zero_point):
@@ -144,25 +174,26 @@ def test_quantized_weights_are_on_the_grid(kind: str, weight: Tensor, bits: int)
         assert ((values >= 0) & (values <= 2**bits - 1)).all()
     restored = dequantize_weight(codes, scale, zero_point)
     assert restored[weight == 0].eq(0).all()
-    assert torch.equal(quantize_weight(restored, scale, zero_point, bits), codes)
+    assert torch.equal(quantize_weight(restored, scale, zero_point, weight_format(bits)), codes)
     assert torch.equal(
-        dequantize_weight(quantize_weight(restored, scale, zero_point, bits), scale, zero_point), restored
+        dequantize_weight(quantize_weight(restored, scale, zero_point, weight_format(bits)), scale, zero_point),
+        restored,
     )
 
 
 @checked
 @given(weight=weights, bits=bits_of)
 def test_minmax_error_is_half_a_step(weight: Tensor, bits: int) -> None:
-    scale, zero_point = minmax_weight_grid(weight, bits)
-    restored = dequantize_weight(quantize_weight(weight, scale, zero_point, bits), scale, zero_point)
+    scale, zero_point = minmax_weight_grid(weight, weight_format(bits))
+    restored = dequantize_weight(quantize_weight(weight, scale, zero_point, weight_format(bits)), scale, zero_point)
     assert ((weight - restored).abs() <= scale * 0.5001).all()
 
 
 @checked
 @given(weight=weights, bits=bits_of)
 def test_search_is_no_worse_than_minmax(weight: Tensor, bits: int) -> None:
-    searched = errors(weight, *search_weight_grid(weight, bits), bits)
-    full = errors(weight, *minmax_weight_grid(weight, bits), bits)
+    searched = errors(weight, *search_weight_grid(weight, weight_format(bits)), bits)
+    full = errors(weight, *minmax_weight_grid(weight, weight_format(bits)), bits)
     for one, other in zip(searched, full, strict=True):
         assert one <= other * (1 + 1e-4)
 
@@ -171,13 +202,13 @@ def test_search_is_no_worse_than_minmax(weight: Tensor, bits: int) -> None:
 @given(weight=weights, bits=bits_of, power=st.integers(-6, 6), negative=st.booleans())
 def test_grid_of_a_multiple_is_the_multiple_of_the_grid(weight: Tensor, bits: int, power: int, negative: bool) -> None:
     """For k = +-2^power, where float32 is exact; a negative k mirrors the codes unless a zero point is a tie."""
-    scale, zero_point = minmax_weight_grid(weight, bits)
+    scale, zero_point = minmax_weight_grid(weight, weight_format(bits))
     assume((scale > 1e-25).all())
     factor = -(2.0**power) if negative else 2.0**power
-    new_scale, new_zero_point = minmax_weight_grid(weight * factor, bits)
+    new_scale, new_zero_point = minmax_weight_grid(weight * factor, weight_format(bits))
     codes, new_codes = (
-        quantize_weight(weight, scale, zero_point, bits),
-        quantize_weight(weight * factor, new_scale, new_zero_point, bits),
+        quantize_weight(weight, scale, zero_point, weight_format(bits)),
+        quantize_weight(weight * factor, new_scale, new_zero_point, weight_format(bits)),
     )
     alive = weight.abs().amax(1, keepdim=True) > 1e-24  # below, a channel counts as zero
     assert torch.equal(new_scale[alive], scale[alive] * abs(factor))
@@ -192,8 +223,8 @@ def test_grid_of_a_multiple_is_the_multiple_of_the_grid(weight: Tensor, bits: in
 @pytest.mark.parametrize("factor", [3.0, -0.3, 1e-6, -1e5])
 def test_search_is_scale_equivariant(factor: float) -> None:
     weight = normal(8, 30)
-    scale, zero_point = search_weight_grid(weight, 4)
-    new_scale, new_zero_point = search_weight_grid(weight * factor, 4)
+    scale, zero_point = search_weight_grid(weight, weight_format(4))
+    new_scale, new_zero_point = search_weight_grid(weight * factor, weight_format(4))
     torch.testing.assert_close(new_scale, scale * abs(factor), rtol=1e-5, atol=0)
     assert torch.equal(new_zero_point, zero_point if factor > 0 else 15 - zero_point)
 
@@ -215,8 +246,8 @@ def test_degenerate_channels(kind: str, bits: int) -> None:
             torch.tensor([1e30, -1e30, 0, 0]),
         ]
     )
-    scale, zero_point = GRIDS[kind](weight, bits)
-    codes = quantize_weight(weight, scale, zero_point, bits)
+    scale, zero_point = GRIDS[kind](weight, weight_format(bits))
+    codes = quantize_weight(weight, scale, zero_point, weight_format(bits))
     restored = dequantize_weight(codes, scale, zero_point)
     for values in (scale, zero_point, codes, restored):
         assert torch.isfinite(values).all()
@@ -228,9 +259,9 @@ def test_degenerate_channels(kind: str, bits: int) -> None:
 
 def test_a_dead_channel_does_not_touch_its_neighbours() -> None:
     weight = normal(3, 9)
-    alone = search_weight_grid(weight[1:], 4)
+    alone = search_weight_grid(weight[1:], weight_format(4))
     weight[0] = 0
-    together = search_weight_grid(weight, 4)
+    together = search_weight_grid(weight, weight_format(4))
     assert all(torch.equal(one[1:], other) for one, other in zip(together, alone, strict=True))
 
 
@@ -245,7 +276,7 @@ def test_fake_quantize_is_the_oracle_s(bits: int, signed: bool) -> None:
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
     expected = np.clip(np.rint(x.numpy() / np.float32(step_size)), low, high) * np.float32(step_size)
     for step in (step_size, torch.tensor([step_size])):
-        np.testing.assert_array_equal(fake_quantize(x, step, bits, signed).numpy(), expected)
+        np.testing.assert_array_equal(fake_quantize(x, step, activation_format(bits, signed)).numpy(), expected)
     assert torch.equal(x, before)
     assert len(np.unique(expected)) <= 2**bits
 
@@ -258,16 +289,16 @@ def test_fake_quantize_is_the_oracle_s(bits: int, signed: bool) -> None:
 )
 def test_activations_are_on_the_grid(values: np.ndarray, bits: int, signed: bool) -> None:
     x = torch.from_numpy(values if signed else np.abs(values))
-    step_sizes = [minmax_step_size(x, bits, signed), search_step_size(x, bits, signed)]
+    format = activation_format(bits, signed)
+    step_sizes = [minmax_step_size(x, format), search_step_size(x, format)]
     found = []
     for step_size in step_sizes:
         assert step_size > 0
-        y = fake_quantize(x, step_size, bits, signed)
-        assert torch.equal(fake_quantize(y, step_size, bits, signed), y)
+        y = fake_quantize(x, step_size, format)
+        assert torch.equal(fake_quantize(y, step_size, format), y)
         assert y[x == 0].eq(0).all()
         codes = y / step_size
-        low, high = code_range(bits, signed)
-        assert ((codes > low - 0.01) & (codes < high + 0.01)).all()
+        assert ((codes > format.quant_min - 0.01) & (codes < format.quant_max + 0.01)).all()
         found.append(float((x.double() - y.double()).abs().pow(2.4).sum()))
     assert found[1] <= found[0] * (1 + 1e-4)
 
@@ -277,14 +308,14 @@ def test_search_step_size_finds_the_oracle_s_least_error(bits: int, signed: bool
     values = normal(4000, seed=1) if signed else normal(4000, seed=1).relu()
     values[0] = 20  # an outlier to clip
     row = values.numpy()
-    low, high = code_range(bits, signed)
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
 
     def error(step_size: float) -> float:
         restored = np.clip(np.rint(row / np.float32(step_size)), low, high) * np.float32(step_size)
         return float((np.abs(row.astype(np.float64) - restored) ** 2.4).mean())
 
     full = 20 / high
-    found = search_step_size(values, bits, signed)
+    found = search_step_size(values, activation_format(bits, signed))
     assert found == pytest.approx(full * round(100 * found / full) / 100)
     assert error(found) == pytest.approx(min(error(full * (1 - i / 100)) for i in range(100)), rel=1e-4)
     if bits < 8:
@@ -293,22 +324,22 @@ def test_search_step_size_finds_the_oracle_s_least_error(bits: int, signed: bool
 
 def test_extremes_set_the_candidates_of_a_sample() -> None:
     values = normal(2000, seed=2)
-    extremes = torch.stack(torch.aminmax(values))
-    assert search_step_size(values, 4, True, extremes) == search_step_size(values, 4, True)
-    wide = search_step_size(values, 4, True, 10 * extremes)
+    extremes, format = torch.stack(torch.aminmax(values)), activation_format(4, True)
+    assert search_step_size(values, format, extremes) == search_step_size(values, format)
+    wide = search_step_size(values, format, 10 * extremes)
     full = 10 * float(values.abs().max()) / 7
     assert wide / full == pytest.approx(round(100 * wide / full) / 100)
-    assert wide == pytest.approx(search_step_size(values, 4, True), rel=0.2)  # the error still is that of the sample
+    assert wide == pytest.approx(search_step_size(values, format), rel=0.2)  # the error still is that of the sample
 
 
 @pytest.mark.parametrize("find", [minmax_step_size, search_step_size])
 @pytest.mark.parametrize("value", [0.0, 1e-40], ids=["zeros", "denormal"])
 def test_step_size_of_nothing_is_one(find: object, value: float) -> None:
     assert callable(find)
-    assert find(torch.full((9,), value), 4, False) == 1.0
-    assert fake_quantize(torch.full((9,), value), 1.0, 4, False).eq(0).all()
+    assert find(torch.full((9,), value), activation_format(4, False)) == 1.0
+    assert fake_quantize(torch.full((9,), value), 1.0, activation_format(4, False)).eq(0).all()
 
 
 def test_constant_activation_is_exact() -> None:
-    x = torch.full((9,), 0.7)
-    torch.testing.assert_close(fake_quantize(x, search_step_size(x, 4, False), 4, False), x, rtol=1e-6, atol=0)
+    x, format = torch.full((9,), 0.7), activation_format(4, False)
+    torch.testing.assert_close(fake_quantize(x, search_step_size(x, format), format), x, rtol=1e-6, atol=0)

@@ -239,15 +239,15 @@ def test_digits_teacher_from_quantization_to_loading(
     options = {"reconstruct": reconstruct, "bits_override": {"layer1.*": (8, 7), "fc": (6, 5)}}
     network = quantize(teacher, images, **options)
     assert set(network.activations) == {site.name for site in network.plan.activations} >= OUTPUTS
-    assert {name: weight.bits for name, weight in network.weights.items() if weight.bits != 4} == {
+    assert {name: w.format.bits for name, w in network.weights.items() if w.format.bits != 4} == {
         "layer1.0.conv1": 8, "layer1.0.conv2": 8, "fc": 6,
     }  # fmt: skip
-    assert {name: step.bits for name, step in network.activations.items() if step.bits != 4} == {
+    assert {name: a.format.bits for name, a in network.activations.items() if a.format.bits != 4} == {
         "layer1.0.conv1.input": 7, "layer1.0.conv2.input": 7, "fc.input": 5,
     }  # fmt: skip
     student = student_of(network)
     logits = student(images)
-    assert network.activations["fc.output"].signed
+    assert network.activations["fc.output"].format.signed
     assert len(logits.unique()) <= 2**4  # the logits are on their grid
     assert (logits.argmax(1) == teacher.graph(images).argmax(1)).float().mean() > 0.7
     save(network, teacher, tmp_path / "quantized", **options)

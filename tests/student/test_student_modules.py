@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from genie_cli.artifacts.quantized import QuantizedWeight
+from genie_cli.student.formats import NumberFormat, activation_format, weight_format
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
 
 
@@ -16,7 +16,7 @@ def integer_weight(bits: int = 4) -> IntegerWeight:
     codes[0, 0, 0, 0], codes[1, 0, 0, 0] = 0, 2**bits - 1
     scale = torch.rand(5, 1, generator=generator) * 0.1 + 0.01
     zero_point = torch.randint(0, 2**bits, (5, 1), generator=generator)
-    return IntegerWeight(codes, scale, zero_point, bits)
+    return IntegerWeight(codes, scale, zero_point, weight_format(bits))
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
@@ -28,10 +28,19 @@ def test_integer_weight_is_scale_times_code_minus_zero_point(bits: int) -> None:
     np.testing.assert_array_equal(module().numpy(), expected)
 
 
-def test_integer_weight_agrees_with_the_artifact() -> None:
-    module = integer_weight()
-    stored = QuantizedWeight(module.codes, module.scale, module.zero_point, module.bits)
-    assert torch.equal(module(), stored.dequantize())
+@pytest.mark.parametrize("format", [weight_format(9), activation_format(8, signed=True)], ids=str)
+def test_codes_that_uint8_does_not_hold_are_refused(format: NumberFormat) -> None:
+    with pytest.raises(AssertionError, match="do not fit into uint8"):
+        IntegerWeight(torch.zeros(5, 3), torch.ones(5, 1), torch.zeros(5, 1), format)
+
+
+def test_nearest_codes_of_a_weight() -> None:
+    weight = torch.tensor([[-1.5, -0.5, 0.6, 9.0], [0.0, 1.1, 2.0, 7.0]])
+    scale, zero_point = torch.tensor([[1.0], [0.5]]), torch.tensor([[2.0], [0.0]])
+    module = IntegerWeight.nearest(weight, scale, zero_point, weight_format(3))
+    assert module.codes.tolist() == [[0, 2, 3, 7], [0, 2, 4, 7]]
+    assert module().tolist() == [[-2.0, 0.0, 1.0, 5.0], [0.0, 1.0, 2.0, 3.5]]
+    assert module.format == weight_format(3)
 
 
 def test_integer_weight_is_stored_as_integers_and_not_trained() -> None:
@@ -39,7 +48,7 @@ def test_integer_weight_is_stored_as_integers_and_not_trained() -> None:
     types = {key: value.dtype for key, value in module.state_dict().items()}
     assert types == {"codes": torch.uint8, "scale": torch.float32, "zero_point": torch.int32}
     assert not list(module.parameters())
-    other = IntegerWeight(torch.zeros(5, 3, 2, 2), torch.ones(5, 1), torch.zeros(5, 1), 8)
+    other = IntegerWeight(torch.zeros(5, 3, 2, 2), torch.ones(5, 1), torch.zeros(5, 1), weight_format(8))
     other.load_state_dict(module.state_dict())
     assert torch.equal(other(), module())
     assert module().max() > 0 > module().min()
@@ -52,11 +61,11 @@ def test_activation_quantizer_is_the_oracle_s(bits: int, signed: bool) -> None:
     step_size = np.float32(1) / np.float32(3)  # no float64 behind it
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
     expected = np.clip(np.rint(x.numpy() / step_size), low, high) * step_size
-    np.testing.assert_array_equal(ActivationQuantizer(1 / 3, bits, signed)(x).numpy(), expected)
+    np.testing.assert_array_equal(ActivationQuantizer(1 / 3, activation_format(bits, signed))(x).numpy(), expected)
 
 
 def test_activation_quantizer_keeps_shape_and_dtype() -> None:
-    quantizer = ActivationQuantizer(0.25, 4, False)
+    quantizer = ActivationQuantizer(0.25, activation_format(4, False))
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         x = torch.tensor([[-1.0, 0.3, 2.1, 100.0]], dtype=dtype)
         y = quantizer(x)
@@ -65,12 +74,15 @@ def test_activation_quantizer_keeps_shape_and_dtype() -> None:
 
 
 def test_activation_quantizer_restores_its_step_size() -> None:
-    quantizer, other = ActivationQuantizer(0.3, 4, True), ActivationQuantizer(1.0, 4, True)
+    quantizer, other = (
+        ActivationQuantizer(0.3, activation_format(4, True)),
+        ActivationQuantizer(1.0, activation_format(4, True)),
+    )
     other.load_state_dict(quantizer.state_dict())
     assert list(quantizer.state_dict()) == ["step_size"]
     assert torch.equal(other(torch.linspace(-9, 9, 50)), quantizer(torch.linspace(-9, 9, 50)))
 
 
 def test_names_in_a_printed_network() -> None:
-    assert "(5, 3, 2, 2), bits=4" in str(integer_weight())
-    assert "bits=2, signed=True" in str(ActivationQuantizer(0.3, 2, True))
+    assert "(5, 3, 2, 2), uint4 per channel, axis 0, asymmetric" in str(integer_weight())
+    assert "int2 per tensor, symmetric" in str(ActivationQuantizer(0.3, activation_format(2, True)))
