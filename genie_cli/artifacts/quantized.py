@@ -109,7 +109,7 @@ class QuantizedWeight:
 
 
 @dataclass(frozen=True)
-class ActivationStep:
+class QuantizedActivation:
     """The quantizer of one activation, per tensor; checked on creation (ValueError)."""
 
     step_size: float
@@ -133,7 +133,7 @@ class QuantizedArtifact:
 
     weights: Mapping[str, QuantizedWeight]
     """Layer name -> its weight."""
-    activations: Mapping[str, ActivationStep]
+    activations: Mapping[str, QuantizedActivation]
     """Activation site -> its quantizer."""
     parameters: Mapping[str, Tensor]
     """Every other parameter and buffer, float32 (counters and masks: integer or bool)."""
@@ -261,13 +261,13 @@ def _take_weight(tensors: dict[str, Tensor], layer: str, entry: WeightEntry, pat
         raise InputError(f"{path}: tensors '{_join(layer, 'weight_*')}' cannot be used: {error}.") from error
 
 
-def _take_step(step_sizes: dict[str, Tensor], site: str, entry: ActivationEntry, path: Path) -> ActivationStep:
+def _take_step(step_sizes: dict[str, Tensor], site: str, entry: ActivationEntry, path: Path) -> QuantizedActivation:
     name = _join(site, "step_size")
     step_size = _take(step_sizes, name, path)
     if step_size.dtype != torch.float32 or step_size.shape != (1,):
         raise InputError(f"{path}: tensor '{name}' must be float32 [1], got {step_size.dtype} {list(step_size.shape)}.")
     try:
-        return ActivationStep(step_size.item(), entry.bits, entry.signed)
+        return QuantizedActivation(step_size.item(), entry.bits, entry.signed)
     except ValueError as error:
         raise InputError(f"{path}: tensor '{name}' cannot be used: {error}.") from error
 

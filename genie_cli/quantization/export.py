@@ -12,7 +12,7 @@ from genie_cli.artifacts.images import ImageSet
 from genie_cli.artifacts.metadata import provenance
 from genie_cli.artifacts.quantized import (
     ActivationEntry,
-    ActivationStep,
+    QuantizedActivation,
     QuantizedArtifact,
     QuantizedMetadata,
     QuantizedWeight,
@@ -37,7 +37,7 @@ def to_artifact(
         for name, w in network.weights.items()
     }
     activations = {
-        name: ActivationStep(float(a.step_size), a.format.bits, a.format.signed)
+        name: QuantizedActivation(float(a.step_size), a.format.bits, a.format.signed)
         for name, a in network.activations.items()
     }
     determining = config.model_dump(mode="json", exclude=NOT_DETERMINING)

@@ -12,7 +12,7 @@ from genie_cli.student.grid import like_rows
 
 GAMMA, ZETA = -0.1, 1.1
 """Stretch of the rectified sigmoid (AdaRound, Eq. 23), so that a softbit can reach 0 and 1."""
-STEP_FLOOR = 0.01
+STEP_SIZE_FLOOR = 0.01
 """A step size never falls below this share of its start."""
 _TINY = 1e-12
 MAX_GRID_SHIFT = 0.05

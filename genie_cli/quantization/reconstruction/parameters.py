@@ -11,7 +11,12 @@ from torch import Tensor, nn
 
 from genie_cli.config import QuantizeConfig
 from genie_cli.quantization.learned.activation import LearnedActivationQuantizer
-from genie_cli.quantization.learned.soft_rounding import STEP_FLOOR, largest_rate, rectified_sigmoid, rounding_penalty
+from genie_cli.quantization.learned.soft_rounding import (
+    STEP_SIZE_FLOOR,
+    largest_rate,
+    rectified_sigmoid,
+    rounding_penalty,
+)
 from genie_cli.quantization.learned.weight import LearnedWeight
 
 
@@ -67,7 +72,9 @@ class UnitParameters:
             starts.append(start)
             offset_scales.append(rate / self._step_rate if self._step_rate else torch.zeros_like(rate))
         self._starts, self._offset_scales = torch.cat(starts), torch.cat(offset_scales)
-        self._lowest = torch.where(self._offset_scales != 0, (STEP_FLOOR - 1) * self._starts / self._offset_scales, 0)
+        self._lowest = torch.where(
+            self._offset_scales != 0, (STEP_SIZE_FLOOR - 1) * self._starts / self._offset_scales, 0
+        )
         offsets = [layer.offset.flatten() for layer in self._layers]
         offsets.append(self._starts.new_zeros(len(activations)))
         self.offsets = nn.Parameter(torch.cat(offsets), requires_grad=bool(self._offset_scales.any()))
@@ -99,7 +106,7 @@ class UnitParameters:
         return Made(made[:num_weights], made[num_weights : num_weights + num_sites], penalty)
 
     @torch.no_grad()
-    def keep_steps_positive(self) -> None:
+    def keep_step_sizes_positive(self) -> None:
         """Project the step sizes back above their floors; called after each optimizer step."""
         torch.maximum(self.offsets, self._lowest, out=self.offsets.data)
 
@@ -111,7 +118,9 @@ class UnitParameters:
         ):
             layer.elements.copy_(elements)
             layer.offset.copy_(offset)
-        for activation, step_size in zip(self._activations.values(), self._site_steps(self._steps()), strict=True):
+        for activation, step_size in zip(
+            self._activations.values(), self._site_step_sizes(self._step_sizes()), strict=True
+        ):
             activation.step_size = step_size
 
     def not_finite(self) -> list[str]:
@@ -119,7 +128,7 @@ class UnitParameters:
         if bool(self.elements.isfinite().all() & self.offsets.isfinite().all()):
             return []
         channels = zip(self._weights, self._channels(self.offsets), strict=True)
-        sites = zip(self._activations, self._site_steps(self.offsets), strict=True)
+        sites = zip(self._activations, self._site_step_sizes(self.offsets), strict=True)
         elements = zip(self._weights, self._split(self.elements), strict=True)
         learned = {
             **{f"step sizes of '{name}'": values for name, values in channels},
@@ -128,7 +137,7 @@ class UnitParameters:
         }
         return [name for name, values in learned.items() if not values.isfinite().all()]
 
-    def _steps(self) -> Tensor:
+    def _step_sizes(self) -> Tensor:
         return self._starts + self._offset_scales * self.offsets.detach()
 
     def _split(self, flat: Tensor) -> list[Tensor]:
@@ -141,7 +150,7 @@ class UnitParameters:
         ends = itertools.pairwise(self._channel_ends)
         return [flat[a:b].view(layer.start.shape) for layer, (a, b) in zip(self._layers, ends, strict=True)]
 
-    def _site_steps(self, flat: Tensor) -> tuple[Tensor, ...]:
+    def _site_step_sizes(self, flat: Tensor) -> tuple[Tensor, ...]:
         return flat[self._channel_ends[-1] :].view(-1, 1).unbind()
 
 
@@ -160,9 +169,9 @@ class _Make(torch.autograd.Function):
             value, penalty_slope = rounding_penalty(values, beta)
             penalty.append(value)
             saved.append(penalty_slope)
-        steps = owner._steps()
+        step_sizes = owner._step_sizes()
         weights = []
-        layers = zip(owner._layers, owner._split(values), owner._channels(steps), strict=True)
+        layers = zip(owner._layers, owner._split(values), owner._channels(step_sizes), strict=True)
         for layer, own, step_size in layers:
             parts = layer.parts(own, step_size)
             weights.append(parts.weight.to(dtype))
@@ -170,7 +179,7 @@ class _Make(torch.autograd.Function):
         ctx.owner = owner
         ctx.save_for_backward(*saved)
         # clones: several outputs that are views of one tensor would be refused
-        return *weights, *(step_size.clone() for step_size in owner._site_steps(steps)), *penalty
+        return *weights, *(step_size.clone() for step_size in owner._site_step_sizes(step_sizes)), *penalty
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -185,7 +194,7 @@ class _Make(torch.autograd.Function):
             grad = grads[i].float()
             torch.mul(grad, saved[2 * i], out=own)
             torch.sum(grad * saved[2 * i + 1], tuple(range(1, grad.dim())), keepdim=True, out=channels)
-        for place, grad in zip(owner._site_steps(grad_offsets), grads[num_layers:], strict=False):
+        for place, grad in zip(owner._site_step_sizes(grad_offsets), grads[num_layers:], strict=False):
             place.copy_(grad)
         if penalty_slope is not None:
             grad_elements.addcmul_(penalty_slope, grads[-1])

@@ -205,7 +205,7 @@ class UnitLearner:
         if self._optimizer is not None:
             self._sum_over_processes(learned)
             self._optimizer.step()
-        parameters.keep_steps_positive()
+        parameters.keep_step_sizes_positive()
         self._num_finite += self.loss.isfinite()
 
     def _output(self, inputs: Tensor) -> Tensor:
