@@ -2,59 +2,106 @@
 
 from __future__ import annotations
 
+import gc
+import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from genie_cli.runtime.memory import DevicePeak, free_memory
+
 WARMUP_STEPS = 3
 """Steps before the recording: libraries choose algorithms and optimizers create their state in them."""
+_ROOM = 1.2
+"""Free memory that a recording needs, over the most that a warm-up step has taken: a graph has memory of its own."""
 
 
 class GraphedStep:
     """Calls a step until it is warm, then records it and replays the recording from then on.
 
     The step must read and write tensors of fixed place alone (parameters, buffers, its inputs), use no host value that
-    changes between calls, and never synchronise. Every call is one step, the warm-up ones too.
+    changes between calls, and never synchronise. Every call is one step, the warm-up ones too. Warm-up and recording
+    have a stream of their own: libraries keep a workspace per stream, and graphs that replay side by side must not
+    share one. Where memory has no room for a recording, steps stay as they are: one that runs out cannot be undone.
     """
 
     def __init__(
-        self, step: Callable[..., None], device: torch.device, generators: Sequence[torch.Generator] = ()
+        self,
+        step: Callable[..., None],
+        device: torch.device,
+        generators: Sequence[torch.Generator] = (),
+        pool: Any = None,
+        on_no_room: Callable[[], None] = lambda: None,
     ) -> None:
-        """Wrap `step`; `generators` are those that it draws from on `device`."""
-        self._step, self._device, self._generators = step, device, generators
+        """Wrap `step`.
+
+        Args:
+            step: the step.
+            device: where it runs.
+            generators: those that it draws from on `device`.
+            pool: memory that it shares with graphs which never replay between its own replays.
+            on_no_room: called once where there is no room for a recording.
+        """
+        self._step: Callable[..., None] | None = step
+        self._device, self._generators, self._pool, self._on_no_room = device, generators, pool, on_no_room
+        self._stream = torch.cuda.Stream(device)
         self._calls = 0
+        self._needed = 0
         self._inputs: tuple[Tensor, ...] = ()
         """Where the graph reads: the first inputs, overwritten by those that follow."""
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, *inputs: Tensor) -> None:
         """Run one step."""
+        assert self._step is not None, "the step is closed"
         if not self._inputs:
             self._inputs = inputs
         else:
             for place, value in zip(self._inputs, inputs, strict=True):
                 place.copy_(value)
-        if self._graph is None and self._calls < WARMUP_STEPS:
-            self._warm_up()
-        else:
-            if self._graph is None:
-                self._graph = self._record()  # recording runs nothing
+        if self._graph is None and self._calls == WARMUP_STEPS:
+            self._record(self._step)
+        if self._graph is not None:
             self._graph.replay()
+        else:
+            self._run_apart(self._step)
         self._calls += 1
 
-    def _warm_up(self) -> None:
-        # PyTorch asks for a side stream, on which gradients are then accumulated too
-        stream = torch.cuda.Stream(self._device)
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
-            self._step(*self._inputs)
-        torch.cuda.current_stream(self._device).wait_stream(stream)
+    def close(self) -> None:
+        """Give back the memory of the recording, and let go of all that the step holds; no calls after that."""
+        if self._graph is not None:
+            self._graph.reset()
+        self._graph, self._step, self._inputs, self._on_no_room = None, None, (), lambda: None
 
-    def _record(self) -> torch.cuda.CUDAGraph:
+    def _run_apart(self, step: Callable[..., None]) -> None:
+        """Run the step on its own stream, where gradients are then accumulated too."""
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            if self._calls < WARMUP_STEPS:
+                self._warm_up(step)
+            else:
+                step(*self._inputs)
+        current.wait_stream(self._stream)
+
+    def _warm_up(self, step: Callable[..., None]) -> None:
+        with warnings.catch_warnings(), DevicePeak(self._device) as peak:
+            warnings.filterwarnings("ignore", ".*capturable=True")  # that is for the recording to come
+            step(*self._inputs)
+        self._needed = max(self._needed, peak.num_bytes)
+
+    def _record(self, step: Callable[..., None]) -> None:
+        gc.collect()  # what a finished part left in reference cycles
+        torch.cuda.empty_cache()
+        if free_memory(self._device) < _ROOM * self._needed:
+            self._on_no_room()
+            return
         graph = torch.cuda.CUDAGraph()
         for generator in self._generators:
             graph.register_generator_state(generator)
-        with torch.cuda.device(self._device), torch.cuda.graph(graph):
-            self._step(*self._inputs)
-        return graph
+        recording = torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local")
+        with torch.cuda.device(self._device), recording:
+            step(*self._inputs)  # recording runs nothing
+        self._graph = graph

@@ -37,6 +37,34 @@ def free_memory(device: torch.device) -> int:
     return max(0, min(rooms))
 
 
+_earlier_peaks: dict[torch.device, int] = {}
+"""The most bytes by device before torch's own count was set back."""
+
+
+class DevicePeak:
+    """Measures the most bytes that the work inside takes on a CUDA device, over what was taken before it.
+
+    Attributes:
+        num_bytes: that figure, once the work is over.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """Measure on `device`."""
+        self._device, self._before, self.num_bytes = device, 0, 0
+
+    def __enter__(self) -> DevicePeak:
+        """Begin."""
+        known = _earlier_peaks.get(self._device, 0)
+        _earlier_peaks[self._device] = max(known, torch.cuda.max_memory_allocated(self._device))
+        torch.cuda.reset_peak_memory_stats(self._device)
+        self._before = torch.cuda.memory_allocated(self._device)
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        """End."""
+        self.num_bytes = torch.cuda.max_memory_allocated(self._device) - self._before
+
+
 def peak_memory(device: torch.device) -> dict[str, int]:
     """The most bytes used at once so far: ``host`` resident in this process, ``device`` by torch, on CUDA only.
 
@@ -44,7 +72,7 @@ def peak_memory(device: torch.device) -> dict[str, int]:
     """
     peak = {"host": _peak_resident()}
     if device.type == "cuda":
-        peak["device"] = torch.cuda.max_memory_allocated(device)
+        peak["device"] = max(_earlier_peaks.get(device, 0), torch.cuda.max_memory_allocated(device))
     return peak
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -21,7 +22,8 @@ class RepeatedStep:
 
     On CUDA the step becomes a graph (`cuda_graph.py`). A CPU replays the flat list of its operations
     (`operation_list.py`): the first call shows which masks the step draws, and the second, which is given these, is
-    recorded. All give the same bits. Steps that sum over several processes are not recorded.
+    recorded. All give the same bits. A step holds no sum over several processes; a CPU records none where there are
+    several, since what follows the sum is another step.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class RepeatedStep:
         state: Sequence[Tensor] = (),
         num_calls: int = 0,
         name: str = "",
+        pool: Any = None,
     ) -> None:
         """Wrap `step`.
 
@@ -42,13 +45,15 @@ class RepeatedStep:
             state: parameters that it changes; a CPU's recording takes them as inputs.
             num_calls: how often it will be called, where a CPU may record it.
             name: what a note calls it.
+            pool: memory of CUDA graphs that it shares with steps which come before or behind all of its calls.
         """
-        alone = context.workers.size == 1
         self._step, self._masks, self._state = step, masks, tuple(state)
         self._name, self._report = name, context.report
         self._graphed: GraphedStep | None = None
-        if alone and context.device.type == "cuda":
-            self._graphed = GraphedStep(step, context.device, () if masks is None else (masks.generator,))
+        if context.device.type == "cuda":
+            generators = () if masks is None else (masks.generator,)
+            self._graphed = GraphedStep(step, context.device, generators, pool, self._say_no_room)
+        alone = context.workers.size == 1
         self._records = alone and context.device.type == "cpu" and masks is not None and num_calls >= RECORD_FROM
         self._drawn: list[Tensor] | None = None
         """The shapes of the masks that a step draws, without memory; None: not seen yet."""
@@ -81,3 +86,17 @@ class RepeatedStep:
         except Exception as error:  # whatever a network holds, its steps can be computed
             self._records = False
             self._report(Note(f"{self._name}: its steps are not recorded, and take longer: {error}"))
+
+    def close(self) -> None:
+        """Give back what recordings hold; no calls after that."""
+        if self._graphed is not None:
+            self._graphed.close()
+            self._graphed = None
+        self._step, self._replay, self._state, self._records = _closed, None, (), False
+
+    def _say_no_room(self) -> None:
+        self._report(Note(f"{self._name}: memory has no room for a recording of its steps, which take longer."))
+
+
+def _closed(*inputs: Tensor) -> None:
+    raise RuntimeError("this repeated step is closed")

@@ -13,9 +13,12 @@ from genie_cli.runtime.progress import Note, Reporter
 
 _SAID_OF_SHORTAGE = re.compile(
     r"DefaultCPUAllocator: can't allocate memory|^could not create a primitive$|"  # oneDNN has no room for its code
-    r"^Resource temporarily unavailable$|^std::bad_alloc$"  # no room for a thread's stack
+    r"^Resource temporarily unavailable$|^std::bad_alloc$|"  # no room for a thread's stack
+    r"CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED|CUSOLVER_STATUS_ALLOC_FAILED|"
+    r"CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED|"
+    r"[Uu]nable to find an engine to execute this computation"  # cuDNN has no workspace for any of its algorithms
 )
-"""What runtime errors say where memory is short on the host."""
+"""What runtime errors say where memory is short, on the host or on a GPU."""
 _T = TypeVar("_T")
 
 

@@ -25,8 +25,8 @@ from genie_cli.synthesis.schedule import PlateauSchedule
 from genie_cli.synthesis.teacher_network import TeacherNetwork
 from genie_cli.synthesis.terms import BatchTerms
 
-LOG_EVERY = 10
-"""Steps between logged losses: reading one makes a GPU wait."""
+LOG_EVERY = {"cpu": 10, "cuda": 50}
+"""Steps between logged losses, by kind of device: reading one makes a GPU wait."""
 
 
 class Batch:
@@ -79,15 +79,18 @@ class Batch:
         """Steps whose loss was finite, counted there: reading a loss makes a GPU wait."""
         self._learn = RepeatedStep(self._optimization_step, context)
 
-    @property
-    def code_lr(self) -> float:
-        """The rate of what learns image by image; 0 where nothing does."""
-        return 0.0 if self._source.codes is None else float(self._schedule.lr)
+    def code_lr(self) -> Tensor:
+        """The rate of what learns image by image, a copy on the device; 0 where nothing learns."""
+        return self._schedule.lr * float(self._source.codes is not None)
 
     def step(self) -> None:
         """One optimizer step."""
         self._source.prepare()
         self._learn()
+
+    def close(self) -> None:
+        """Give back what the recorded step holds."""
+        self._learn.close()
 
     def finish(self) -> tuple[Tensor, Tensor]:
         """The last forward pass: images ``[B, C, S, S]`` and their loss."""
@@ -177,34 +180,35 @@ def distill(
     Raises:
         NumbersError: the loss is not finite.
     """
-    num_steps, every = config.num_steps, context.log_every or LOG_EVERY
+    num_steps, every = config.num_steps, context.log_every or LOG_EVERY[context.device.type]
     rows: list[LogRow] = []
     taken = 0
     if (left := context.work.checkpoint(name, SOLO)) is not None:
         batch.restore(left.tensors)
         rows, taken = saved_rows(left), left.facts["step"]
 
-    def log(step: int, loss: float, rate: float) -> None:
-        num_finite, counted = int(batch.num_finite), min(step, num_steps - 1)  # the last pass only looks
-        if num_finite < counted or not math.isfinite(loss):
+    def log(step: int, loss_and_rate: Tensor) -> None:
+        figures = torch.cat([loss_and_rate, batch.num_finite.view(1).to(loss_and_rate.dtype)])  # a GPU waits once
+        loss, rate, num_finite = figures.tolist()
+        if num_finite < min(step, num_steps - 1) or not math.isfinite(loss):  # the last pass only looks
             raise NumbersError(
-                f"Batch {index + 1}: the loss is NaN or infinite at step {num_finite + 1}; lower rates may help, such "
-                "as --set generator_lr=0.001 and --set latent_lr=0.01."
+                f"Batch {index + 1}: the loss is NaN or infinite at step {num_finite + 1:.0f}; lower rates may help, "
+                "such as --set generator_lr=0.001 and --set latent_lr=0.01."
             )
         rows.append(LogRow(index + 1, step, loss, rate))
         on_row(rows[-1])
 
     for step in range(taken + 1, num_steps):
         is_logged = step == 1 or step % every == 0
-        rate = batch.code_lr if is_logged else 0.0  # the step that follows changes it
+        rate = batch.code_lr() if is_logged else None  # the step that follows changes it
         batch.step()
         batch.set_generator_lr(step)
-        if is_logged:
-            log(step, float(batch.loss), rate)
+        if rate is not None:
+            log(step, torch.stack([batch.loss, rate]))
             if context.work.is_due(name, SOLO):
                 state = Saved(batch.state(), {"step": step, **rows_as_facts(rows)})
                 context.work.save_checkpoint(name, state, SOLO)
         yield
     images, loss = batch.finish()
-    log(num_steps, float(loss), batch.code_lr)
+    log(num_steps, torch.stack([loss, batch.code_lr()]))
     return Saved({"images": images.cpu().clone().contiguous()}, rows_as_facts(rows))

@@ -10,7 +10,7 @@ from genie_cli.models.graph.batch_norm import batch_norm_sites
 from genie_cli.models.graph.capture import aten
 from genie_cli.models.graph.cuts import data_nodes
 from genie_cli.models.graph.layers import weight_layers
-from genie_cli.models.graph.pooling import repeat_max_pool_gradients
+from genie_cli.models.graph.pooling import with_repeatable_pooling
 from genie_cli.models.graph.subgraph import extract
 from genie_cli.models.graph.tensors import named_tensors, set_tensor
 from genie_cli.synthesis.statistics import StatisticsSite
@@ -58,7 +58,7 @@ def statistics_graph(teacher: fx.GraphModule, dtype: torch.dtype, with_logits: b
     graph.eliminate_dead_code()
     graph_module.delete_all_unused_submodules()
     _work_in_place(graph)
-    return repeat_max_pool_gradients(graph_module)
+    return with_repeatable_pooling(graph_module)
 
 
 def _logits_and_features(teacher: fx.GraphModule) -> list[fx.Node]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,7 +13,6 @@ from torch import Tensor
 from genie_cli.config import SynthesizeConfig
 from genie_cli.models.teacher import Teacher
 from genie_cli.runtime.context import RunContext
-from genie_cli.runtime.cuda_graph import WARMUP_STEPS
 from genie_cli.runtime.distribution import Workers
 from genie_cli.runtime.progress import Advanced, Note, StageFinished, StageStarted
 from genie_cli.runtime.retry import float32_retried
@@ -85,8 +85,10 @@ def synthesize_images(
         for attempt in float32_retried(context, part):
             with attempt:
                 own_networks = [network.running_on(attempt.context) for network in networks]
-                batch = Batch(own_networks, teacher, student, index, sizes[index], config, attempt.context)
-                finished = yield from distill(batch, index, config, attempt.context, attempt.checkpoint, on_row)
+                with closing(
+                    Batch(own_networks, teacher, student, index, sizes[index], config, attempt.context)
+                ) as batch:
+                    finished = yield from distill(batch, index, config, attempt.context, attempt.checkpoint, on_row)
                 work.finish(part, finished)
                 made[index] = finished
 
@@ -95,9 +97,8 @@ def synthesize_images(
 
     def try_size(batch_size: int) -> None:
         largest = max(batch_sizes(config.num_images, batch_size))
-        batch = Batch(networks, teacher, student, 0, largest, config, context)
-        for _ in range(min(config.num_steps, WARMUP_STEPS + 1 if context.device.type == "cuda" else 1)):
-            batch.step()  # on CUDA the recorded step takes memory of its own
+        with closing(Batch(networks, teacher, student, 0, largest, config, context)) as batch:
+            batch.step()
 
     for index in own:
         if (found := work.part(f"batch{index}")) is not None:

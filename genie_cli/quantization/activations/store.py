@@ -104,6 +104,10 @@ class ActivationStore(ABC):
             raise IndexError(f"indices outside the store's {len(self)} rows")
         return self._take(indices)
 
+    def gather_on_device(self, rows: Tensor) -> Tensor:
+        """Rows of a store on a GPU by indices there, ``[k]`` int64; unchecked, as a look at them would make it wait."""
+        return self._take(rows)
+
     def release(self) -> None:
         """Give the memory or the file back to the pool; again does nothing. No reads after that."""
         if not self._released:

@@ -38,15 +38,15 @@ class Batches:
 
     def __init__(self, rows: Tensor, batch_size: int, generator: torch.Generator) -> None:
         """Batches of `batch_size` out of `rows`, shuffled by `generator`."""
-        self._rows, self._batch_size, self._generator = rows, batch_size, generator
+        self._rows, self.batch_size, self._generator = rows, batch_size, generator
         self._rest = torch.empty(0, dtype=torch.int64)
 
     def draw(self) -> Tensor:
         """The next batch."""
-        while len(self._rest) < self._batch_size:
+        while len(self._rest) < self.batch_size:
             shuffled = self._rows[torch.randperm(len(self._rows), generator=self._generator)]
             self._rest = torch.cat([self._rest, shuffled])
-        batch, self._rest = self._rest[: self._batch_size], self._rest[self._batch_size :]
+        batch, self._rest = self._rest[: self.batch_size], self._rest[self.batch_size :]
         return batch
 
     def state(self) -> dict[str, Tensor]:
@@ -57,3 +57,30 @@ class Batches:
         """Go on from a state."""
         self._rest = state["rest"].clone()
         self._generator.set_state(state["generator"])
+
+
+class DeviceBatches:
+    """The same batches with their rows on a GPU, some steps ahead: a step finds its own there, and no host waits.
+
+    A recorded step reads the place of its rows from the device, so that it is the same for every batch.
+    """
+
+    def __init__(self, batches: Batches, num_ahead: int, device: torch.device) -> None:
+        """Take from `batches`, always `num_ahead` at once."""
+        self._batches, self._num_ahead = batches, num_ahead
+        self._rows = torch.zeros(num_ahead, batches.batch_size, dtype=torch.int64, device=device)
+        self._place = torch.zeros(1, dtype=torch.int64, device=device)
+        self._used = num_ahead
+
+    def advance(self) -> None:
+        """Go to the next batch; called before each step."""
+        if self._used == self._num_ahead:
+            drawn = torch.stack([self._batches.draw() for _ in range(self._num_ahead)])
+            self._rows.copy_(drawn.pin_memory(), non_blocking=True)
+            self._used = 0
+        self._place.fill_(self._used)
+        self._used += 1
+
+    def rows(self) -> Tensor:
+        """The rows of this batch, ``[b]`` int64 on the device."""
+        return self._rows.index_select(0, self._place).squeeze(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from functools import partial
 
 import torch
@@ -13,7 +14,7 @@ from genie_cli.config import QuantizeConfig
 from genie_cli.errors import NumbersError
 from genie_cli.quantization.activations.store import ActivationStore
 from genie_cli.quantization.learned.soft_rounding import rounding_beta
-from genie_cli.quantization.reconstruction.batches import Batches, complement
+from genie_cli.quantization.reconstruction.batches import Batches, DeviceBatches, complement
 from genie_cli.quantization.reconstruction.early_stopping import EarlyStopping
 from genie_cli.quantization.reconstruction.loss import kl_divergence, squared_error
 from genie_cli.quantization.reconstruction.micro_batches import MicroBatches
@@ -51,40 +52,41 @@ def reconstruct(
     Raises:
         NumbersError: the loss is not finite.
     """
-    learner = UnitLearner(task, config, context)
     workers, work, every = context.workers, context.work, context.log_every or LOG_EVERY
     watched = int(workers.sum_(torch.tensor(len(task.data.held_out)))) if config.patience is not None else 0
     stopping = EarlyStopping(config, every) if watched else None
     taken, start = config.num_steps, 0
-    if (left := work.checkpoint(checkpoint, workers)) is not None:
-        start = left.facts["step"]
-        learner.resume(left.tensors, start)
-        if stopping is not None:
-            stopping.resume(left)
-    for step in range(start + 1, config.num_steps + 1):
-        batch, regularized = learner.next_batch(), learner.set_schedules()
-        for attempt in learner.micro_batches.attempts():
-            with attempt:
-                learner.optimization_step(regularized)(*batch)
-        learner.steps_done = step
-        if step % every == 0 or step == config.num_steps:
-            learner.check_numbers()
-            on_step(step, float(learner.loss))
-        if stopping is not None and stopping.is_due(step):
-            learner.check_numbers()
-            held_out_loss = learner.held_out_loss()
-            if not math.isfinite(held_out_loss):
-                raise NumbersError(f"Unit '{task.name}': the held-out loss is {held_out_loss} at step {step}.")
-            if stopping.is_over(step, held_out_loss, learner.snapshot):
-                taken = step
-                break
-        if step % every == 0 and step < config.num_steps and work.is_due(checkpoint, workers):
-            best = stopping.saved() if stopping is not None else Saved({}, {})
-            state = Saved({**learner.state(), **best.tensors}, {"step": step, **best.facts})
-            work.save_checkpoint(checkpoint, state, workers)
-    if stopping is not None and stopping.best is not None:
-        learner.restore(stopping.best)
-    learner.finish()
+    with closing(UnitLearner(task, config, context, every)) as learner:
+        if (left := work.checkpoint(checkpoint, workers)) is not None:
+            start = left.facts["step"]
+            learner.resume(left.tensors, start)
+            if stopping is not None:
+                stopping.resume(left)
+        for step in range(start + 1, config.num_steps + 1):
+            batch, regularized = learner.next_batch(), learner.set_schedules()
+            for attempt in learner.micro_batches.attempts():
+                with attempt:
+                    learner.optimization_step(regularized)(*batch)
+            learner.update_together()
+            learner.steps_done = step
+            if step % every == 0 or step == config.num_steps:
+                learner.check_numbers()
+                on_step(step, float(learner.loss))
+            if stopping is not None and stopping.is_due(step):
+                learner.check_numbers()
+                held_out_loss = learner.held_out_loss()
+                if not math.isfinite(held_out_loss):
+                    raise NumbersError(f"Unit '{task.name}': the held-out loss is {held_out_loss} at step {step}.")
+                if stopping.is_over(step, held_out_loss, learner.snapshot):
+                    taken = step
+                    break
+            if step % every == 0 and step < config.num_steps and work.is_due(checkpoint, workers):
+                best = stopping.saved() if stopping is not None else Saved({}, {})
+                state = Saved({**learner.state(), **best.tensors}, {"step": step, **best.facts})
+                work.save_checkpoint(checkpoint, state, workers)
+        if stopping is not None and stopping.best is not None:
+            learner.restore(stopping.best)
+        learner.finish()
     return taken
 
 
@@ -97,27 +99,39 @@ class UnitLearner:
         steps_done: steps taken so far.
     """
 
-    def __init__(self, task: UnitTask, config: QuantizeConfig, context: RunContext) -> None:
-        """Start where the task's weights and quantizers are."""
-        device, workers = context.device, context.workers
+    def __init__(self, task: UnitTask, config: QuantizeConfig, context: RunContext, num_ahead: int) -> None:
+        """Start where the task's weights and quantizers are.
+
+        Args:
+            task: the unit.
+            config: rates, steps, regularizer.
+            context: what to run on.
+            num_ahead: steps whose rows go to a GPU at once; checkpoints are made at multiples of it alone.
+        """
+        device, workers, data = context.device, context.workers, task.data
         self._task, self._config, self._context = task, config, context
         self._generator = make_generator(device, config.seed, "drop", task.name, *_own_place(workers))
         self._masks = RandomMasks(1 - config.drop_prob, self._generator)
         for activation in task.activations.values():
             activation.masks = self._masks
         self._parameters = UnitParameters(task.weights, task.activations, config, device)
-        trained = complement(task.data.held_out, len(task.data.targets))
+        trained = complement(data.held_out, len(data.targets))
         total = min(config.batch_size, int(workers.sum_(torch.tensor(float(len(trained))))))
         own = total // workers.size + (workers.rank < total % workers.size)
         self._own_share = own / total
         draws = make_generator(torch.device("cpu"), config.seed, "batches", task.name, *_own_place(workers))
         self._batches = Batches(trained, max(own, 1), draws)
+        self._ahead: DeviceBatches | None = None
+        if all(store.place == "device" for store in (data.full_inputs, data.quantized_inputs, data.targets)):
+            self._ahead = DeviceBatches(self._batches, num_ahead, device)
         self._groups = self._parameters.groups()
         adam = partial(torch.optim.Adam, fused=True, capturable=device.type == "cuda")
         self._optimizer = adam(self._groups) if self._groups else None  # all rates may be 0
         self._compare = kl_divergence if config.loss == "kl" else squared_error
         self.micro_batches = MicroBatches(max(own, 1), task.name, context.report)
         self._steps: dict[tuple[int, bool], RepeatedStep] = {}
+        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        self._updates = RepeatedStep(self._update, context, name=f"unit '{task.name}'", pool=self._pool)
         self.loss = torch.zeros((), device=device)
         self._num_finite = torch.zeros(1, dtype=torch.int64, device=device)
         """Steps whose loss was finite, counted on the device: reading makes a GPU wait."""
@@ -126,11 +140,18 @@ class UnitLearner:
         self.steps_done = 0
         task.student.train()
 
-    def next_batch(self) -> tuple[Tensor, Tensor, Tensor]:
+    def next_batch(self) -> tuple[Tensor, ...]:
+        """The next batch as `_gathered` has it; nothing where the step itself gathers it on the device."""
+        if self._ahead is None:
+            return self._gathered(self._batches.draw())
+        self._ahead.advance()
+        return ()
+
+    def _gathered(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The teacher's input ``[b, ...]``, that of the quantized units before, and the teacher's output."""
-        task, rows = self._task, self._batches.draw()
-        quantized, targets = self._gather(task.data.quantized_inputs, rows), self._gather(task.data.targets, rows)
-        full = self._gather(task.data.full_inputs, rows) if self._config.drop_prob > 0 else quantized
+        data = self._task.data
+        quantized, targets = self._gather(data.quantized_inputs, rows), self._gather(data.targets, rows)
+        full = self._gather(data.full_inputs, rows) if self._config.drop_prob > 0 else quantized
         return full, quantized, targets
 
     def set_schedules(self) -> bool:
@@ -150,7 +171,7 @@ class UnitLearner:
         key = self.micro_batches.count, regularized
         if key not in self._steps:
             if any(count != key[0] for count, _ in self._steps):
-                self._steps.clear()  # what was recorded for larger parts holds memory
+                self._close_steps()  # what was recorded for larger parts holds memory
             config = self._config
             plain = math.ceil(config.warmup * config.num_steps) if self._parameters.has_softbits else config.num_steps
             num_calls = config.num_steps - plain if regularized else plain
@@ -161,10 +182,11 @@ class UnitLearner:
                 self._parameters.tensors(),
                 num_calls if key[0] == 1 else 0,
                 f"unit '{self._task.name}'",
+                self._pool,
             )
         return self._steps[key]
 
-    def _optimize(self, regularized: bool, full: Tensor, quantized: Tensor, targets: Tensor) -> None:
+    def _optimize(self, regularized: bool, *batch: Tensor) -> None:
         """One step: mix the inputs, make the weights, compare, regularize, step.
 
         The input mixes, element by element, the teacher's (with probability `drop_prob`, QDrop) and the quantized one.
@@ -173,11 +195,11 @@ class UnitLearner:
 
         Args:
             regularized: the rounding regularizer is a part of the loss.
-            full: the teacher's input of the unit, ``[b, ...]``.
-            quantized: the same from the quantized units before.
-            targets: the teacher's output.
+            batch: the teacher's input of the unit ``[b, ...]``, the same from the quantized units before, and the
+                teacher's output; nothing where they are gathered here.
         """
         config, parameters, task = self._config, self._parameters, self._task
+        full, quantized, targets = batch if self._ahead is None else self._gathered(self._ahead.rows())
         learned = parameters.learned()
         inputs = quantized
         if config.drop_prob > 0:
@@ -201,12 +223,31 @@ class UnitLearner:
             summed = [a.add_(b) for a, b in zip(summed, gradients, strict=True)] if summed else list(gradients)
         for tensor, gradient in zip(learned, summed, strict=True):
             tensor.grad = gradient
+        task.let_go()
         self.micro_batches.gradients_are_made()
-        if self._optimizer is not None:
-            self._sum_over_processes(learned)
-            self._optimizer.step()
-        parameters.keep_step_sizes_positive()
         self._num_finite += self.loss.isfinite()
+        if self._context.workers.size == 1:
+            self._update()
+
+    def _update(self) -> None:
+        """Move what learns along its gradients."""
+        if self._optimizer is not None:
+            self._optimizer.step()
+        self._parameters.keep_step_sizes_positive()
+
+    def update_together(self) -> None:
+        """With several processes: sum the gradients of a step over them, and take it; alone, a step has done so."""
+        workers, learned = self._context.workers, self._parameters.learned()
+        if workers.size == 1:
+            return
+        if learned:
+            gradients = [torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for tensor in learned]
+            summed = workers.sum_(torch.cat(gradients))
+            for tensor, own in zip(learned, summed.split([len(tensor) for tensor in learned]), strict=True):
+                if tensor.grad is None:
+                    tensor.grad = torch.zeros_like(tensor)
+                tensor.grad.copy_(own)  # in place: a recorded update reads this very tensor
+        self._updates()
 
     def _output(self, inputs: Tensor) -> Tensor:
         """The student's output, of the weights and step sizes that it was given last."""
@@ -215,17 +256,8 @@ class UnitLearner:
         return output
 
     def _gather(self, store: ActivationStore, rows: Tensor) -> Tensor:
-        values = store.gather(rows)
+        values = store.gather(rows) if rows.device.type == "cpu" else store.gather_on_device(rows)
         return values.float() if self._context.dtype == torch.float32 else values  # a second try is in float32
-
-    def _sum_over_processes(self, learned: list[torch.nn.Parameter]) -> None:
-        workers = self._context.workers
-        if workers.size == 1:
-            return
-        gradients = [tensor.grad if tensor.grad is not None else torch.zeros_like(tensor) for tensor in learned]
-        summed = workers.sum_(torch.cat(gradients))
-        for tensor, own in zip(learned, summed.split([len(tensor) for tensor in learned]), strict=True):
-            tensor.grad = own
 
     @torch.no_grad()
     def held_out_loss(self) -> float:
@@ -305,7 +337,17 @@ class UnitLearner:
         """Leave what was learned in the task's modules."""
         self._parameters.write_back()
         self._task.student.eval()
-        self._task.forget_weights()
+        self._task.let_go()
+
+    def close(self) -> None:
+        """Give back what recorded steps hold."""
+        self._close_steps()
+        self._updates.close()
+
+    def _close_steps(self) -> None:
+        for step in self._steps.values():
+            step.close()
+        self._steps.clear()
 
 
 def _own_place(workers: Workers) -> tuple[int, ...]:

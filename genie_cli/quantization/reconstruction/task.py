@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from genie_cli.models.graph.layers import WeightLayer, weight_layers
-from genie_cli.models.graph.pooling import repeat_max_pool_gradients
+from genie_cli.models.graph.pooling import with_repeatable_pooling
 from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.quantization.activations.store import ActivationStore
 from genie_cli.quantization.learned.activation import LearnedActivationQuantizer
@@ -88,10 +88,12 @@ class UnitTask:
         for name, weight in self.weights.items():
             self.slots[name].value = weight.harden()()
 
-    def forget_weights(self) -> None:
-        """Empty the slots."""
+    def let_go(self) -> None:
+        """Keep neither weights nor the graph of their gradients: a recording must not find that of an earlier step."""
         for slot in self.slots.values():
             slot.value = None
+        for activation in self.activations.values():
+            activation.step_size = activation.step_size.detach()
 
     def harden(self, num_steps: int) -> LearnedUnit:
         """What the unit has become after so many steps."""
@@ -133,7 +135,7 @@ def make_task(
     }
     all_weights: dict[str, nn.Module] = {**slots, **{name: w.to(device) for name, w in finished.weights.items()}}
     all_activations: dict[str, nn.Module] = {**finished.activations, **activations}
-    student = repeat_max_pool_gradients(insert_quantizers(part.teacher, part.bits, all_weights, all_activations))
+    student = with_repeatable_pooling(insert_quantizers(part.teacher, part.bits, all_weights, all_activations))
     return UnitTask(part.name, student.to(device), slots, weights, activations, data)
 
 
