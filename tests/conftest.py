@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from torch import fx, nn
 
-from genie_cli.artifacts.work_folder import WorkFolder
-from genie_cli.config import InputSpec
+from genie_cli.config import InputSpec, ModelConfig
 from genie_cli.models import teacher
 from genie_cli.models.digits import DigitsResNet
 from genie_cli.models.graph.capture import capture
 from genie_cli.models.graph.tensors import named_tensors, set_tensor
+from genie_cli.models.teacher import Teacher
+from genie_cli.models.zoo import load_teacher
+from tests.support.work import MeasuredFolder
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,22 +41,22 @@ def digits_networks_are_captured_once() -> Iterator[None]:
         yield
 
 
-class MeasuredWork(WorkFolder):
-    """Knows the sizes of the largest checkpoint and of all parts."""
+@pytest.fixture(scope="session", autouse=True)
+def processes_import_these_sources() -> Iterator[None]:
+    """Python started by a test, in whatever folder, imports the library and `tests.support` from this checkout."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent.parent), prepend=os.pathsep)
+        yield
 
-    largest = parts = 0
 
-    def save_checkpoint(self, name: str, *saved: Any) -> None:
-        super().save_checkpoint(name, *saved)
-        self.largest = max(self.largest, *(file.stat().st_size for file in self.path.glob("*.checkpoint*")))
-
-    def finish(self, name: str, *saved: Any) -> None:
-        super().finish(name, *saved)
-        self.parts += (self.path / f"{name}.part").stat().st_size
+@pytest.fixture(scope="session")
+def digits_teacher() -> Teacher:
+    """The embedded network; nobody changes it."""
+    return load_teacher(ModelConfig(name="digits_resnet"))
 
 
 @pytest.fixture
-def measured_work(tmp_path: Path) -> MeasuredWork:
+def measured_work(tmp_path: Path) -> MeasuredFolder:
     """A work folder with a checkpoint whenever there can be one."""
     (tmp_path / "work").mkdir()
-    return MeasuredWork(tmp_path / "work", interval=0)
+    return MeasuredFolder(tmp_path / "work", interval=0)

@@ -14,21 +14,12 @@ from genie_cli.models.teacher import Teacher
 from genie_cli.models.zoo import load_teacher
 from genie_cli.quantization import presets as quantizers
 from genie_cli.quantization.calibration_images import calibration_images
-from genie_cli.quantization.data_free import quantize_without_images
 from genie_cli.quantization.export import to_artifact as quantized_artifact
-from genie_cli.quantization.quantize import quantize_network
 from genie_cli.student.load import load_student
 from genie_cli.synthesis import presets as synthesizers
 from genie_cli.synthesis.discrepancy import Student
-from genie_cli.synthesis.distill import synthesize_images
 from genie_cli.synthesis.export import to_artifact as images_artifact
-
-CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def teacher() -> Teacher:
-    return load_teacher(ModelConfig(name="digits_resnet"))
+from tests.support import CPU, stages
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +43,7 @@ def image_set(preset: str, teacher: Teacher, folder: Path) -> Path:
     student = None
     if config.student is not None:
         student = Student(load_student(teacher, load_quantized(config.student)), CPU)
-    result = synthesize_images(teacher, config, CPU, torch.float32, others=others, student=student)
+    result = stages.synthesize(teacher, config, others=others, student=student)
     save_images(path, *images_artifact(result.images, [teacher, *others], config, CPU))
     return path
 
@@ -63,11 +54,11 @@ def quantized(preset: str, images: str, teacher: Teacher, folder: Path) -> Path:
     options = {**quantizers.preset_options(preset), "num_steps": 3, "batch_size": 8, "weight_bits": 3}
     config = build(QuantizeConfig, options, {"preset": preset})
     if config.data_free:
-        network, used = quantize_without_images(teacher, config), None
+        network, used = stages.quantize_without_images(teacher, config), None
     else:
         used = load_images(image_set(images, teacher, folder))
         rows = calibration_images(used, teacher, None)
-        network = quantize_network(teacher, rows, config, CPU, torch.float32)
+        network = stages.quantize(teacher, rows, config)
     save_quantized(out, quantized_artifact(network, teacher, used, config, CPU))
     return out
 
@@ -75,8 +66,9 @@ def quantized(preset: str, images: str, teacher: Teacher, folder: Path) -> Path:
 @pytest.mark.parametrize("quantizer", list(quantizers.PRESETS))
 @pytest.mark.parametrize("synthesizer", list(synthesizers.PRESETS))
 def test_every_pair_gives_a_network_that_loads_and_tells_digits(
-    synthesizer: str, quantizer: str, teacher: Teacher, folder: Path
+    synthesizer: str, quantizer: str, digits_teacher: Teacher, folder: Path
 ):
+    teacher = digits_teacher
     out = quantized(quantizer, synthesizer, teacher, folder)
     student = load_student(teacher, load_quantized(out))
     images = load_images(image_set(synthesizer, teacher, folder)).normalized(teacher.input.mean, teacher.input.std)

@@ -8,23 +8,19 @@ from typing import Any
 
 import pytest
 import torch
-from torch import fx, nn
+from torch import nn
 
 from genie_cli.config import ModelConfig, QuantizeConfig, SynthesizeConfig, build
 from genie_cli.data.labeled import TensorImages
 from genie_cli.data.sources import open_data
-from genie_cli.evaluation.accuracy import evaluate
 from genie_cli.models.teacher import Teacher
 from genie_cli.models.zoo import load_teacher
 from genie_cli.quantization.calibration_images import calibration_images, open_image_set
-from genie_cli.quantization.data_free import quantize_without_images
 from genie_cli.quantization.presets import preset_options
-from genie_cli.quantization.quantize import QuantizedNetwork, quantize_network
-from genie_cli.student.build import insert_quantizers
-from genie_cli.synthesis.distill import synthesize_images
+from tests.support import stages
+from tests.support.students import student_of
 
 KITS = os.environ.get("GENIE_KITS")
-CPU = torch.device("cpu")
 pytestmark = [pytest.mark.kit, pytest.mark.skipif(KITS is None, reason="GENIE_KITS is not set")]
 
 
@@ -54,7 +50,7 @@ def others(teacher: Teacher, folder: Path) -> TensorImages:
 
 
 def top1(network: nn.Module, images: TensorImages) -> float:
-    return evaluate(network, images, 1000, 10, CPU).top1  # 10 at once take half the time of 50
+    return stages.evaluate(network, images, 1000, 10).top1  # 10 at once take half the time of 50
 
 
 @pytest.fixture(scope="module")
@@ -62,16 +58,12 @@ def float_top1(teacher: Teacher, others: TensorImages) -> float:
     return top1(teacher.graph, others)
 
 
-def student_of(network: QuantizedNetwork) -> fx.GraphModule:
-    return insert_quantizers(network.folded.graph, network.plan, network.weights, network.activations)
-
-
 def test_dead_channels_give_finite_images_and_a_finite_network(folder: Path):
     teacher = mobilenet(folder, input_size=64)
     synthesis = SynthesizeConfig(num_images=4, num_steps=3)
-    images = synthesize_images(teacher, synthesis, CPU, torch.bfloat16).images
+    images = stages.synthesize(teacher, synthesis, dtype=torch.bfloat16).images
     assert torch.isfinite(images).all()
-    network = quantize_network(teacher, images, QuantizeConfig(num_steps=2, batch_size=2), CPU, torch.bfloat16)
+    network = stages.quantize(teacher, images, QuantizeConfig(num_steps=2, batch_size=2), dtype=torch.bfloat16)
     assert all(torch.isfinite(weight()).all() for weight in network.weights.values())
     with torch.no_grad():
         assert torch.isfinite(student_of(network)(images)).all()
@@ -82,7 +74,7 @@ def test_eight_bits_by_mse_on_real_images_stay_near_float(
 ):
     images = open_image_set(f"imagefolder:{folder / 'images'}", teacher, 64, seed=0)
     config = build(QuantizeConfig, preset_options("mse"), {"weight_bits": 8, "activation_bits": 8})
-    network = quantize_network(teacher, calibration_images(images, teacher, 64), config, CPU, torch.float32)
+    network = stages.quantize(teacher, calibration_images(images, teacher, 64), config)
     assert top1(student_of(network), others) > float_top1 - 3
 
 
@@ -90,6 +82,6 @@ def test_without_images_eight_and_four_bits_stay_near_float(teacher: Teacher, ot
     """DFQ: W8A8 within 3 points of float; W4A8, where minmax on images has 0.2 %."""
     found = []
     for bits in (8, 4):
-        network = quantize_without_images(teacher, QuantizeConfig(weight_bits=bits, activation_bits=8))
+        network = stages.quantize_without_images(teacher, QuantizeConfig(weight_bits=bits, activation_bits=8))
         found.append(top1(student_of(network), others))
     assert float_top1 - found[0] <= 3 and found[1] > 40

@@ -12,84 +12,46 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from genie_cli.artifacts.work_folder import WorkFolder
 from genie_cli.config import ModelConfig, QuantizeConfig, SynthesizeConfig
 from genie_cli.data.labeled import TensorImages
 from genie_cli.errors import InputError, NumbersError
-from genie_cli.evaluation.accuracy import evaluate
 from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.models.teacher import Teacher
 from genie_cli.models.zoo import load_teacher
-from genie_cli.quantization import reconstruction
-from genie_cli.quantization.quantize import QuantizedNetwork, quantize_network
-from genie_cli.quantization.unit_step import UnitStep
+from genie_cli.quantization.quantize import QuantizedNetwork
 from genie_cli.runtime.progress import Event, Note
-from genie_cli.synthesis import distill
-from genie_cli.synthesis.distill import Synthesis, synthesize_images
+from genie_cli.synthesis.distill import Synthesis
+from tests.support import batches, intervals, stages, units
+from tests.support.networks import noise
+from tests.support.work import until_done
 
-CPU = torch.device("cpu")
 FAILS_AFTER = 7
 """Steps that go well."""
-
-
-class KilledError(Exception):
-    """Stands for the end of the process."""
-
-
-class Mortal(WorkFolder):
-    """Keeps the state at every chance, and dies right after so many checkpoints."""
-
-    def __init__(self, path: Path, lives: int) -> None:
-        super().__init__(path, interval=0)
-        self.lives = lives
-
-    def save_checkpoint(self, *args: Any, **others: Any) -> None:
-        super().save_checkpoint(*args, **others)
-        self.lives -= 1
-        if not self.lives:
-            raise KilledError
-
-
-@pytest.fixture(scope="module")
-def teacher() -> Teacher:
-    return load_teacher(ModelConfig(name="digits_resnet"))
 
 
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     """Makes one step's loss NaN: in bfloat16 alone, or in float32 too."""
-    monkeypatch.setattr(reconstruction, "LOG_EVERY", 5)
-    monkeypatch.setattr(distill, "LOG_EVERY", 5)
-    loss_of_unit = UnitStep.reconstruction_loss
-    loss_of_batch = distill._Batch._images_and_loss
+    intervals.log_every(monkeypatch, 5)
 
     def break_steps(always: bool) -> None:
-        def unit(self: Any, output: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-            is_bad = self._task.name == "layer2" and int(self.num_finite) == FAILS_AFTER
-            is_bad &= always or self._dtype == torch.bfloat16
-            loss, gradient = loss_of_unit(self, output, targets)
-            return (loss * torch.nan, gradient * torch.nan) if is_bad else (loss, gradient)
+        def is_bad(steps_done: int, dtype: torch.dtype) -> bool:
+            return steps_done == FAILS_AFTER and (always or dtype == torch.bfloat16)
 
-        def batch(self: Any) -> tuple[Tensor, Tensor]:
-            images, loss = loss_of_batch(self)
-            is_bad = int(self._step_index) == FAILS_AFTER and (always or self._dtype == torch.bfloat16)
-            return images, loss * (torch.nan if is_bad else 1)
-
-        monkeypatch.setattr(UnitStep, "reconstruction_loss", unit)
-        monkeypatch.setattr(distill._Batch, "_images_and_loss", batch)
+        units.spoil_losses(monkeypatch, lambda unit, *now: unit == "layer2" and is_bad(*now))
+        batches.spoil_losses(monkeypatch, is_bad)
 
     return break_steps
 
 
 def quantize(teacher: Teacher, report: Callable[[Event], None] = lambda event: None, **more: Any) -> QuantizedNetwork:
-    images = torch.randn(8, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     config = QuantizeConfig(num_steps=20, batch_size=4, weight_bits=2, activation_bits=4)
-    return quantize_network(teacher, images, config, CPU, torch.bfloat16, report, **more)
+    return stages.quantize(teacher, noise(8), config, dtype=torch.bfloat16, report=report, **more)
 
 
 def synthesize(teacher: Teacher, report: Callable[[Event], None] = lambda event: None, **more: Any) -> Synthesis:
     config = SynthesizeConfig(num_images=4, batch_size=4, num_steps=20)
-    return synthesize_images(teacher, config, CPU, torch.bfloat16, report, **more)
+    return stages.synthesize(teacher, config, dtype=torch.bfloat16, report=report, **more)
 
 
 def numbers(result: QuantizedNetwork | Synthesis) -> list[Tensor]:
@@ -100,10 +62,10 @@ def numbers(result: QuantizedNetwork | Synthesis) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(("run", "name"), [(synthesize, "Batch 1"), (quantize, "Unit 'layer2'")])
-def test_a_bad_step_is_named_and_tried_again_in_float32(run: Any, name: str, teacher: Teacher, broken: Any):
+def test_a_bad_step_is_named_and_tried_again_in_float32(run: Any, name: str, digits_teacher: Teacher, broken: Any):
     broken(False)
     events: list[Event] = []
-    result = run(teacher, events.append)
+    result = run(digits_teacher, events.append)
     (note,) = [event for event in events if isinstance(event, Note)]
     assert note.warning and note.message.startswith(f"{name}: the loss is NaN or infinite at step {FAILS_AFTER + 1}")
     assert note.message.endswith("tried again in float32.")
@@ -111,42 +73,30 @@ def test_a_bad_step_is_named_and_tried_again_in_float32(run: Any, name: str, tea
 
 
 @pytest.mark.parametrize(("run", "name"), [(synthesize, "Batch 1"), (quantize, "Unit 'layer2'")])
-def test_what_fails_in_float32_too_is_reported(run: Any, name: str, teacher: Teacher, broken: Any):
+def test_what_fails_in_float32_too_is_reported(run: Any, name: str, digits_teacher: Teacher, broken: Any):
     broken(True)
     with pytest.raises(NumbersError, match=f"^{name}: .* at step {FAILS_AFTER + 1}[^0-9]") as raised:
-        run(teacher)
+        run(digits_teacher)
     assert raised.value.exit_code == 6
 
 
 @pytest.mark.parametrize(("run", "lives"), [(synthesize, 3), (synthesize, 1000), (quantize, 8)])
 def test_the_second_try_does_not_depend_on_checkpoints(
-    run: Any, lives: int, teacher: Teacher, broken: Any, tmp_path: Path
+    run: Any, lives: int, digits_teacher: Teacher, broken: Any, tmp_path: Path
 ):
     """Those of the first try would lead it elsewhere, and come by the clock; its own go on after a kill."""
     broken(False)
-    whole = numbers(run(teacher))
-    for deaths in range(30):  # noqa: B007
-        try:
-            result = numbers(run(teacher, work=Mortal(tmp_path, lives)))
-            break
-        except KilledError:
-            continue
-    assert all(torch.equal(a, b) for a, b in zip(result, whole, strict=True))
+    whole = numbers(run(digits_teacher))
+    result, deaths = until_done(lambda work: run(digits_teacher, work=work), tmp_path, lives)
+    assert all(torch.equal(a, b) for a, b in zip(numbers(result), whole, strict=True))
     assert (lives < 1000) == (deaths > 1)
     assert not list(tmp_path.glob("*checkpoint*"))
 
 
-def test_gradients_of_the_last_step_count(teacher: Teacher, monkeypatch: pytest.MonkeyPatch):
-    step = UnitStep._learn
-
-    def poisoned(self: Any, *inputs: Any) -> None:
-        step(self, *inputs)
-        if self._task.name == "layer1" and int(self.num_finite) == 20:
-            self._parameters.offsets.data[0] = torch.nan
-
-    monkeypatch.setattr(UnitStep, "_learn", poisoned)
+def test_gradients_of_the_last_step_count(digits_teacher: Teacher, monkeypatch: pytest.MonkeyPatch):
+    units.spoil_offsets(monkeypatch, "layer1", 20)
     with pytest.raises(NumbersError, match=r"Unit 'layer1': the gradients .* step 20, and the step sizes of 'layer1"):
-        quantize(teacher)
+        quantize(digits_teacher)
 
 
 FACTORY = """
@@ -183,18 +133,20 @@ def overflowing(teacher: Teacher, by: float) -> Any:
     return graph
 
 
-def test_values_that_overflow_are_caught_in_calibration(teacher: Teacher):
-    broken = replace(teacher, graph=overflowing(teacher, 1e38))
+def test_values_that_overflow_are_caught_in_calibration(digits_teacher: Teacher):
+    broken = replace(digits_teacher, graph=overflowing(digits_teacher, 1e38))
     with pytest.raises(NumbersError, match="'layer2"):
         quantize(broken)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_bad_logits_are_named_by_batch_and_layer(dtype: torch.dtype, teacher: Teacher):
-    images = TensorImages(torch.full((6, 1, 16, 16), 200, dtype=torch.uint8), torch.zeros(6).long(), teacher.input)
+def test_bad_logits_are_named_by_batch_and_layer(dtype: torch.dtype, digits_teacher: Teacher):
+    images = TensorImages(
+        torch.full((6, 1, 16, 16), 200, dtype=torch.uint8), torch.zeros(6).long(), digits_teacher.input
+    )
     events: list[Event] = []
     with pytest.raises(NumbersError, match=r"Batch 1 .*logits of 4 of 4 images .* at layer 'layer2"):
-        evaluate(overflowing(teacher, 1e38), images, 10, 4, CPU, dtype, report=events.append)
+        stages.evaluate(overflowing(digits_teacher, 1e38), images, 10, 4, dtype=dtype, report=events.append)
     assert sum(isinstance(event, Note) for event in events) == (dtype != torch.float32)
 
 
@@ -206,9 +158,11 @@ class OnlyFloat32(nn.Module):
         return logits / 0 if torch.is_autocast_enabled("cpu") else logits
 
 
-def test_logits_are_tried_again_in_float32(teacher: Teacher):
-    images = TensorImages(torch.arange(6 * 256).view(6, 1, 16, 16).to(torch.uint8), torch.full((6,), 2), teacher.input)
+def test_logits_are_tried_again_in_float32(digits_teacher: Teacher):
+    images = TensorImages(
+        torch.arange(6 * 256).view(6, 1, 16, 16).to(torch.uint8), torch.full((6,), 2), digits_teacher.input
+    )
     events: list[Event] = []
-    result = evaluate(OnlyFloat32(), images, 3, 3, CPU, torch.bfloat16, report=events.append)
+    result = stages.evaluate(OnlyFloat32(), images, 3, 3, dtype=torch.bfloat16, report=events.append)
     assert result.top1 == 100
     assert [event.message[:7] for event in events if isinstance(event, Note)] == ["Batch 1", "Batch 2"]

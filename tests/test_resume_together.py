@@ -14,27 +14,22 @@ import torch
 from torch import Tensor
 
 from genie_cli.artifacts import work_folder
-from genie_cli.artifacts.work_folder import NO_WORK, Saved, Work, WorkFolder
-from genie_cli.config import ModelConfig, QuantizeConfig, SynthesizeConfig, build
+from genie_cli.artifacts.work_folder import NO_WORK, Work, WorkFolder
+from genie_cli.config import QuantizeConfig, SynthesizeConfig, build
 from genie_cli.errors import DiskFullError, GenieError, WorkerError
 from genie_cli.models.teacher import Teacher
-from genie_cli.models.zoo import load_teacher
 from genie_cli.quantization import presets as quantizers
-from genie_cli.quantization import reconstruction
-from genie_cli.quantization.quantize import QuantizedNetwork, quantize_network
+from genie_cli.quantization.quantize import QuantizedNetwork
 from genie_cli.quantization.unit_state import unpack_unit
-from genie_cli.runtime import determinism
 from genie_cli.runtime.distribution import SOLO, Workers
 from genie_cli.synthesis import presets as synthesizers
-from genie_cli.synthesis.distill import Synthesis, synthesize_images
+from genie_cli.synthesis.distill import Synthesis
+from tests.support import CPU, intervals, stages
+from tests.support.networks import noise
+from tests.support.work import KilledError, TornFolder
 
-CPU = torch.device("cpu")
 EVERY = 5
 """Steps between two chances for a checkpoint."""
-
-
-class KilledError(Exception):
-    """Stands for the end of a process."""
 
 
 @dataclass(frozen=True)
@@ -100,29 +95,6 @@ def together(size: int, run: Callable[[Workers], Any]) -> list[Any]:
     return outcomes
 
 
-class MortalFolder(WorkFolder):
-    """Dies instead of the checkpoint after so many; tells what it went on from."""
-
-    def __init__(self, path: Path, lives: float = math.inf) -> None:
-        super().__init__(path, interval=0)
-        self.lives = lives
-        self.found: dict[str, int] = {}
-
-    def checkpoint(self, name: str, workers: Workers = SOLO) -> Saved | None:
-        saved = super().checkpoint(name, workers)
-        if saved is not None:
-            self.found[name] = saved.facts["step"]
-        return saved
-
-    def save_checkpoint(
-        self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], workers: Workers = SOLO
-    ) -> None:
-        self.lives -= 1
-        if self.lives < 0:
-            raise KilledError
-        super().save_checkpoint(name, tensors, facts, workers)
-
-
 def save(folder: Path, steps: list[int], workers: Workers) -> None:
     work = WorkFolder(folder)
     work.checkpoint("unit0", workers)
@@ -155,7 +127,7 @@ def test_one_killed_before_its_write_leaves_a_step_in_common(late: int, tmp_path
     for step in steps:  # each time one writes and the other does not; then both, from the step in common
 
         def torn(workers: Workers, step: int = step) -> None:
-            work = MortalFolder(tmp_path, lives=workers.rank != late)
+            work = TornFolder(tmp_path, lives=workers.rank != late)
             work.checkpoint("unit0", workers)
             work.save_checkpoint("unit0", {"x": torch.tensor([-step, workers.rank])}, {"step": step}, workers)
 
@@ -215,22 +187,17 @@ def test_the_first_says_for_all_when_one_is_due(tmp_path: Path) -> None:
 # --- quantization
 
 
-@pytest.fixture(scope="module")
-def teacher() -> Teacher:
-    return load_teacher(ModelConfig(name="digits_resnet"))
-
-
 @pytest.fixture
-def quantize(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> Callable[..., QuantizedNetwork]:
+def quantize(digits_teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> Callable[..., QuantizedNetwork]:
     """Quantize on this worker's share of the images."""
-    monkeypatch.setattr(reconstruction, "LOG_EVERY", EVERY)
-    monkeypatch.setattr(determinism, "MASK_POOL", 1 << 16)
-    images = torch.randn(12, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    intervals.log_every(monkeypatch, EVERY)
+    intervals.mask_pool(monkeypatch, 1 << 16)
+    images = noise(12)
 
     def run(workers: Workers, work: Work, **more: Any) -> QuantizedNetwork:
         options = {**quantizers.preset_options("genie-m"), "batch_size": 4, "weight_bits": 3, **more}
         config, own = build(QuantizeConfig, options), images[list(workers.share(len(images)))]
-        return quantize_network(teacher, own, config, CPU, torch.float32, workers=workers, work=work)
+        return stages.quantize(digits_teacher, own, config, workers=workers, work=work)
 
     return run
 
@@ -253,7 +220,7 @@ def test_quantization_goes_on_to_the_same_network(
     while resumed is None:  # each time from one checkpoint to the next: the mortal one dies before its write
 
         def run(workers: Workers) -> QuantizedNetwork:
-            return quantize(workers, MortalFolder(tmp_path, 1 if workers.rank == mortal else math.inf), **more)
+            return quantize(workers, TornFolder(tmp_path, 1 if workers.rank == mortal else math.inf), **more)
 
         try:
             resumed = together(2, run)
@@ -273,10 +240,10 @@ def test_another_number_of_processes_keeps_units_and_starts_the_one_at_work_anew
 ) -> None:
     steps = 11  # two checkpoints a unit
     with pytest.raises(KilledError):
-        together(2, lambda workers: quantize(workers, MortalFolder(tmp_path, 3), num_steps=steps))
+        together(2, lambda workers: quantize(workers, TornFolder(tmp_path, 3), num_steps=steps))
     finished = WorkFolder(tmp_path).part("unit0")
     assert finished is not None and WorkFolder(tmp_path).num_parts() == 1
-    work = MortalFolder(tmp_path)
+    work = TornFolder(tmp_path)
     network = quantize(SOLO, work, num_steps=steps)
     assert work.found == {}
     for name, weight in unpack_unit(finished, CPU)[0].items():
@@ -291,18 +258,18 @@ def test_another_number_of_processes_keeps_units_and_starts_the_one_at_work_anew
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_batches_go_on_whoever_works_on_them(size: int, teacher: Teacher, tmp_path: Path) -> None:
+def test_batches_go_on_whoever_works_on_them(size: int, digits_teacher: Teacher, tmp_path: Path) -> None:
     options = {**synthesizers.preset_options("genie"), "num_steps": 25, "num_images": 8, "batch_size": 2}
     config = build(SynthesizeConfig, options)
 
     def run(workers: Workers, work: Work) -> Synthesis:
-        return synthesize_images(teacher, config, CPU, torch.float32, workers=workers, work=work)
+        return stages.synthesize(digits_teacher, config, workers=workers, work=work)
 
     whole = run(SOLO, NO_WORK)
     for rank in range(2):  # each in the middle of its second batch
         with pytest.raises(KilledError):
-            run(Workers(rank, 2), MortalFolder(tmp_path, 5))
-    works = [MortalFolder(tmp_path) for _ in range(size)]
+            run(Workers(rank, 2), TornFolder(tmp_path, 5))
+    works = [TornFolder(tmp_path) for _ in range(size)]
     assert works[0].num_parts() == 2
     for result in together(size, lambda workers: run(workers, works[workers.rank])):
         assert torch.equal(result.images, whole.images)

@@ -47,21 +47,18 @@ import contextlib, io, json, os, sys
 import torch
 from genie_cli.app import app
 from genie_cli.artifacts.work_folder import WorkFolder
-from genie_cli.evaluation import accuracy
-from genie_cli.quantization import quantize as library
+from tests.support import stages
 
-rank, quantize_network = os.environ["RANK"], library.quantize_network
+rank = os.environ["RANK"]
 save, find, saved, found = WorkFolder.save_checkpoint, WorkFolder.checkpoint, [], {}
 
 
-def recorded(*args):
-    network = quantize_network(*args)
+def record(network):
     codes = {f"{name}.{key}": value for name, weight in network.weights.items()
              for key, value in weight.state_dict().items()}
     steps = {name: (float(site.step_size), site.format.signed) for name, site in network.activations.items()}
     reports = [(unit.num_steps, unit.relative_error, unit.held_out_error) for unit in network.units]
     torch.save((codes, steps, reports), f"network{rank}-{number}.pt")
-    return network
 
 
 def saved_or_cut(self, part, *args):
@@ -80,12 +77,12 @@ def find_and_tell(self, part, *args):
 
 
 WorkFolder.save_checkpoint, WorkFolder.checkpoint = saved_or_cut, find_and_tell
-library.quantize_network = recorded
+stages.listen_to_quantization(record)
 results = {}
 for number, (name, arguments, port) in enumerate(json.load(open("commands.json"))):
     os.environ["MASTER_PORT"] = port
     if name == "loss" and rank == "1":
-        accuracy.evaluate = lambda *args: os._exit(9)
+        stages.replace_evaluation(lambda *args, **options: os._exit(9))
     out, err, code = io.StringIO(), io.StringIO(), None
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:

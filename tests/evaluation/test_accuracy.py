@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from genie_cli.data.labeled import LabeledImages
-from genie_cli.evaluation.accuracy import STAGE, Evaluation, evaluate
+from genie_cli.evaluation.accuracy import STAGE, Evaluation
 from genie_cli.runtime.distribution import Workers
 from genie_cli.runtime.progress import Advanced, Event, Note, StageFinished, StageStarted
-
-CPU = torch.device("cpu")
+from tests.support.stages import evaluate
 
 
 class Numbered(LabeledImages):
@@ -88,7 +87,6 @@ def test_against_numpy(seed: int, num_images: int, num_classes: int, batch_size:
         Numbered(torch.from_numpy(labels)),
         num_classes,
         batch_size,
-        CPU,
         teacher=Lookup(teacher) if teacher is not None else None,
     )
     expected = oracle(logits, labels, teacher)
@@ -112,7 +110,7 @@ def test_by_hand() -> None:
     teacher = logits.copy()
     teacher[1] = [1, 2, 3, 4, 5, 6]  # says 5
     data = Numbered(torch.tensor([0, 5, 1, 1]), ["a", "b", "c", "d", "e", "f"])
-    assert evaluate(Lookup(logits), data, 6, 3, CPU, teacher=Lookup(teacher)) == Evaluation(
+    assert evaluate(Lookup(logits), data, 6, 3, teacher=Lookup(teacher)) == Evaluation(
         num_images=4,
         top1=50.0,
         top5=75.0,
@@ -135,18 +133,18 @@ def test_json_of_a_student_and_of_a_teacher() -> None:
 
 def test_shares_have_four_decimals() -> None:
     data = Numbered(torch.tensor([0, 0, 0]))
-    result = evaluate(Lookup(np.array([[1.0, 0], [0, 1], [0, 1]])), data, 2, 3, CPU)
+    result = evaluate(Lookup(np.array([[1.0, 0], [0, 1], [0, 1]])), data, 2, 3)
     assert (result.top1, result.per_class) == (33.3333, {"0": 33.3333})
 
 
 def test_fewer_than_five_classes_are_all_in_the_top() -> None:
     data = Numbered(torch.tensor([0, 1, 2, 2]))
-    assert evaluate(Lookup(np.eye(4)[:, :3]), data, 3, 2, CPU).top5 == 100.0
+    assert evaluate(Lookup(np.eye(4)[:, :3]), data, 3, 2).top5 == 100.0
 
 
 def test_batches_and_progress() -> None:
     network, events = Lookup(np.eye(5)), list[Event]()
-    evaluate(network, Numbered(torch.tensor([0, 1, 2, 3, 0])), 5, 2, CPU, report=events.append)
+    evaluate(network, Numbered(torch.tensor([0, 1, 2, 3, 0])), 5, 2, report=events.append)
     assert network.batch_sizes == [2, 2, 1]
     assert events == [
         StageStarted(STAGE, 5, "images"),
@@ -171,8 +169,8 @@ def test_memory_that_runs_out_changes_nothing_but_the_pieces() -> None:
     logits, teacher = distinct_logits(rng, 20, 6), distinct_logits(rng, 20, 6)
     data = Numbered(torch.from_numpy(rng.integers(0, 6, 20)))
     short = Short(logits)
-    result = evaluate(short, data, 6, 9, CPU, teacher=Short(teacher), report=events.append)
-    assert result == evaluate(Lookup(logits), data, 6, 9, CPU, teacher=Lookup(teacher))
+    result = evaluate(short, data, 6, 9, teacher=Short(teacher), report=events.append)
+    assert result == evaluate(Lookup(logits), data, 6, 9, teacher=Lookup(teacher))
     assert sum(short.batch_sizes) == 20
     notes = [event for event in events if isinstance(event, Note)]
     assert notes == [Note("9 images at once do not fit into memory: going on with fewer.", warning=True)]
@@ -189,7 +187,7 @@ def test_a_process_takes_whole_batches_of_its_own() -> None:
     """Batches 1 and 4 of five: images 2, 3 and 8."""
     network, events = Lookup(np.eye(9)), list[Event]()
     data = Numbered(torch.tensor([0, 1, 2, 4, 4, 5, 6, 7, 8]))
-    result = evaluate(network, data, 9, 2, CPU, report=events.append, workers=Second(1, 3))
+    result = evaluate(network, data, 9, 2, report=events.append, workers=Second(1, 3))
     assert network.batch_sizes == [2, 1]
     assert (result.num_images, result.top1) == (9, 22.2222)
     assert result.per_class == {"2": 100.0, "4": 0.0, "8": 100.0}
@@ -199,7 +197,7 @@ def test_a_process_takes_whole_batches_of_its_own() -> None:
 
 def test_a_process_without_batches_counts_nothing() -> None:
     network = Lookup(np.eye(2))
-    result = evaluate(network, Numbered(torch.tensor([0, 1])), 2, 2, CPU, workers=Second(1, 3))
+    result = evaluate(network, Numbered(torch.tensor([0, 1])), 2, 2, workers=Second(1, 3))
     assert network.batch_sizes == []
     assert (result.top1, result.per_class) == (0.0, {})
 
@@ -221,5 +219,5 @@ class Watching(nn.Module):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_arithmetic(dtype: torch.dtype) -> None:
     network, teacher = Watching(), Watching()
-    evaluate(network, Numbered(torch.tensor([0, 1, 0])), 2, 2, CPU, dtype, teacher)
+    evaluate(network, Numbered(torch.tensor([0, 1, 0])), 2, 2, dtype=dtype, teacher=teacher)
     assert network.seen == teacher.seen == [(dtype, True)] * 2

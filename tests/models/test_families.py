@@ -23,14 +23,13 @@ from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.subgraph import extract
 from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.models.zoo import load_architecture
-from genie_cli.quantization.activation_store import ActivationPool
-from genie_cli.quantization.calibration import calibrate_sites
 from genie_cli.quantization.units import reconstruction_units
 from genie_cli.student.build import insert_quantizers
 from genie_cli.student.formats import weight_format
 from genie_cli.student.grid import minmax_weight_grid
 from genie_cli.student.modules import IntegerWeight
 from genie_cli.student.protocol import PROTOCOLS, assign_bits
+from tests.support import stages
 
 NUM_IMAGES = 8
 FOLDING_BOUND = 1e-3
@@ -172,12 +171,8 @@ def quantize_to_nearest(case: Case, bits: int) -> fx.GraphModule:
     """Every layer and site at `bits`, full ranges, nearest rounding."""
     folded = case.folded.graph
     plan = assign_bits(folded, PROTOCOLS["ait"], bits, bits)
-    nodes = data_nodes(folded)
     config = QuantizeConfig(activation_range="minmax")
-    with ActivationPool(torch.device("cpu"), 0, 1 << 30) as pool:
-        store = pool.allocate(tuple(case.images.shape))
-        store.write(0, case.images)
-        activations = calibrate_sites(folded, nodes[1:], nodes[0], plan.activations, store, config, rows=8)
+    activations = stages.calibrate(folded, plan.activations, case.images, config, rows=8)
     weights = {}
     for layer in weight_layers(folded):
         weight = get_tensor(folded, layer.weight_key)

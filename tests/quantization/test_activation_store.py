@@ -24,8 +24,8 @@ from genie_cli.errors import InputError
 from genie_cli.quantization import activation_store
 from genie_cli.quantization.activation_store import ActivationPool, ActivationStore
 from genie_cli.runtime.progress import Event, Note
+from tests.support import CPU
 
-CPU = torch.device("cpu")
 PLENTY = 1 << 40
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -7,36 +7,34 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genie_cli.config import InputSpec, QuantizeConfig
+from genie_cli.config import QuantizeConfig
 from genie_cli.data.sources import open_data
 from genie_cli.errors import InputError, UsageError
-from genie_cli.evaluation.accuracy import evaluate
 from genie_cli.models.graph.equalization import add_channel_clips, equalize, has_channel_clips
 from genie_cli.models.graph.folding import fold_batch_norms
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.tensors import get_tensor, named_tensors, set_tensor
 from genie_cli.models.teacher import Teacher, make_teacher
 from genie_cli.quantization import data_free
-from genie_cli.quantization.data_free import expected_shift, quantize_without_images
-from genie_cli.quantization.quantize import QuantizedNetwork, quantize_network
+from genie_cli.quantization.data_free import expected_shift
+from genie_cli.quantization.quantize import QuantizedNetwork
 from genie_cli.runtime.progress import Advanced, Event, StageFinished, StageStarted
 from genie_cli.student.build import insert_quantizers
 from genie_cli.student.formats import activation_format, weight_format
 from genie_cli.student.grid import minmax_weight_grid
+from tests.support import stages
+from tests.support.networks import noise, plain_input
+from tests.support.stages import quantize_without_images
+from tests.support.students import student_of
 
-CPU = torch.device("cpu")
-SPEC = InputSpec(num_channels=3, size=8, mean=(0.0,) * 3, std=(1.0,) * 3)
-
-
-def student_of(network: QuantizedNetwork) -> fx.GraphModule:
-    return insert_quantizers(network.folded.graph, network.plan, network.weights, network.activations).eval()
+SPEC = plain_input(3, 8)
 
 
 def images(count: int = 256, seed: int = 7) -> Tensor:
-    return torch.randn((count, 3, 8, 8), generator=torch.Generator().manual_seed(seed))
+    return noise(count, 3, 8, seed)
 
 
 class Separable(nn.Module):
@@ -91,7 +89,7 @@ def test_embedded_network_keeps_its_accuracy(
     data = open_data("digits", digits_teacher.input)
     config = QuantizeConfig(weight_bits=bits[0], activation_bits=bits[1], weight_range=weight_range)
     student = student_of(quantize_without_images(digits_teacher, config))
-    result = evaluate(student, data, 10, 128, CPU, teacher=digits_teacher.graph)
+    result = stages.evaluate(student, data, 10, 128, teacher=digits_teacher.graph)
     assert result.teacher_top1 is not None and result.top1 >= result.teacher_top1 - most
 
 
@@ -102,7 +100,7 @@ def test_equalization_pays_on_uneven_channels(activation: type[nn.Module]):
     config = QuantizeConfig(weight_bits=4, activation_bits=8, protocol="ait", weight_range="minmax")
     found = error(teacher, quantize_without_images(teacher, config))
     options = {**config.model_dump(), "reconstruct": False, "activation_range": "minmax"}
-    minmax = error(teacher, quantize_network(teacher, images(), QuantizeConfig(**options), CPU, torch.float32))
+    minmax = error(teacher, stages.quantize(teacher, images(), QuantizeConfig(**options)))
     plain = error(teacher, quantize_without_images(teacher, config.model_copy(update={"equalize": False})))
     assert found < 0.5 * minmax and found < 0.5 * plain
 
@@ -284,7 +282,7 @@ def test_teacher_is_left_alone_and_runs_repeat(digits_teacher: Teacher):
 
 def test_progress(digits_teacher: Teacher):
     events: list[Event] = []
-    quantize_without_images(digits_teacher, QuantizeConfig(), events.append)
+    quantize_without_images(digits_teacher, QuantizeConfig(), report=events.append)
     assert events[0] == StageStarted("quantize", 10, "layers") and events[-1] == StageFinished("quantize")
     assert [event.done for event in events if isinstance(event, Advanced)] == list(range(1, 11))
 

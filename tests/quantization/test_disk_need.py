@@ -18,15 +18,14 @@ from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.models.teacher import Teacher
 from genie_cli.quantization import presets
 from genie_cli.quantization.activation_store import ActivationPool
-from genie_cli.quantization.data_free import quantize_without_images
 from genie_cli.quantization.disk_need import activations_on_disk, checkpoint_bytes, parts_bytes, quantization_need
 from genie_cli.quantization.export import to_artifact
 from genie_cli.quantization.memory_budget import ActivationBudget, numel_an_image
-from genie_cli.quantization.quantize import quantize_network
 from genie_cli.quantization.units import reconstruction_units
 from genie_cli.student.protocol import assign_bits, find_protocol
+from tests.support import CPU, stages
+from tests.support.networks import noise
 
-CPU = torch.device("cpu")
 NUM_IMAGES = 12
 
 
@@ -63,9 +62,9 @@ def test_sizes_are_those_of_the_files(
             f"genie_cli.quantization.{module}.activation_budget", lambda *_: ActivationBudget(0, memory)
         )
     config = configured(preset, **more)
-    images = torch.randn(NUM_IMAGES, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    images = noise(NUM_IMAGES)
     work = measured_work
-    network = quantize_network(digits_teacher, images, config, CPU, dtype, work=work)
+    network = stages.quantize(digits_teacher, images, config, dtype=dtype, work=work)
     save_quantized(tmp_path / "out", to_artifact(network, digits_teacher, None, config, CPU))
 
     need = quantization_need(digits_teacher, config, CPU, dtype, NUM_IMAGES)
@@ -78,10 +77,7 @@ def test_sizes_are_those_of_the_files(
 @pytest.mark.parametrize("preset", ["minmax", "dfq"])
 def test_what_learns_nothing_keeps_nothing_but_its_output(preset: str, digits_teacher: Teacher, tmp_path: Path):
     config = configured(preset)
-    if config.data_free:
-        network = quantize_without_images(digits_teacher, config)
-    else:
-        network = quantize_network(digits_teacher, torch.zeros(2, 1, 16, 16), config, CPU, torch.float32)
+    network = stages.quantize_as_configured(digits_teacher, torch.zeros(2, 1, 16, 16), config)
     save_quantized(tmp_path / "out", to_artifact(network, digits_teacher, None, config, CPU))
     size = folder_size(tmp_path / "out")
     assert 0.97 * size <= quantization_need(digits_teacher, config, CPU, torch.float32, 2).beside_output <= 1.3 * size

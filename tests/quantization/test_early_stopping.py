@@ -9,27 +9,22 @@ import torch
 from torch import Tensor
 
 from genie_cli.config import QuantizeConfig
-from genie_cli.data.digits import split
-from genie_cli.data.normalize import normalize_pixels
 from genie_cli.models.teacher import Teacher
-from genie_cli.quantization import unit_learning
 from genie_cli.quantization.early_stopping import EarlyStopping
-from genie_cli.quantization.quantize import QuantizedNetwork, held_out_share, quantize_network
-from genie_cli.quantization.reconstruction import LOG_EVERY, learn_unit
-from genie_cli.quantization.unit_task import UnitTask
-
-CPU = torch.device("cpu")
+from genie_cli.quantization.quantize import QuantizedNetwork, held_out_share
+from tests.support import stages
+from tests.support.networks import digit_images
+from tests.support.units import Learn, UnitTask, around_each_unit
 
 
 @pytest.fixture(scope="module")
-def digits(digits_teacher: Teacher) -> Tensor:
-    images, _ = split(train=True)
-    return normalize_pixels(images[:48], digits_teacher.input)
+def digits() -> Tensor:
+    return digit_images(48)
 
 
 def quantize(teacher: Teacher, images: Tensor, **options: Any) -> QuantizedNetwork:
     config = QuantizeConfig(**{"num_steps": 20, "weight_bits": 2, "activation_bits": 4, **options})
-    return quantize_network(teacher, images, config, CPU, torch.float32)
+    return stages.quantize(teacher, images, config)
 
 
 def test_patience_without_a_share_takes_one_and_nothing_else_does():
@@ -44,16 +39,16 @@ def test_held_out_images_are_never_trained_on(digits_teacher: Teacher, digits: T
     trained: list[set[int]] = []
     held: list[set[int]] = []
 
-    def wrapped(task: UnitTask, *others: Any) -> int:
+    def watched(task: UnitTask, learn: Learn) -> int:
         rows: set[int] = set()
         gather = task.targets.gather
         monkeypatch.setattr(task.targets, "gather", lambda chosen: rows.update(chosen.tolist()) or gather(chosen))
-        taken = learn_unit(task, *others)
+        taken = learn(task)
         trained.append(rows)
         held.append(set(task.held_out.tolist()))
         return taken
 
-    monkeypatch.setattr(unit_learning, "learn_unit", wrapped)
+    around_each_unit(monkeypatch, watched)
     network = quantize(digits_teacher, digits, holdout=0.25, batch_size=8)
     assert all(len(rows) == 12 and rows == held[0] for rows in held)
     assert all(rows == set(range(48)) - held[0] for rows in trained)
@@ -83,7 +78,7 @@ def test_a_unit_that_improves_goes_on(digits_teacher: Teacher, digits: Tensor):
 
 
 def test_the_best_state_is_kept_and_small_gains_do_not_count():
-    stopping = EarlyStopping(QuantizeConfig(num_steps=100, patience=6, warmup=0.0), LOG_EVERY)
+    stopping = EarlyStopping(QuantizeConfig(num_steps=100, patience=6, warmup=0.0), 50)
     assert [step for step in range(1, 10) if stopping.is_due(step)] == [3, 6, 9]
     losses = {3: 1.0, 6: 0.5, 9: 0.4999, 12: 0.6}
     over = [stopping.is_over(step, loss, lambda s=step: [torch.tensor(s)]) for step, loss in losses.items()]

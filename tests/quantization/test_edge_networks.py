@@ -13,18 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from genie_cli.artifacts.quantized import load_quantized, save_quantized
-from genie_cli.config import InputSpec, QuantizeConfig, SynthesizeConfig, build
+from genie_cli.config import QuantizeConfig, SynthesizeConfig, build
 from genie_cli.models.teacher import Teacher, make_teacher
-from genie_cli.quantization.data_free import quantize_without_images
 from genie_cli.quantization.export import to_artifact
 from genie_cli.quantization.presets import preset_options
-from genie_cli.quantization.quantize import QuantizedNetwork, quantize_network
-from genie_cli.student.build import insert_quantizers
+from genie_cli.quantization.quantize import QuantizedNetwork
 from genie_cli.student.load import load_student
-from genie_cli.synthesis.distill import synthesize_images
-
-CPU = torch.device("cpu")
-SPEC = InputSpec(num_channels=3, size=8, mean=(0.0,) * 3, std=(1.0,) * 3)
+from tests.support import CPU, stages
+from tests.support.networks import noise, plain_input
+from tests.support.students import student_of
 
 
 class Net(nn.Module):
@@ -113,29 +110,23 @@ networks = pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS.keys(
 
 @cache
 def teacher_of(make: Callable[[], nn.Module]) -> Teacher:
-    return make_teacher("edge", make().eval(), SPEC)
+    return make_teacher("edge", make().eval(), plain_input(3, 8))
 
 
 def quantize(teacher: Teacher, images: Tensor, preset: str, weight_bits: int = 2, **options: Any) -> QuantizedNetwork:
     own = {"weight_bits": weight_bits, "activation_bits": 4 if weight_bits == 2 else 8, "num_steps": 3, **options}
     config = build(QuantizeConfig, preset_options(preset), {**own, "preset": preset, "batch_size": 4})
-    if config.data_free:
-        return quantize_without_images(teacher, config)
-    return quantize_network(teacher, images, config, CPU, torch.float32)
+    return stages.quantize_as_configured(teacher, images, config)
 
 
 def draw_images() -> Tensor:
-    return torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-
-
-def student_of(network: QuantizedNetwork) -> nn.Module:
-    return insert_quantizers(network.folded.graph, network.plan, network.weights, network.activations).eval()
+    return noise(8, 3, 8, seed=1)
 
 
 @networks
 def test_synthesis_is_finite(make: Callable[[], nn.Module]):
     config = SynthesizeConfig(num_images=4, batch_size=4, num_steps=4)
-    result = synthesize_images(teacher_of(make), config, CPU, torch.float32)
+    result = stages.synthesize(teacher_of(make), config)
     assert result.images.isfinite().all() and result.images.std() > 0
     assert all(math.isfinite(row.loss) for row in result.log)
 

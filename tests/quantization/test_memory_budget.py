@@ -8,17 +8,15 @@ import pytest
 import torch
 
 from genie_cli.config import QuantizeConfig
-from genie_cli.data.digits import split
-from genie_cli.data.normalize import normalize_pixels
 from genie_cli.errors import UsageError
 from genie_cli.models.graph.cuts import data_nodes
 from genie_cli.models.graph.folding import fold_batch_norms
 from genie_cli.models.teacher import Teacher
 from genie_cli.quantization.memory_budget import _working_set, activation_budget, rows_at_once
-from genie_cli.quantization.quantize import QuantizedNetwork, quantize_network
+from genie_cli.quantization.quantize import QuantizedNetwork
 from genie_cli.quantization.units import reconstruction_units
-
-CPU = torch.device("cpu")
+from tests.support import CPU, stages
+from tests.support.networks import digit_images
 
 
 def needed(teacher: Teacher, batch_size: int) -> int:
@@ -58,11 +56,11 @@ def test_large_tensors_pass_a_few_at_a_time(digits_teacher: Teacher):
 
 
 def test_where_activations_lie_does_not_change_the_network(digits_teacher: Teacher):
-    images = normalize_pixels(split(train=True)[0][:40], digits_teacher.input)
+    images = digit_images(40)
 
     def run(limit: int) -> QuantizedNetwork:
         config = QuantizeConfig(num_steps=5, batch_size=8, memory_limit=limit)
-        return quantize_network(digits_teacher, images, config, CPU, torch.float32)
+        return stages.quantize(digits_teacher, images, config)
 
     on_host, on_disk = run(1 << 30), run(needed(digits_teacher, 8))
     assert on_host.memory["disk"] == 0 < on_disk.memory["disk"] and on_disk.memory["host"] == 0 < on_host.memory["host"]

@@ -10,16 +10,13 @@ from torch import Tensor, fx
 
 from genie_cli.artifacts.work_folder import NO_WORK, Saved, Work
 from genie_cli.config import QuantizeConfig
-from genie_cli.data.digits import split
-from genie_cli.data.normalize import normalize_pixels
 from genie_cli.models.teacher import Teacher
-from genie_cli.quantization import calibration, reconstruction
 from genie_cli.quantization.micro_batches import MicroBatches
-from genie_cli.quantization.quantize import QuantizedNetwork, quantize_network
-from genie_cli.quantization.unit_step import UnitStep
+from genie_cli.quantization.quantize import QuantizedNetwork
 from genie_cli.runtime.progress import Event, Note
+from tests.support import intervals, stages, units
+from tests.support.networks import digit_images
 
-CPU = torch.device("cpu")
 EXACT = {
     "drop_prob": 0.0, "weight_bits": 3, "activation_bits": 4, "num_steps": 8, "batch_size": 16,
     "weight_range": "minmax", "activation_range": "minmax",
@@ -28,9 +25,8 @@ EXACT = {
 
 
 @pytest.fixture(scope="module")
-def digits(digits_teacher: Teacher) -> Tensor:
-    images, _ = split(train=True)
-    return normalize_pixels(images[:32], digits_teacher.input)
+def digits() -> Tensor:
+    return digit_images(32)
 
 
 @pytest.fixture
@@ -42,33 +38,11 @@ def quantize(
     teacher: Teacher, images: Tensor, events: list[Event], work: Work = NO_WORK, **options: Any
 ) -> QuantizedNetwork:
     config = QuantizeConfig(**{**EXACT, **options})
-    return quantize_network(teacher, images, config, CPU, torch.float32, events.append, work=work)
+    return stages.quantize(teacher, images, config, report=events.append, work=work)
 
 
 def notes(events: list[Event]) -> list[str]:
     return [event.message for event in events if isinstance(event, Note) and event.warning]
-
-
-def limit_learning(monkeypatch: pytest.MonkeyPatch, most: int, when: str = "forward") -> list[int]:
-    """Training passes of more than `most` images run out of memory; sizes of those that did not."""
-    seen: list[int] = []
-    output = UnitStep.output
-
-    def limited(learner: Any, inputs: Tensor) -> Tensor:
-        result = output(learner, inputs)
-        if len(inputs) > most:
-            if when == "forward":
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            result.register_hook(refuse)
-        else:
-            seen.append(len(inputs))
-        return result
-
-    def refuse(gradient: Tensor) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr(UnitStep, "output", limited)
-    return seen
 
 
 def distance(one: QuantizedNetwork, other: QuantizedNetwork) -> float:
@@ -121,15 +95,7 @@ def test_what_fails_behind_the_gradients_is_not_done_again():
 @pytest.fixture
 def gradients(monkeypatch: pytest.MonkeyPatch) -> list[list[Tensor]]:
     """Those of each step."""
-    kept: list[list[Tensor]] = []
-    sum_gradients = UnitStep._sum_gradients
-
-    def keep(learner: Any) -> None:
-        kept.append([p.grad.clone() for p in learner._parameters.tensors() if p.grad is not None])
-        sum_gradients(learner)
-
-    monkeypatch.setattr(UnitStep, "_sum_gradients", keep)
-    return kept
+    return units.keep_gradients(monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +116,7 @@ def test_gradients_are_those_of_the_whole_batch(
     whole = quantize(digits_teacher, digits, events, **options)
     expected, gradients[:] = list(gradients), []
     assert not notes(events)
-    seen = limit_learning(monkeypatch, 5)
+    seen = units.limit_memory(monkeypatch, 5)
     pieces = quantize(digits_teacher, digits, events, **options)
     assert max(seen) <= 5
     # the first unit: the others' inputs follow from what it came out as
@@ -165,7 +131,7 @@ def test_a_learned_network_is_nearly_the_same(
 ):
     """Gradients agree to a millionth; a value that comes to lie on the next grid point then moves the units behind."""
     whole = quantize(digits_teacher, digits, events)
-    seen = limit_learning(monkeypatch, 4, when)
+    seen = units.limit_memory(monkeypatch, 4, when)
     pieces = quantize(digits_teacher, digits, events)
     assert distance(pieces, whole) < 0.1
     for unit, twin in zip(pieces.units, whole.units, strict=True):
@@ -179,7 +145,7 @@ def test_a_learned_network_is_nearly_the_same(
 def test_dropping_and_early_stopping_go_on(
     digits_teacher: Teacher, digits: Tensor, monkeypatch: pytest.MonkeyPatch, events: list[Event]
 ):
-    limit_learning(monkeypatch, 4)
+    units.limit_memory(monkeypatch, 4)
     network = quantize(digits_teacher, digits, events, drop_prob=0.5, patience=4, warmup=0.0, holdout=0.3)
     assert all(0 < unit.relative_error < 1 for unit in network.units)
 
@@ -187,7 +153,7 @@ def test_dropping_and_early_stopping_go_on(
 def test_one_image_that_does_not_fit_ends_the_run(
     digits_teacher: Teacher, digits: Tensor, monkeypatch: pytest.MonkeyPatch, events: list[Event]
 ):
-    limit_learning(monkeypatch, 0)
+    units.limit_memory(monkeypatch, 0)
     with pytest.raises(torch.OutOfMemoryError):
         quantize(digits_teacher, digits, events, num_steps=1)
 
@@ -212,8 +178,8 @@ def test_a_unit_that_goes_on_keeps_its_micro_batches(
             return self.saved if self.resumes and name == "unit0" else None
 
     work = Kept()
-    limit_learning(monkeypatch, 4)
-    monkeypatch.setattr(reconstruction, "LOG_EVERY", 5)
+    units.limit_memory(monkeypatch, 4)
+    intervals.log_every(monkeypatch, 5)
     options = {"drop_prob": 0.5}
     through = quantize(digits_teacher, digits, events, work=work, **options)
     assert work.saved is not None
@@ -231,7 +197,7 @@ def test_capture_and_calibration_find_the_same(
     digits_teacher: Teacher, digits: Tensor, monkeypatch: pytest.MonkeyPatch, events: list[Event]
 ):
     """A sample that is thinned out too goes on at a piece's end where it would have in the whole."""
-    monkeypatch.setattr(calibration, "_SAMPLES", 3001)
+    intervals.calibration_samples(monkeypatch, 3001)
     options = {"reconstruct": False, "activation_range": "search"}
     plain = quantize(digits_teacher, digits, events, **options)
     assert not notes(events)

@@ -12,43 +12,40 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from genie_cli.config import InputSpec, QuantizeConfig
-from genie_cli.data.digits import split
-from genie_cli.data.normalize import normalize_pixels
+from genie_cli.config import QuantizeConfig
 from genie_cli.errors import UsageError
-from genie_cli.models.graph.cuts import data_nodes
 from genie_cli.models.graph.folding import fold_batch_norms
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.tensors import get_tensor, named_tensors
 from genie_cli.models.teacher import Teacher, make_teacher
-from genie_cli.quantization import calibration, reconstruction, unit_learning
 from genie_cli.quantization import quantize as quantize_module
-from genie_cli.quantization.activation_store import ActivationPool, ActivationStore
+from genie_cli.quantization import reconstruction
+from genie_cli.quantization.activation_store import ActivationStore
 from genie_cli.quantization.batches import Batches
-from genie_cli.quantization.calibration import CALIBRATION_IMAGES, calibrate_sites
+from genie_cli.quantization.calibration import CALIBRATION_IMAGES
 from genie_cli.quantization.presets import preset_options
-from genie_cli.quantization.quantize import QuantizedNetwork, quantize_network
-from genie_cli.quantization.reconstruction import learn_unit
+from genie_cli.quantization.quantize import QuantizedNetwork
 from genie_cli.quantization.rounding import largest_rate, rectified_sigmoid
-from genie_cli.quantization.unit_task import UnitTask
 from genie_cli.quantization.units import reconstruction_units
 from genie_cli.runtime.determinism import make_generator
 from genie_cli.runtime.progress import Advanced, Event, StageFinished, StageStarted
-from genie_cli.student.build import insert_quantizers
 from genie_cli.student.formats import activation_format, weight_format
 from genie_cli.student.grid import minmax_step_size
 from genie_cli.student.modules import ActivationQuantizer
 from genie_cli.student.protocol import assign_bits, find_protocol
+from tests.support import CPU, intervals, stages
+from tests.support.networks import digit_images, plain_input
+from tests.support.students import learned_bytes, node_values, student_of
+from tests.support.units import Learn, UnitTask, around_each_unit
 
-CPU = torch.device("cpu")
-SPEC = InputSpec(num_channels=1, size=8, mean=(0.0,), std=(1.0,))
+SPEC = plain_input(1, 8)
 FAST = {"weight_bits": 2, "activation_bits": 4, "num_steps": 30, "rounding_lr": 0.1}
 """W2A4 with a rate at which thirty steps are enough to round otherwise than to the nearest."""
 
 
 @pytest.fixture(scope="module")
 def digits() -> Tensor:
-    return normalize_pixels(split(train=True)[0][:48], InputSpec(num_channels=1, size=16, mean=(0.3,), std=(0.3,)))
+    return digit_images(48)
 
 
 def quantize(
@@ -59,20 +56,9 @@ def quantize(
     report: Callable[[Event], None] = lambda event: None,
     **options: Any,
 ) -> QuantizedNetwork:
-    return quantize_network(teacher, images, QuantizeConfig(**{**FAST, **options}), device, dtype, report)
-
-
-def student_of(network: QuantizedNetwork) -> fx.GraphModule:
-    return insert_quantizers(network.folded.graph, network.plan, network.weights, network.activations).eval()
-
-
-def state(network: QuantizedNetwork) -> dict[str, bytes]:
-    """Every learned number as bytes."""
-    tensors: dict[str, Tensor] = {}
-    for name, weight in network.weights.items():
-        tensors |= {f"{name}.codes": weight.codes, f"{name}.scale": weight.scale, f"{name}.zero": weight.zero_point}
-    tensors |= {name: activation.step_size for name, activation in network.activations.items()}
-    return {name: tensor.contiguous().numpy().tobytes() for name, tensor in tensors.items()}
+    return stages.quantize(
+        teacher, images, QuantizeConfig(**{**FAST, **options}), device=device, dtype=dtype, report=report
+    )
 
 
 def assert_sound(network: QuantizedNetwork, images: Tensor) -> None:
@@ -85,19 +71,6 @@ def assert_sound(network: QuantizedNetwork, images: Tensor) -> None:
         assert math.isfinite(activation.step_size.item()) and activation.step_size.item() > 0, name
     assert all(math.isfinite(unit.relative_error) for unit in network.units)
     assert torch.isfinite(student_of(network)(images)).all()
-
-
-@torch.no_grad()
-def node_values(graph: fx.GraphModule, images: Tensor) -> dict[str, Tensor]:
-    values: dict[str, Tensor] = {}
-
-    class Recorder(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            values[n.name] = super().run_node(n)
-            return values[n.name]
-
-    Recorder(graph).run(images)
-    return values
 
 
 @pytest.fixture(scope="module")
@@ -206,9 +179,9 @@ def test_same_seed_gives_the_same_bytes_and_another_seed_others(
 ):
     torch.manual_seed(123)  # the global state does not enter
     again, other = quantize(digits_teacher, digits), quantize(digits_teacher, digits, seed=1)
-    assert state(again) == state(learned)
+    assert learned_bytes(again) == learned_bytes(learned)
     assert [unit.relative_error for unit in again.units] == [unit.relative_error for unit in learned.units]
-    assert state(other) != state(learned)
+    assert learned_bytes(other) != learned_bytes(learned)
 
 
 @pytest.mark.parametrize(
@@ -300,22 +273,17 @@ def watch(
 ) -> tuple[QuantizedNetwork, dict[str, Watched]]:
     watched: dict[str, Watched] = {}
 
-    def wrapped(
-        task: UnitTask, config: QuantizeConfig, device: torch.device, dtype: torch.dtype, on_step: Any, *others: Any
-    ) -> int:
+    def keep(task: UnitTask, learn: Learn) -> int:
         stores = (task.full_inputs, task.quantized_inputs, task.targets)  # they are released behind the unit
         own = watched[task.name] = Watched(task, [], *(store.read(0, len(store)) for store in stores))
-        handle = task.student.register_forward_pre_hook(lambda module, args: own.inputs.append(args[0].clone()))
 
-        def keep(step: int, loss: float) -> None:
+        def keep_loss(step: int, loss: float) -> None:
             own.loss = loss
-            on_step(step, loss)
 
-        taken = learn_unit(task, config, device, dtype, keep, *others)
-        handle.remove()
-        return taken
+        with task.student.register_forward_pre_hook(lambda module, args: own.inputs.append(args[0].clone())):
+            return learn(task, keep_loss)
 
-    monkeypatch.setattr(unit_learning, "learn_unit", wrapped)
+    around_each_unit(monkeypatch, keep)
     return quantize(teacher, images, **options), watched
 
 
@@ -433,11 +401,7 @@ def two_convs() -> fx.GraphModule:
 
 def calibrate(graph: fx.GraphModule, images: Tensor, **options: Any) -> dict[str, ActivationQuantizer]:
     plan = assign_bits(graph, find_protocol("ait"), 4, 4)
-    nodes = data_nodes(graph)
-    with ActivationPool(CPU, 0, 1 << 30) as pool:
-        store = pool.allocate(tuple(images.shape))
-        store.write(0, images)
-        return calibrate_sites(graph, nodes[1:], nodes[0], plan.activations, store, QuantizeConfig(**options), rows=7)
+    return stages.calibrate(graph, plan.activations, images, QuantizeConfig(**options), rows=7)
 
 
 def test_minmax_step_is_the_largest_value_over_the_grid(two_convs: fx.GraphModule):
@@ -489,7 +453,7 @@ def test_search_clips_where_that_lowers_the_error(two_convs: fx.GraphModule):
 def test_range_and_sign_come_from_all_values_and_the_error_from_an_even_sample(
     two_convs: fx.GraphModule, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(calibration, "_SAMPLES", 100)
+    intervals.calibration_samples(monkeypatch, 100)
     images = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     plain = calibrate(two_convs, images)["conv2.input"].step_size.item()
     for place in range(1, 4):  # pixels in a row: two of three at least are not in the sample
@@ -643,9 +607,9 @@ def test_batch_norms_folded_by_hand_change_nothing_in_relative_space():
     images = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     teachers = [make_teacher("normed", Normed(by_hand), SPEC) for by_hand in (False, True)]
     relative = [quantize(t, images, weight_step_space="relative", weight_step_lr=0.01) for t in teachers]
-    assert state(relative[0]) == state(relative[1])
+    assert learned_bytes(relative[0]) == learned_bytes(relative[1])
     checkpoint = [quantize(t, images, weight_step_lr=0.01) for t in teachers]
-    assert state(checkpoint[0]) != state(checkpoint[1])
+    assert learned_bytes(checkpoint[0]) != learned_bytes(checkpoint[1])
 
 
 # on a GPU
@@ -656,7 +620,7 @@ def test_batch_norms_folded_by_hand_change_nothing_in_relative_space():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_cuda_run_repeats_bit_for_bit(digits_teacher: Teacher, digits: Tensor, dtype: torch.dtype):
     first, again = (quantize(digits_teacher, digits, dtype, torch.device("cuda")) for _ in range(2))
-    assert state(first) == state(again)
+    assert learned_bytes(first) == learned_bytes(again)
     assert all(tensor.device == CPU for tensor in named_tensors(first.folded.graph).values())
     assert_sound(first, digits)
 

@@ -11,21 +11,19 @@ from torch import Tensor, nn
 from genie_cli.config import InputSpec, QuantizeConfig
 from genie_cli.errors import NumbersError
 from genie_cli.models.teacher import Teacher, make_teacher
-from genie_cli.quantization import unit_step
 from genie_cli.quantization.presets import preset_options
-from genie_cli.quantization.quantize import QuantizedNetwork, quantize_network
-from genie_cli.runtime import determinism
+from genie_cli.quantization.quantize import QuantizedNetwork
 from genie_cli.runtime.progress import Event, Note
 from genie_cli.runtime.recording import Recording
+from tests.support import intervals, stages, units
 
-CPU = torch.device("cpu")
 IMAGES = torch.randn(24, 1, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture
 def replays(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Calls of replays, one number for each recording; all kinds of steps are recorded from two steps on."""
-    monkeypatch.setattr(unit_step, "RECORD_FROM", 2)
+    intervals.record_from(monkeypatch, 2)
     counts: list[int] = []
     make = Recording.replay
 
@@ -48,7 +46,7 @@ def quantize(
 ) -> QuantizedNetwork:
     config = QuantizeConfig(**{"weight_bits": 2, "activation_bits": 4, "num_steps": 30, "batch_size": 8, **options})
     report = (lambda event: None) if events is None else events.append
-    return quantize_network(teacher, IMAGES[:, : teacher.input.num_channels], config, CPU, dtype, report)
+    return stages.quantize(teacher, IMAGES[:, : teacher.input.num_channels], config, dtype=dtype, report=report)
 
 
 def same(one: QuantizedNetwork, other: QuantizedNetwork) -> bool:
@@ -111,13 +109,13 @@ def test_recorded_steps_learn_the_same_bits(
     num_recordings = len(replays)
     assert num_recordings > 0 and sum(replays) > 0.5 * 30 * len(recorded.units)
     assert not [event for event in events if isinstance(event, Note)]
-    monkeypatch.setattr(unit_step, "RECORD_FROM", 10**9)
+    intervals.record_from(monkeypatch, intervals.NEVER)
     assert same(recorded, quantize(teacher, dtype, **options))
     assert len(replays) == num_recordings
 
 
 def test_few_steps_are_not_recorded(digits_teacher: Teacher, replays: list[int], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(unit_step, "RECORD_FROM", 20)
+    intervals.record_from(monkeypatch, 20)
     network = quantize(digits_teacher, num_steps=30, warmup=0.2)  # 6 without the regularizer, 24 with it
     assert replays == [22] * len(network.units)  # the first shows its masks, the second is recorded
 
@@ -142,10 +140,10 @@ def test_what_cannot_be_recorded_is_said_and_computed(
 def test_masks_that_are_made_anew_each_time_are_not_held_for_a_step(
     digits_teacher: Teacher, replays: list[int], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(determinism, "MASK_POOL", 20_000)  # room for the masks of the last layers alone
+    intervals.mask_pool(monkeypatch, 20_000)  # room for the masks of the last layers alone
     recorded = quantize(digits_teacher)
     assert 0 < len(replays) < 2 * len(recorded.units)
-    monkeypatch.setattr(unit_step, "RECORD_FROM", 10**9)
+    intervals.record_from(monkeypatch, intervals.NEVER)
     assert same(recorded, quantize(digits_teacher))
 
 
@@ -173,14 +171,8 @@ def test_memory_that_runs_out_in_a_replay_ends_in_micro_batches(
 def test_bad_numbers_are_named_at_their_step_in_replays_too(
     digits_teacher: Teacher, replays: list[int], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("genie_cli.quantization.reconstruction.LOG_EVERY", 10)
-    call = unit_step.UnitStep.__call__
-
-    def poisoned(self: Any, full: Tensor, quantized: Tensor, targets: Tensor, regularized: bool) -> None:
-        bad = self._task.name == "layer1" and int(self.num_finite) == 17
-        call(self, full, quantized, targets * (torch.nan if bad else 1), regularized)
-
-    monkeypatch.setattr(unit_step.UnitStep, "__call__", poisoned)
+    intervals.log_every(monkeypatch, 10)
+    units.spoil_targets(monkeypatch, "layer1", 17)
     with pytest.raises(NumbersError, match=r"Unit 'layer1': the loss is NaN or infinite at step 18"):
         quantize(digits_teacher)
     assert replays

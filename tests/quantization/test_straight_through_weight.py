@@ -15,13 +15,13 @@ from genie_cli.config import InputSpec, QuantizeConfig
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.models.teacher import Teacher, make_teacher
-from genie_cli.quantization import reconstruction
-from genie_cli.quantization.quantize import QuantizedNetwork, quantize_network
+from genie_cli.quantization.quantize import QuantizedNetwork
 from genie_cli.quantization.straight_through_weight import StraightThroughWeight
 from genie_cli.quantization.unit_parameters import UnitParameters
 from genie_cli.runtime.progress import Advanced, Event
 from genie_cli.student.formats import weight_format
 from genie_cli.student.grid import minmax_weight_grid, quantize_weight, search_weight_grid
+from tests.support import intervals, stages
 
 SHAPES = {"conv": (6, 4, 3, 3), "depthwise": (6, 1, 3, 3), "linear": (6, 11), "one-channel": (1, 20, 3, 1)}
 shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
@@ -189,11 +189,11 @@ def quantize(teacher: Teacher, images: Tensor, report: Any = lambda event: None,
         "drop_prob": 0.0, "num_steps": 150, "batch_size": 32, "rounding_lr": 1e-3,
     }  # fmt: skip
     config = QuantizeConfig(**{**fast, **options})
-    return quantize_network(teacher, images, config, torch.device("cpu"), torch.float32, report)
+    return stages.quantize(teacher, images, config, report=report)
 
 
 def test_adaquant_learns(small: Teacher, images: Tensor, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(reconstruction, "LOG_EVERY", 1)
+    intervals.log_every(monkeypatch, 1)
     events: list[Event] = []
     learned = quantize(small, images, events.append)
     losses = [e.values["loss"] for e in events if isinstance(e, Advanced) and "loss" in e.values]

@@ -18,8 +18,8 @@ from genie_cli.quantization.straight_through_weight import StraightThroughWeight
 from genie_cli.quantization.unit_parameters import UnitParameters
 from genie_cli.student.formats import activation_format, weight_format
 from genie_cli.student.grid import search_weight_grid
+from tests.support import CPU
 
-CPU = torch.device("cpu")
 SHAPES = {"conv": (6, 4, 3, 3), "depthwise": (5, 1, 3, 3), "linear": (3, 11)}
 STARTS = {"in": 0.4, "mid": 0.002}
 

@@ -10,32 +10,30 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from genie_cli.artifacts.quantized import load_quantized, save_quantized
-from genie_cli.config import InputSpec, QuantizeConfig, build
-from genie_cli.data.digits import split
-from genie_cli.data.normalize import normalize_pixels
+from genie_cli.config import QuantizeConfig, build
 from genie_cli.models.graph.folding import fold_batch_norms
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.models.teacher import Teacher, make_teacher
-from genie_cli.quantization import reconstruction, unit_learning
+from genie_cli.quantization import reconstruction
 from genie_cli.quantization.export import to_artifact
 from genie_cli.quantization.pieces import cut_out, layer_by_layer
 from genie_cli.quantization.presets import PRESETS
-from genie_cli.quantization.quantize import QuantizedNetwork, quantize_network
-from genie_cli.quantization.reconstruction import learn_unit
-from genie_cli.quantization.unit_task import UnitTask
+from genie_cli.quantization.quantize import QuantizedNetwork
 from genie_cli.quantization.units import reconstruction_units
 from genie_cli.runtime.progress import Advanced, Event, StageStarted
-from genie_cli.student.build import insert_quantizers
 from genie_cli.student.formats import weight_format
 from genie_cli.student.grid import minmax_weight_grid, quantize_weight, search_weight_grid
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
 from genie_cli.student.protocol import assign_bits, find_protocol
+from tests.support import CPU, intervals, stages
+from tests.support.networks import digit_images, noise, plain_input
+from tests.support.students import node_values, student_of
+from tests.support.units import Learn, UnitTask, around_each_unit, held_out_rows
 
-CPU = torch.device("cpu")
 FAST = {
     "weight_bits": 2, "activation_bits": 4, "num_steps": 4, "batch_size": 16, "rounding_lr": 0.1,
     "weight_range": "minmax", "activation_range": "minmax",
@@ -44,17 +42,17 @@ FAST = {
 
 @pytest.fixture(scope="module")
 def digits() -> Tensor:
-    return normalize_pixels(split(train=True)[0][:16], InputSpec(num_channels=1, size=16, mean=(0.3,), std=(0.3,)))
+    return digit_images(16)
 
 
 def quantize(teacher: Teacher, images: Tensor, report: Any = lambda event: None, **options: Any) -> QuantizedNetwork:
     config = QuantizeConfig(**{**FAST, **options})
-    return quantize_network(teacher, images, config, CPU, torch.float32, report)
+    return stages.quantize(teacher, images, config, report=report)
 
 
 @dataclass
 class Watched:
-    """What one call of `learn_unit` was given: copies, since stores are released behind the unit."""
+    """What one unit was given to learn from: copies, since stores are released behind the unit."""
 
     task: UnitTask
     targets: Tensor
@@ -73,7 +71,7 @@ def watch(
 ) -> tuple[QuantizedNetwork, list[Watched]]:
     calls: list[Watched] = []
 
-    def wrapped(task: UnitTask, *others: Any) -> int:
+    def keep(task: UnitTask, learn: Learn) -> int:
         modules = dict(task.student.named_modules())
         finished = {
             layer: modules[f"weight_quantizers.{layer.replace('_', '__').replace('.', '_d')}"]
@@ -89,27 +87,14 @@ def watch(
         )
         calls.append(own)
         with task.student.register_forward_pre_hook(lambda module, args: own.inputs.append(args[0].clone())):
-            return learn_unit(task, *others)
+            return learn(task)
 
-    monkeypatch.setattr(unit_learning, "learn_unit", wrapped)
+    around_each_unit(monkeypatch, keep)
     return quantize(teacher, images, **options), calls
 
 
 def layers_of(teacher: Teacher) -> list[str]:
     return [layer.name for layer in weight_layers(teacher.graph)]
-
-
-@torch.no_grad()
-def node_values(graph: fx.GraphModule, images: Tensor) -> dict[str, Tensor]:
-    values: dict[str, Tensor] = {}
-
-    class Recorder(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            values[n.name] = super().run_node(n)
-            return values[n.name]
-
-    Recorder(graph).run(images)
-    return values
 
 
 # a layer at a time
@@ -219,24 +204,19 @@ class Chain(nn.Module):
 
 
 NETWORKS = {"branches": Branches, "chain": Chain}
-SMALL = InputSpec(num_channels=3, size=8, mean=(0.0,) * 3, std=(1.0,) * 3)
+NOISE = noise(8, 3, 8)
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
 def network(request: pytest.FixtureRequest) -> Teacher:
-    return make_teacher(request.param, NETWORKS[request.param](), SMALL)
-
-
-@pytest.fixture(scope="module")
-def noise() -> Tensor:
-    return torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    return make_teacher(request.param, NETWORKS[request.param](), plain_input(3, 8))
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["blocks", "network"])
-def test_layer_by_layer_every_layer_comes_last_once(network: Teacher, noise: Tensor, whole: bool):
+def test_layer_by_layer_every_layer_comes_last_once(network: Teacher, whole: bool):
     folded = fold_batch_norms(network.graph).graph
     plan = assign_bits(folded, find_protocol("ait"), 4, 4)
-    values = node_values(folded, noise)
+    values = node_values(folded, NOISE)
     names: list[str] = []
     for unit in reconstruction_units(folded, whole=whole):
         piece = cut_out(folded, unit, plan, CPU)
@@ -254,14 +234,13 @@ def test_layer_by_layer_every_layer_comes_last_once(network: Teacher, noise: Ten
 
 @pytest.mark.parametrize("unit", ["layer", "block", "network"])
 @pytest.mark.parametrize("rounding", ["nearest", "adaround", "genie", "adaquant"])
-def test_any_unit_goes_with_any_rounding(network: Teacher, noise: Tensor, unit: str, rounding: str):
+def test_any_unit_goes_with_any_rounding(network: Teacher, unit: str, rounding: str):
     options = {"unit": unit, "rounding": rounding, "protocol": "ait", "num_steps": 2}
-    found = quantize(network, noise, **options)
+    found = quantize(network, NOISE, **options)
     names = [layer.name for layer in weight_layers(found.folded.graph)]
     assert list(found.weights) == names and set(found.activations) == {site.name for site in found.plan.activations}
     assert all(math.isfinite(own.relative_error) for own in found.units)
-    student = insert_quantizers(found.folded.graph, found.plan, found.weights, found.activations)
-    assert torch.isfinite(student(noise)).all()
+    assert torch.isfinite(student_of(found)(NOISE)).all()
 
 
 # everything at once
@@ -292,13 +271,13 @@ def divergence(found: Tensor, wanted: Tensor) -> float:
 
 @torch.no_grad()
 def logits_of(network: QuantizedNetwork, images: Tensor) -> Tensor:
-    return insert_quantizers(network.folded.graph, network.plan, network.weights, network.activations).eval()(images)
+    return student_of(network)(images)
 
 
 def test_kl_starts_at_the_divergence_and_falls(
     digits_teacher: Teacher, digits: Tensor, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(reconstruction, "LOG_EVERY", 1)
+    intervals.log_every(monkeypatch, 1)
     options = {"unit": "network", "weight_bits": 3, "drop_prob": 0.0, "rounding_lr": 2e-3}
     events: list[Event] = []
     learned = quantize(digits_teacher, digits, events.append, loss="kl", rounding="adaquant", num_steps=40, **options)
@@ -368,7 +347,7 @@ def test_no_preset_falls_apart_on_a_small_budget(preset: str, digits_teacher: Te
     few = {"weight_bits": 3, "num_steps": 40, "batch_size": 16, "activation_range": "minmax"}
     options = [PRESETS[preset], few, {"preset": preset}]
     learned, nearest = (
-        quantize_network(digits_teacher, digits, build(QuantizeConfig, *options, more), CPU, torch.float32)
+        stages.quantize(digits_teacher, digits, build(QuantizeConfig, *options, more))
         for more in ({}, {"reconstruct": False})
     )
     assert learned.units[-1].relative_error < nearest.units[-1].relative_error
@@ -388,10 +367,10 @@ class Untouchable:
 def test_without_drops_full_precision_inputs_are_never_read(
     digits_teacher: Teacher, digits: Tensor, unit: str, monkeypatch: pytest.MonkeyPatch
 ):
-    def guarded(task: UnitTask, *others: Any) -> int:
-        return learn_unit(dataclasses.replace(task, full_inputs=Untouchable()), *others)
+    def guarded(task: UnitTask, learn: Learn) -> int:
+        return learn(dataclasses.replace(task, full_inputs=Untouchable()))
 
-    monkeypatch.setattr(unit_learning, "learn_unit", guarded)
+    around_each_unit(monkeypatch, guarded)
     options = {"unit": unit, "rounding": "adaround", "holdout": 0.25, "patience": 2}
     quantize(digits_teacher, digits, drop_prob=0.0, **options)
     with pytest.raises(AssertionError, match="gather"):
@@ -416,22 +395,15 @@ def test_held_out_error_is_told_with_every_preset(
     monkeypatch.setattr(reconstruction.Batches, "draw", record)
     few = {"num_steps": 3, "batch_size": 8, "holdout": 0.25, "weight_bits": 3, "activation_range": "minmax"}
     config = build(QuantizeConfig, PRESETS[preset], few, {"preset": preset})
-    network = quantize_network(digits_teacher, digits, config, CPU, torch.float32)
+    network = stages.quantize(digits_teacher, digits, config)
     assert len(drawn) == (12 if config.reconstruct else 0)
     save_quantized(tmp_path / "q", to_artifact(network, digits_teacher, None, config, CPU))
     told = load_quantized(tmp_path / "q").metrics["units"]
     assert [unit["held_out_error"] for unit in told] == [unit.held_out_error for unit in network.units]
-    student = insert_quantizers(network.folded.graph, network.plan, network.weights, network.activations).eval()
-    held_out = unit_rows(config)
+    student = student_of(network)
+    held_out = held_out_rows(16, config)
     assert not drawn & set(held_out)
     with torch.no_grad():
         found, wanted = student(digits).double(), digits_teacher.graph(digits).double()
     error = (found - wanted)[held_out].square().sum() / wanted[held_out].square().sum()
     assert network.units[-1].held_out_error == pytest.approx(error.item(), rel=1e-3)
-
-
-def unit_rows(config: QuantizeConfig) -> list[int]:
-    """The rows held out of sixteen, by the seed alone."""
-    from genie_cli.quantization.quantize import _held_out_rows
-
-    return _held_out_rows(16, config).tolist()

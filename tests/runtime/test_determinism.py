@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from genie_cli.runtime.determinism import RandomMasks, derive_seed, make_generator, random_mask
-
-CPU = torch.device("cpu")
+from tests.support import CPU
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -7,8 +7,7 @@ import torch
 
 from genie_cli.errors import DeviceError, UsageError
 from genie_cli.runtime.device import resolve_device, resolve_dtype
-
-CPU = torch.device("cpu")
+from tests.support import CPU
 
 
 def with_cuda(monkeypatch: pytest.MonkeyPatch, count: int, capability: tuple[int, int] = (9, 0)) -> None:

@@ -20,8 +20,8 @@ from torch import Tensor
 from genie_cli.errors import DeviceError, GenieError, InputError, UsageError, WorkerError
 from genie_cli.runtime import distribution
 from genie_cli.runtime.distribution import SOLO, Workers, joined_workers, local_device, processes_here
+from tests.support import CPU
 
-CPU = torch.device("cpu")
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool")
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 

@@ -20,8 +20,8 @@ from genie_cli.config import QuantizeConfig, build
 from genie_cli.errors import UsageError
 from genie_cli.runtime import memory
 from genie_cli.runtime.memory import format_size, free_memory, parse_size, peak_memory
+from tests.support import CPU
 
-CPU = torch.device("cpu")
 UNITS = {
     "": 1, "B": 1, "k": 2**10, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "KiB": 2**10, "MiB": 2**20,
     "GiB": 2**30, "TiB": 2**40, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "gb": 10**9,

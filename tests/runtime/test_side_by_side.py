@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from genie_cli.runtime.side_by_side import side_by_side
-
-CPU = torch.device("cpu")
+from tests.support import CPU
 
 
 def task(name: str, turns: int, log: list[str], fails: bool = False) -> Generator[None, None, None]:

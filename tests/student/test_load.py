@@ -16,24 +16,20 @@ from torch.nn import functional as F
 
 import genie_cli
 from genie_cli.artifacts.quantized import ActivationStep, QuantizedArtifact, load_quantized, save_quantized
-from genie_cli.config import InputSpec, ModelConfig, QuantizeConfig
-from genie_cli.data.digits import split
-from genie_cli.data.normalize import normalize_pixels
+from genie_cli.config import InputSpec, QuantizeConfig
 from genie_cli.errors import InputError, UsageError
 from genie_cli.models import zoo
 from genie_cli.models.checkpoints import state_sha256
 from genie_cli.models.digits import INPUT_SPEC, digits_resnet
 from genie_cli.models.graph.folding import fold_batch_norms
 from genie_cli.models.teacher import Teacher, make_teacher
-from genie_cli.models.zoo import load_teacher
 from genie_cli.quantization.export import to_artifact
 from genie_cli.quantization.presets import preset_options
-from genie_cli.quantization.quantize import quantize_network
 from genie_cli.student.build import insert_quantizers
 from genie_cli.student.grid import dequantize_weight
 from genie_cli.student.load import load_student, restore
-
-CPU = torch.device("cpu")
+from tests.support import CPU, stages
+from tests.support.networks import digit_images
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ class Quantized:
 
 def quantize(teacher: Teacher, images: Tensor, folder: Path, bits: int = 4) -> Quantized:
     config = QuantizeConfig(preset="minmax", weight_bits=bits, activation_bits=bits, **preset_options("minmax"))
-    network = quantize_network(teacher, images, config, CPU, torch.float32)
+    network = stages.quantize(teacher, images, config)
     source: Any = SimpleNamespace(sha256="0" * 64, metadata=SimpleNamespace(teacher_sha256=None))
     save_quantized(folder, to_artifact(network, teacher, source, config, CPU))
     student = insert_quantizers(network.folded.graph, network.plan, network.weights, network.activations)
@@ -57,9 +53,8 @@ def quantize(teacher: Teacher, images: Tensor, folder: Path, bits: int = 4) -> Q
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Quantized:
-    images = normalize_pixels(split(train=True)[0][:48], INPUT_SPEC)
-    return quantize(load_teacher(ModelConfig()), images, tmp_path_factory.mktemp("digits") / "quantized")
+def digits(digits_teacher: Teacher, tmp_path_factory: pytest.TempPathFactory) -> Quantized:
+    return quantize(digits_teacher, digit_images(48), tmp_path_factory.mktemp("digits") / "quantized")
 
 
 def test_the_case_is_no_trivial_one(digits: Quantized) -> None:

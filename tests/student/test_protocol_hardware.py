@@ -15,26 +15,25 @@ from torch.nn import functional as F
 import genie_cli
 from genie_cli.artifacts.quantized import load_quantized, save_quantized
 from genie_cli.config import InputSpec, ModelConfig, QuantizeConfig
-from genie_cli.data.digits import split
-from genie_cli.data.normalize import normalize_pixels
 from genie_cli.errors import InputError, UsageError
-from genie_cli.models.digits import INPUT_SPEC
 from genie_cli.models.graph.capture import capture
 from genie_cli.models.graph.folding import fold_batch_norms
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.models.teacher import Teacher, make_teacher
-from genie_cli.models.zoo import load_teacher, load_untrained
+from genie_cli.models.zoo import load_untrained
 from genie_cli.quantization.export import to_artifact
 from genie_cli.quantization.presets import preset_options
-from genie_cli.quantization.quantize import QuantizedNetwork, quantize_network
+from genie_cli.quantization.quantize import QuantizedNetwork
 from genie_cli.student.build import insert_quantizers
 from genie_cli.student.load import load_student
 from genie_cli.student.modules import ActivationQuantizer
 from genie_cli.student.outputs import ACTIVATION_FUNCTIONS
 from genie_cli.student.protocol import PROTOCOLS, BitPlan, assign_bits, find_protocol, tensor_names
+from tests.support import CPU, stages
+from tests.support.networks import digit_images
+from tests.support.students import student_of
 
-CPU = torch.device("cpu")
 SPEC = InputSpec(size=8)
 Body = Callable[["Net", Tensor], Tensor]
 
@@ -204,22 +203,13 @@ def test_quantizers_stand_on_the_outputs() -> None:
 
 
 @pytest.fixture(scope="module")
-def teacher() -> Teacher:
-    return load_teacher(ModelConfig())
-
-
-@pytest.fixture(scope="module")
 def images() -> Tensor:
-    return normalize_pixels(split(train=True)[0][:48], INPUT_SPEC)
+    return digit_images(48)
 
 
 def quantize(teacher: Teacher, images: Tensor, **options: Any) -> QuantizedNetwork:
     keys = {"protocol": "hardware", "num_steps": 6, "rounding_lr": 0.1, **options}
-    return quantize_network(teacher, images, QuantizeConfig(**keys), CPU, torch.float32)
-
-
-def student_of(network: QuantizedNetwork) -> fx.GraphModule:
-    return insert_quantizers(network.folded.graph, network.plan, network.weights, network.activations).eval()
+    return stages.quantize(teacher, images, QuantizeConfig(**keys))
 
 
 def save(network: QuantizedNetwork, teacher: Teacher, folder: Path, **options: Any) -> None:
@@ -234,10 +224,10 @@ OUTPUTS = {"avgpool.adaptive_avg_pool2d0.input", "fc.output"}
 
 @pytest.mark.parametrize("reconstruct", [True, False], ids=["learned", "nearest"])
 def test_digits_teacher_from_quantization_to_loading(
-    teacher: Teacher, images: Tensor, tmp_path: Path, reconstruct: bool
+    digits_teacher: Teacher, images: Tensor, tmp_path: Path, reconstruct: bool
 ) -> None:
     options = {"reconstruct": reconstruct, "bits_override": {"layer1.*": (8, 7), "fc": (6, 5)}}
-    network = quantize(teacher, images, **options)
+    network = quantize(digits_teacher, images, **options)
     assert set(network.activations) == {site.name for site in network.plan.activations} >= OUTPUTS
     assert {name: w.format.bits for name, w in network.weights.items() if w.format.bits != 4} == {
         "layer1.0.conv1": 8, "layer1.0.conv2": 8, "fc": 6,
@@ -249,28 +239,28 @@ def test_digits_teacher_from_quantization_to_loading(
     logits = student(images)
     assert network.activations["fc.output"].format.signed
     assert len(logits.unique()) <= 2**4  # the logits are on their grid
-    assert (logits.argmax(1) == teacher.graph(images).argmax(1)).float().mean() > 0.7
-    save(network, teacher, tmp_path / "quantized", **options)
+    assert (logits.argmax(1) == digits_teacher.graph(images).argmax(1)).float().mean() > 0.7
+    save(network, digits_teacher, tmp_path / "quantized", **options)
     artifact = load_quantized(tmp_path / "quantized")
     assert artifact.metadata.config["bits_override"] == {"layer1.*": [8, 7], "fc": [6, 5]}
     assert torch.equal(genie_cli.load("digits_resnet", tmp_path / "quantized")(images), logits)
-    assert torch.equal(load_student(teacher, artifact)(images), logits)
+    assert torch.equal(load_student(digits_teacher, artifact)(images), logits)
 
 
-def test_the_last_unit_holds_the_network_s_output(teacher: Teacher, images: Tensor) -> None:
+def test_the_last_unit_holds_the_network_s_output(digits_teacher: Teacher, images: Tensor) -> None:
     """Its step size is found and learned on what the quantized layer gives; the units' chain gives the student."""
-    network = quantize(teacher, images, num_steps=3, activation_step_lr=1e-2)
-    start = quantize(teacher, images, reconstruct=False)
+    network = quantize(digits_teacher, images, num_steps=3, activation_step_lr=1e-2)
+    start = quantize(digits_teacher, images, reconstruct=False)
     for name in OUTPUTS:
         learned, initial = network.activations[name].step_size, start.activations[name].step_size
         assert not torch.equal(learned, initial)
-    folded, logits = teacher.graph(images), student_of(network)(images)
+    folded, logits = digits_teacher.graph(images), student_of(network)(images)
     error = ((logits - folded).square().sum() / folded.square().sum()).item()
     assert network.units[-1].relative_error == pytest.approx(error, rel=1e-3)
 
 
-def test_early_stopping_and_held_out_images(teacher: Teacher, images: Tensor) -> None:
-    network = quantize(teacher, images, num_steps=20, patience=4)
+def test_early_stopping_and_held_out_images(digits_teacher: Teacher, images: Tensor) -> None:
+    network = quantize(digits_teacher, images, num_steps=20, patience=4)
     assert set(network.activations) >= OUTPUTS
 
 

@@ -14,15 +14,14 @@ from genie_cli.config import InputSpec, SynthesizeConfig
 from genie_cli.models.teacher import Teacher
 from genie_cli.runtime.progress import Advanced, Event, Note
 from genie_cli.synthesis import distill
-from genie_cli.synthesis.distill import Synthesis, batches_at_once, synthesize_images
-
-CPU = torch.device("cpu")
+from genie_cli.synthesis.distill import Synthesis, batches_at_once
+from tests.support import CPU, batches, intervals, stages
 
 
 def synthesize(teacher: Teacher, at_once: int | None, events: list[Event] | None = None, **more: Any) -> Synthesis:
     config = SynthesizeConfig(num_images=20, batch_size=4, num_steps=15, batches_at_once=at_once)
     report = (lambda event: None) if events is None else events.append
-    return synthesize_images(teacher, config, CPU, torch.float32, report, **more)
+    return stages.synthesize(teacher, config, report=report, **more)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +61,7 @@ class DyingList(list[Event]):
 def test_a_killed_run_goes_on_inside_each_of_them(
     then: int, digits_teacher: Teacher, one_by_one: Synthesis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(distill, "LOG_EVERY", 4)
+    intervals.log_every(monkeypatch, 4)
     whole = synthesize(digits_teacher, 1)
     with pytest.raises(KeyboardInterrupt):
         synthesize(digits_teacher, 3, DyingList(9), work=WorkFolder(tmp_path, interval=0))
@@ -81,22 +80,7 @@ def test_a_killed_run_goes_on_inside_each_of_them(
 def test_what_does_not_fit_together_goes_on_in_fewer(
     digits_teacher: Teacher, one_by_one: Synthesis, monkeypatch: pytest.MonkeyPatch
 ):
-    alive: list[int] = []
-    start, finish = distill._Batch.__init__, distill._Batch.finish
-
-    def limited(self: Any, *args: Any) -> None:
-        alive.append(args[3])
-        if len(alive) > 2:
-            alive.clear()
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        start(self, *args)
-
-    def finished(self: Any) -> Any:
-        alive.pop()
-        return finish(self)
-
-    monkeypatch.setattr(distill._Batch, "__init__", limited)
-    monkeypatch.setattr(distill._Batch, "finish", finished)
+    batches.limit_number_alive(monkeypatch, 2)
     events: list[Event] = []
     assert same(synthesize(digits_teacher, 4, events), one_by_one)
     notes = [event.message for event in events if isinstance(event, Note)]

@@ -6,27 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from genie_cli.artifacts.disk import TENSOR_BYTES, DiskNeed
 from genie_cli.artifacts.images import save_images
-from genie_cli.config import InputSpec, ModelConfig, SynthesizeConfig, build
-from genie_cli.models.zoo import load_teacher
+from genie_cli.config import InputSpec, SynthesizeConfig, build
+from genie_cli.models.teacher import Teacher
 from genie_cli.synthesis import presets
 from genie_cli.synthesis.disk_need import checkpoint_bytes, synthesis_need
-from genie_cli.synthesis.distill import synthesize_images
 from genie_cli.synthesis.export import to_artifact
-
-CPU = torch.device("cpu")
+from tests.support import CPU, stages
 
 
 @pytest.mark.parametrize("preset", ["genie", "zeroq", "gba", "qimera"])
-def test_sizes_are_those_of_the_files(preset: str, tmp_path: Path, measured_work: Any):
-    teacher = load_teacher(ModelConfig(name="digits_resnet"))
+def test_sizes_are_those_of_the_files(preset: str, digits_teacher: Teacher, tmp_path: Path, measured_work: Any):
+    teacher = digits_teacher
     options = {**presets.preset_options(preset), "num_steps": 12, "num_images": 24, "batch_size": 8}
     config = build(SynthesizeConfig, options)
     work = measured_work
-    result = synthesize_images(teacher, config, CPU, torch.float32, work=work)
+    result = stages.synthesize(teacher, config, work=work)
     save_images(tmp_path / "out", *to_artifact(result.images, [teacher], config, CPU))
     checkpoint = checkpoint_bytes(teacher.input, teacher.num_classes, 8, config)
     assert 0.98 * work.largest <= checkpoint <= 1.05 * work.largest + 2048

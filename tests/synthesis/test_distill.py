@@ -19,40 +19,22 @@ from genie_cli.models.teacher import Teacher, make_teacher
 from genie_cli.runtime.determinism import derive_seed, make_generator
 from genie_cli.runtime.progress import Advanced, Event, StageFinished, StageStarted
 from genie_cli.synthesis import distill, image_source
-from genie_cli.synthesis.distill import Synthesis, batch_sizes, synthesize_images
+from genie_cli.synthesis.distill import Synthesis, batch_sizes
 from genie_cli.synthesis.schedule import PlateauSchedule
 from genie_cli.synthesis.statistics import statistics_graph
-
-CPU = torch.device("cpu")
+from tests.support import CPU, intervals, stages
+from tests.support.networks import StridedNet
 
 
 def run(teacher: Teacher, dtype: torch.dtype = torch.float32, device: torch.device = CPU, **options: Any) -> Synthesis:
     config = SynthesizeConfig(**{"num_images": 4, "num_steps": 4, "batch_size": 4, **options})
-    return synthesize_images(teacher, config, device, dtype)
-
-
-class SmallNet(nn.Module):
-    """A strided network for any input, with running statistics of its own."""
-
-    def __init__(self, num_channels: int) -> None:
-        super().__init__()
-        torch.manual_seed(num_channels)
-        self.conv1, self.bn1 = nn.Conv2d(num_channels, 6, 3, 2, 1), nn.BatchNorm2d(6)
-        self.conv2, self.bn2 = nn.Conv2d(6, 8, 3, 2, 1), nn.BatchNorm2d(8)
-        self.fc = nn.Linear(8, 3)
-        for norm in (self.bn1, self.bn2):
-            norm.running_mean.normal_()
-            norm.running_var.uniform_(0.5, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.bn1(self.conv1(x)).relu()
-        return self.fc(self.bn2(self.conv2(x)).relu().mean((2, 3)))
+    return stages.synthesize(teacher, config, device=device, dtype=dtype)
 
 
 def small_teacher(num_channels: int, size: int) -> Teacher:
     values = (0.5,) * num_channels
     spec = InputSpec(num_channels=num_channels, size=size, mean=values, std=values)
-    return make_teacher("small", SmallNet(num_channels), spec)
+    return make_teacher("small", StridedNet(num_channels, num_channels), spec)
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +159,7 @@ def test_network_without_batch_norm_is_an_input_error():
 # Algorithm 1
 
 
-def plain_images(teacher: Teacher, network: SmallNet, config: SynthesizeConfig) -> Iterator[tuple[Tensor, float]]:
+def plain_images(teacher: Teacher, network: StridedNet, config: SynthesizeConfig) -> Iterator[tuple[Tensor, float]]:
     """Images and loss of each forward pass, by forward hooks, std_mean and PyTorch's optimizers; no swing."""
     generator = image_source._new_generator(teacher.input, 0, config)
     draws = make_generator(CPU, config.seed, "latents", 0)
@@ -218,7 +200,7 @@ def plain_images(teacher: Teacher, network: SmallNet, config: SynthesizeConfig) 
 def test_images_are_those_of_the_last_forward_pass_of_algorithm_1(small: Teacher, image_loss_weight: float):
     options = {"num_images": 6, "batch_size": 6, "swing": False, "image_loss_weight": image_loss_weight}
     options |= {"generator_lr_decay_every": 1, "generator_lr_decay": 0.5}
-    network = SmallNet(1)
+    network = StridedNet(1)
     steps = plain_images(small, network, SynthesizeConfig(**options))
     for num_steps in (1, 2, 3, 4):
         wanted, loss = next(steps)
@@ -257,7 +239,7 @@ def test_generator_rate_decays(small: Teacher, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_latent_rate_falls_on_a_plateau_and_the_log_says_so(small: Teacher, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(distill, "LOG_EVERY", 1)
+    intervals.log_every(monkeypatch, 1)
     # a generator that walks at random hardly improves, so that the plateau comes soon
     options = {"latent_lr_patience": 1, "latent_lr_factor": 0.5, "latent_min_lr": 0.02, "generator_lr": 5.0}
     rates, result = recorded(small, monkeypatch, num_steps=25, **options)
@@ -281,7 +263,7 @@ def test_log_has_the_first_every_tenth_and_the_last_step_of_each_batch(small: Te
 def test_progress_counts_all_batches(small: Teacher):
     events: list[Event] = []
     config = SynthesizeConfig(num_images=8, num_steps=12, batch_size=4)
-    synthesize_images(small, config, CPU, torch.float32, events.append)
+    stages.synthesize(small, config, report=events.append)
     assert events[0] == StageStarted("synthesize", 24) and events[-1] == StageFinished("synthesize")
     assert [event.done for event in events if isinstance(event, Advanced)] == [1, 10, 12, 13, 22, 24]
 

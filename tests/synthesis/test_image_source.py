@@ -19,52 +19,35 @@ from genie_cli.errors import InputError
 from genie_cli.models.teacher import Teacher, make_teacher
 from genie_cli.models.zoo import load_teacher
 from genie_cli.runtime.determinism import make_generator
-from genie_cli.synthesis import distill, image_source
+from genie_cli.synthesis import image_source
 from genie_cli.synthesis.conditioning import draw_superpositions
-from genie_cli.synthesis.distill import Synthesis, synthesize_images
+from genie_cli.synthesis.distill import Synthesis
 from genie_cli.synthesis.generator import Generator
 from genie_cli.synthesis.image_source import GeneratedImages, LearnedPixels, make_source
 from genie_cli.synthesis.presets import PRESETS
 from genie_cli.synthesis.teacher_network import check_same_input
+from tests.support import CPU, intervals, stages
+from tests.support.networks import StridedNet
 
-CPU = torch.device("cpu")
 FEW = {"num_images": 6, "batch_size": 6, "num_steps": 4}
 PIXELS = {"generator": False, "swing": False}
 SAMPLED = {"latents": "sampled", "swing": False}
 
 
-class SmallNet(nn.Module):
-    """A strided network with running statistics of its own."""
-
-    def __init__(self, seed: int, num_classes: int = 3) -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        self.conv1, self.bn1 = nn.Conv2d(1, 6, 3, 2, 1), nn.BatchNorm2d(6)
-        self.conv2, self.bn2 = nn.Conv2d(6, 8, 3, 2, 1), nn.BatchNorm2d(8)
-        self.fc = nn.Linear(8, num_classes)
-        for norm in (self.bn1, self.bn2):
-            norm.running_mean.normal_()
-            norm.running_var.uniform_(0.5, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.bn1(self.conv1(x)).relu()
-        return self.fc(self.bn2(self.conv2(x)).relu().mean((2, 3)))
-
-
-def teacher_of(network: SmallNet, mean: float = 0.5, std: float = 0.5, size: int = 8) -> Teacher:
+def teacher_of(network: StridedNet, mean: float = 0.5, std: float = 0.5, size: int = 8) -> Teacher:
     return make_teacher("small", network, InputSpec(num_channels=1, size=size, mean=(mean,), std=(std,)))
 
 
 @pytest.fixture(scope="module")
 def small() -> Teacher:
-    return teacher_of(SmallNet(1))
+    return teacher_of(StridedNet(1))
 
 
 def run(teacher: Teacher, others: tuple[Teacher, ...] = (), **options: Any) -> Synthesis:
-    return synthesize_images(teacher, SynthesizeConfig(**{**FEW, **options}), CPU, torch.float32, others=others)
+    return stages.synthesize(teacher, SynthesizeConfig(**{**FEW, **options}), others=others)
 
 
-def statistics_of(network: SmallNet, images: Tensor) -> Tensor:
+def statistics_of(network: StridedNet, images: Tensor) -> Tensor:
     """Eq. 5 by forward hooks."""
     losses = []
 
@@ -88,7 +71,7 @@ def image_loss_of(images: Tensor) -> Tensor:
 # pixels
 
 
-def plain_pixels(network: SmallNet, config: SynthesizeConfig) -> Iterator[tuple[Tensor, float, float]]:
+def plain_pixels(network: StridedNet, config: SynthesizeConfig) -> Iterator[tuple[Tensor, float, float]]:
     """Images, loss and rate of each step, by PyTorch's optimizer and schedule."""
     draws = make_generator(CPU, config.seed, "pixels", 0)
     pixels = nn.Parameter(torch.randn(config.num_images, 1, 8, 8, generator=draws))
@@ -107,10 +90,10 @@ def plain_pixels(network: SmallNet, config: SynthesizeConfig) -> Iterator[tuple[
 
 @pytest.mark.parametrize("options", [{}, {"pixel_lr": 3.0, "latent_lr_patience": 1, "latent_lr_factor": 0.5}], ids=str)
 def test_pixels_are_those_of_plain_adam(small: Teacher, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(distill, "LOG_EVERY", 1)
+    intervals.log_every(monkeypatch, 1)
     num_steps = 12
     result = run(small, num_steps=num_steps, **PIXELS, **options)
-    steps = plain_pixels(SmallNet(1).requires_grad_(False), SynthesizeConfig(**FEW, **PIXELS, **options))
+    steps = plain_pixels(StridedNet(1).requires_grad_(False), SynthesizeConfig(**FEW, **PIXELS, **options))
     wanted = [next(steps) for _ in range(num_steps)]
     torch.testing.assert_close(result.images, wanted[-1][0], rtol=0, atol=1e-3)
     assert [row.loss for row in result.log] == pytest.approx([loss for _, loss, _ in wanted], rel=1e-3)
@@ -131,7 +114,7 @@ def test_zeroq_learns(digits_teacher: Teacher, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(image_source, "_new_generator", none)
     few = {"num_images": 16, "batch_size": 16, "num_steps": 60}
     config = build(SynthesizeConfig, PRESETS["zeroq"], few)
-    log = synthesize_images(digits_teacher, config, CPU, torch.float32).log
+    log = stages.synthesize(digits_teacher, config).log
     assert log[-1].loss < log[0].loss / 4
     assert log[0].latent_lr == pytest.approx(config.pixel_lr)
 
@@ -195,7 +178,7 @@ def test_log_has_no_rate_where_nothing_learns_image_by_image(small: Teacher):
 
 def test_a_generator_learns_from_sampled_latents(digits_teacher: Teacher):
     config = build(SynthesizeConfig, PRESETS["gba"], {"num_images": 16, "batch_size": 16, "num_steps": 60})
-    log = synthesize_images(digits_teacher, config, CPU, torch.float32).log
+    log = stages.synthesize(digits_teacher, config).log
     assert log[-1].loss < log[0].loss / 2
 
 
@@ -259,9 +242,9 @@ def test_embeddings_learn(small: Teacher, conditioning: str):
 
 def test_the_loss_is_the_mean_over_teachers_each_in_its_own_normalisation():
     networks = [
-        SmallNet(1).requires_grad_(False),
-        SmallNet(2, 5).requires_grad_(False),
-        SmallNet(3).requires_grad_(False),
+        StridedNet(1).requires_grad_(False),
+        StridedNet(2, num_classes=5).requires_grad_(False),
+        StridedNet(3).requires_grad_(False),
     ]
     normalisations = [(0.5, 0.5), (0.1, 0.8), (0.5, 0.5)]
     teachers = [teacher_of(network, *own) for network, own in zip(networks, normalisations, strict=True)]
@@ -276,7 +259,7 @@ def test_the_loss_is_the_mean_over_teachers_each_in_its_own_normalisation():
 
 
 def test_images_come_to_fit_every_teacher():
-    networks = [SmallNet(1).requires_grad_(False), SmallNet(2).requires_grad_(False)]
+    networks = [StridedNet(1).requires_grad_(False), StridedNet(2).requires_grad_(False)]
     teachers = [teacher_of(networks[0]), teacher_of(networks[1], 0.1, 0.8)]
     few = {"num_images": 16, "batch_size": 16, "image_loss_weight": 0.0, **PIXELS}
 
@@ -292,8 +275,8 @@ def test_images_come_to_fit_every_teacher():
 
 
 def test_teachers_of_other_inputs_are_refused():
-    one, other = teacher_of(SmallNet(1)), teacher_of(SmallNet(1), size=16)
-    check_same_input(one, teacher_of(SmallNet(2), 0.1, 0.8))
+    one, other = teacher_of(StridedNet(1)), teacher_of(StridedNet(1), size=16)
+    check_same_input(one, teacher_of(StridedNet(2), 0.1, 0.8))
     with pytest.raises(InputError, match=r"1 channel\(s\) of 8 pixels a side .* 1 of 16"):
         check_same_input(one, other)
 

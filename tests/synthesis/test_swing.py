@@ -15,12 +15,12 @@ from genie_cli.config import InputSpec, SynthesizeConfig
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.teacher import Teacher, make_teacher
 from genie_cli.runtime.determinism import make_generator
-from genie_cli.synthesis import distill, teacher_network
+from genie_cli.synthesis import teacher_network
 from genie_cli.synthesis.statistics import statistics_graph
 from genie_cli.synthesis.swing import SwingShift, draw_offsets, set_offsets, swing_strided_convolutions
+from tests.support import CPU, stages
 
 OFFSETS = list(itertools.product(range(3), repeat=2))
-CPU = torch.device("cpu")
 
 
 def pad_and_crop(x: Tensor, offsets: tuple[int, int]) -> Tensor:
@@ -171,6 +171,6 @@ def test_swing_is_switched_by_the_configuration(
 
     monkeypatch.setattr(teacher_network, "set_offsets", record)
     config = SynthesizeConfig(num_images=2, num_steps=3, swing=swing)
-    distill.synthesize_images(digits_teacher, config, CPU, torch.float32)
+    stages.synthesize(digits_teacher, config)
     expected = draw_offsets(3, num_shifts, make_generator(CPU, 0, "swing", 0))
     assert seen == expected.tolist()  # new offsets every step

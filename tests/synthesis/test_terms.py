@@ -17,17 +17,15 @@ from torch import Tensor, nn
 
 from genie_cli.config import InputSpec, QuantizeConfig, SynthesizeConfig
 from genie_cli.models.teacher import Teacher, make_teacher
-from genie_cli.quantization.quantize import quantize_network
 from genie_cli.runtime.determinism import derive_seed, make_generator
-from genie_cli.student.build import insert_quantizers
 from genie_cli.synthesis import distill, image_source, terms
 from genie_cli.synthesis.class_terms import class_targets, draw_confidences
 from genie_cli.synthesis.discrepancy import Student
-from genie_cli.synthesis.distill import synthesize_images
 from genie_cli.synthesis.image_priors import draw_crops, local_crop
 from genie_cli.synthesis.terms import BatchTerms, needs_logits
+from tests.support import CPU, stages
+from tests.support.students import student_of
 
-CPU = torch.device("cpu")
 SIZE, CLASSES, STD = 9, 3, 0.25
 FEW = {"num_images": 9, "batch_size": 9, "num_steps": 1, "generator": False, "swing": False, "seed": 5}
 """One step: the images are the noise that pixels start from, whatever the terms are."""
@@ -63,8 +61,7 @@ def teacher() -> Teacher:
 def student_network(teacher: Teacher) -> Any:
     images = torch.randn(8, 2, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
     config = QuantizeConfig(reconstruct=False, weight_bits=2, activation_bits=3, protocol="ait")
-    found = quantize_network(teacher, images, config, CPU, torch.float32)
-    return insert_quantizers(found.folded.graph, found.plan, found.weights, found.activations).eval()
+    return student_of(stages.quantize(teacher, images, config))
 
 
 @pytest.fixture
@@ -139,7 +136,7 @@ ALWAYS = {"margin_low": 0.02, "margin_high": 0.03, "soft_class_lowest": 0.6}
 def run(teacher: Teacher, student: Student | None = None, **options: Any) -> tuple[float, Tensor]:
     needed = {"student": "somewhere"} if options.get("discrepancy_weight") else {}
     config = SynthesizeConfig(**{**FEW, **ALWAYS, **options, **needed})
-    result = synthesize_images(teacher, config, CPU, torch.float32, student=student)
+    result = stages.synthesize(teacher, config, student=student)
     return result.log[-1].loss, result.images
 
 
