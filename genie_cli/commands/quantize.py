@@ -78,6 +78,7 @@ def quantize(
 def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
     from genie_cli.commands.running import running
     from genie_cli.models.graph.layers import weight_layers
+    from genie_cli.models.graph.repeatable import check_repeatable
     from genie_cli.models.zoo import load_teacher
     from genie_cli.quantization.plan import make_plan
     from genie_cli.student.overrides import layer_bits
@@ -91,6 +92,7 @@ def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
                 opt.check_files(outputs, {"--weights": model_config.weights, "--images": images}, ["--out"])
             find_protocol(config.protocol)
             teacher = load_teacher(model_config)
+            check_repeatable(teacher, run.device)
             layer_bits([layer.name for layer in weight_layers(teacher.graph)], config.bits_override or {})
         if config.data_free:
             with run.checks():

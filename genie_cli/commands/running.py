@@ -56,7 +56,7 @@ class Run:
         from genie_cli.runtime.context import RunContext
         from genie_cli.runtime.progress import silent
         from genie_cli.runtime.settings import nondeterminism_explained
-        from genie_cli.runtime.shortage import BatchSplitter, is_out_of_memory
+        from genie_cli.runtime.shortage import BatchSplitter
 
         self._started = time.monotonic()
         with nondeterminism_explained(), progress() if self.workers.is_first else nullcontext(silent) as report:
@@ -67,16 +67,28 @@ class Run:
                 if error.is_shared is None:
                     error.is_shared = False  # each process works on something else
                 raise
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                raise DeviceError(
-                    f"{self.device} is out of memory (the process held {self.peak_memory()} at most): a smaller "
-                    "--batch-size takes less; for quantize, --memory-limit too. Nothing was written, and what is "
-                    "finished is kept for the same command with more memory."
-                ) from None
             finally:
                 self._reporter = None
+
+    @contextmanager
+    def shortage_explained(self) -> Iterator[None]:
+        """Turn a lack of memory into the user's choice.
+
+        Raises:
+            DeviceError: memory ran out, and nothing smaller was possible.
+        """
+        from genie_cli.runtime.shortage import is_out_of_memory
+
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise DeviceError(
+                f"{self.device} is out of memory (the process held {self.peak_memory()} at most): a smaller "
+                "--batch-size takes less; for quantize, --memory-limit too. Nothing was written, and what is "
+                "finished is kept for the same command with more memory."
+            ) from None
 
     @contextmanager
     def resumable(self, config: LongStage, out: Path, determinants: dict[str, Any], need: DiskNeed) -> Iterator[Work]:
@@ -89,10 +101,16 @@ class Run:
             need: the room on disks that it takes, found out before the work.
         """
         from genie_cli import __version__
+        from genie_cli.runtime.device import kernel_kind
         from genie_cli.work.folder import open_work_folder
         from genie_cli.work.lock import locked
 
-        versions = {"dtype": str(self.dtype), "tool": __version__, "torch": _torch_version()}
+        versions = {
+            "dtype": str(self.dtype),
+            "tool": __version__,
+            "torch": _torch_version(),
+            "kernels": kernel_kind(self.device),
+        }
         known = {**determinants, **versions}
         with ExitStack() as held:
             with self.checks():
@@ -195,7 +213,9 @@ def running(config: Stage) -> Iterator[Run]:
     device = local_device(resolve_device(config.device))
     configure_process(device, config.deterministic)
     with joined_workers(device) as workers:
-        yield Run(device, resolve_dtype(config.precision, device), workers)
+        run = Run(device, resolve_dtype(config.precision, device), workers)
+        with run.shortage_explained():
+            yield run
 
 
 def _torch_version() -> str:

@@ -72,6 +72,7 @@ def synthesize(
 
 def _run(model_config: ModelConfig, config: SynthesizeConfig) -> None:
     from genie_cli.commands.running import running
+    from genie_cli.models.graph.repeatable import check_repeatable
     from genie_cli.models.zoo import load_teacher
     from genie_cli.synthesis.batches import batch_sizes, batches_at_once
     from genie_cli.synthesis.disk_need import synthesis_need
@@ -89,6 +90,8 @@ def _run(model_config: ModelConfig, config: SynthesizeConfig) -> None:
             others = [load_teacher(other) for other in config.other_teachers]
             for other in others:
                 check_same_input(teacher, other)
+            for each in (teacher, *others):
+                check_repeatable(each, run.device)
             student, student_sha256 = _load_student(config, teacher, run)
         if config.batch_size > config.num_images:
             run.note(f"the batch of {config.batch_size} becomes {config.num_images}, the number of images.")

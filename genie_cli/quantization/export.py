@@ -22,6 +22,7 @@ from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.tensors import named_tensors
 from genie_cli.models.teacher import Teacher
 from genie_cli.quantization.result import QuantizedNetwork
+from genie_cli.runtime.device import device_kind
 from genie_cli.student.probe import METRIC, probe_logits
 
 NOT_DETERMINING = {"out", "images", "device", "memory_limit", "performance", "checkpoint_interval", "fresh"}
@@ -42,7 +43,7 @@ def to_artifact(
     }
     determining = config.model_dump(mode="json", exclude=NOT_DETERMINING)
     metadata = QuantizedMetadata(
-        **provenance(determining, config.seed, teacher.input, teacher.name, device.type),
+        **provenance(determining, config.seed, teacher.input, teacher.name, device_kind(device)),
         teacher_sha256=teacher.sha256,
         protocol=config.protocol,
         preset=config.preset,

@@ -49,6 +49,20 @@ def resolve_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_bf16 else torch.float32
 
 
+def device_kind(device: torch.device) -> str:
+    """The kind of device as artifacts record it: ``cpu``, or a GPU's name with what its kernels depend on."""
+    if device.type == "cpu":
+        return "cpu"
+    major, minor = torch.cuda.get_device_capability(device)
+    name = torch.cuda.get_device_name(device)
+    return f"cuda: {name} (sm_{major}{minor}), CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+
+
+def kernel_kind(device: torch.device) -> str:
+    """The kernels that compute on `device`, which decide about the last bits of results."""
+    return device_kind(device) if device.type == "cuda" else f"cpu: {torch.backends.cpu.get_cpu_capability()}"
+
+
 def _cpu_supports(probe: str) -> bool:
     """Ask torch.cpu for an instruction set; its probes are private and may be renamed."""
     function = getattr(torch.cpu, probe, None)

@@ -1,4 +1,4 @@
-"""Several processes that work on one stage, started by ``torchrun``: gloo on CPUs, NCCL on GPUs."""
+"""Several processes that work on one stage, started by ``torchrun``: gloo for tensors on hosts, NCCL on GPUs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Workers:
             WorkerError: another process has ended.
         """
         if self.size > 1:
-            on_wire = _for_backend(tensor)
+            on_wire = tensor.contiguous()
             with _lost_peers_named():
                 dist.all_reduce(on_wire)
             if on_wire is not tensor:
@@ -65,13 +65,13 @@ class Workers:
         counts = torch.zeros(self.size, dtype=torch.int64)
         counts[self.rank] = len(tensor)
         largest = int(self.sum_(counts).max())
-        padded = _for_backend(tensor.new_zeros(largest, *tensor.shape[1:]))
+        padded = tensor.new_zeros(largest, *tensor.shape[1:])
         padded[: len(tensor)] = tensor
         parts = [torch.empty_like(padded) for _ in range(self.size)]
         with _lost_peers_named():
             dist.all_gather(parts, padded)
         rows = [part[:count] for part, count in zip(parts, counts.tolist(), strict=True)]
-        return torch.cat(rows).to(tensor.device)
+        return torch.cat(rows)
 
     def agree(self, error: GenieError | None) -> None:
         """End all processes alike where one of them has an error.
@@ -133,7 +133,8 @@ def joined_workers(device: torch.device) -> Iterator[Workers]:
     try:
         with _lost_peers_named():
             if device.type == "cuda":
-                dist.init_process_group("nccl", timeout=_TIMEOUT, device_id=device)
+                # gloo, for what lies on the host, notices a dead process at once, even where NCCL would wait
+                dist.init_process_group("cpu:gloo,cuda:nccl", timeout=_TIMEOUT, device_id=device)
             else:
                 dist.init_process_group("gloo", timeout=_TIMEOUT)
     except ValueError:  # a variable is missing or no number
@@ -180,13 +181,6 @@ def local_device(device: torch.device) -> torch.device:
     device = torch.device("cuda", int(local)) if device.index is None else device
     torch.cuda.set_device(device)
     return device
-
-
-def _for_backend(tensor: Tensor) -> Tensor:
-    """The tensor where the backend can take it: NCCL wants it on the GPU."""
-    if dist.get_backend() == "nccl":
-        return tensor.cuda()
-    return tensor.cpu().contiguous()
 
 
 @contextmanager

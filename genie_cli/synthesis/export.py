@@ -11,6 +11,7 @@ from genie_cli.artifacts.images import ImagesMetadata, encode_images
 from genie_cli.artifacts.metadata import provenance
 from genie_cli.config import SynthesizeConfig
 from genie_cli.models.teacher import Teacher
+from genie_cli.runtime.device import device_kind
 
 NOT_DETERMINING = {
     "out", "log", "device", "performance", "checkpoint_interval", "fresh", "batches_at_once", "other_teachers",
@@ -38,7 +39,7 @@ def to_artifact(
     teacher, *others = teachers
     determining = config.model_dump(mode="json", exclude=NOT_DETERMINING)
     metadata = ImagesMetadata(
-        **provenance(determining, config.seed, teacher.input, teacher.name, device.type),
+        **provenance(determining, config.seed, teacher.input, teacher.name, device_kind(device)),
         teacher_sha256=teacher.sha256,
         other_teachers={other.sha256: other.name for other in others},
         student_sha256=student_sha256,
