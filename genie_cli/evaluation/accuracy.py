@@ -20,15 +20,15 @@ STAGE = "evaluate"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured; shares are percentages.
+    """Figures of one evaluation; shares are percentages.
 
     Attributes:
         num_images: images seen.
-        top1: share whose label is the first guess.
-        top5: share whose label is among the first five (or all, where there are fewer classes).
-        per_class: class -> its share of first guesses that are right; classes without images left out.
+        top1: share whose label is the most likely class.
+        top5: share whose label is among the five most likely classes (or all, where there are fewer).
+        per_class: class -> its top-1 accuracy; classes without images are left out.
         teacher_top1: the teacher's top-1 on the same images, if a student was evaluated.
-        agreement: share of images on which student and teacher guess the same.
+        agreement: share of images for which student and teacher predict the same class.
     """
 
     num_images: int
@@ -68,10 +68,10 @@ def evaluate(
         network: from normalised images ``[B, C, S, S]`` to logits ``[B, num_classes]``.
         data: images with labels.
         num_classes: width of the logits.
-        batch_size: images at once, fewer where memory runs out; it does not enter the result.
+        batch_size: images at once, fewer where memory runs out; the result does not depend on it.
         device: where to compute.
         dtype: arithmetic of the passes.
-        teacher: the network to agree with.
+        teacher: the network to compare predictions with.
         report: receives progress.
         workers: processes that share the batches; each returns the whole result.
 
@@ -82,7 +82,7 @@ def evaluate(
     """
     num_images = data.num_images
     report(StageStarted(STAGE, num_images, "images"))
-    # Whole batches, as one process has them: in a batch of another size, the last bits of the logits may differ.
+    # Each process takes whole batches: in a batch of another size, the last bits of the logits may differ.
     own_batches = workers.share(data.num_batches(batch_size))
     seen, right = torch.zeros(num_classes, dtype=torch.int64), torch.zeros(num_classes, dtype=torch.int64)
     right_top5 = right_teacher = agreeing = done = 0
