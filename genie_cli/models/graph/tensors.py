@@ -44,5 +44,5 @@ def delete_tensor(root: nn.Module, key: str) -> None:
 
 
 def is_float(value: Tensor) -> bool:
-    """Whether the tensor holds real numbers (not indices or masks)."""
+    """True if the tensor holds real numbers (not indices or masks)."""
     return torch.is_floating_point(value)
