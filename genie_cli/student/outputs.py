@@ -1,8 +1,8 @@
-"""Outputs that an accelerator hands on as integers: those of additions and of the last weight layer.
+"""Outputs that an accelerator stores as integers: those of additions and of the last weight layer.
 
 Protocol ``hardware`` quantizes them too (after "all layers quantized" in Dikstein et al., Data Generation
 for Hardware-Friendly Post-Training Quantization, 2024). An accelerator applies an activation function before it
-rounds, so the tensor behind the function is the one that counts.
+rounds, so the tensor behind the function is the one that is quantized.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ ACTIVATION_FUNCTIONS = (
     aten.tanh.default,
     aten.softplus.default,
 )
-"""Functions of each element alone, which are computed as the result of an operation is written."""
+"""Elementwise functions, which an accelerator applies while it writes the result of an operation."""
 
 
 def handed_on_outputs(folded: fx.GraphModule) -> list[fx.Node]:
     """The outputs of additions of two activations and of the last weight layer, each behind its activation function.
 
-    A node is given once, in no particular order. An addition of a parameter or a constant is none of these: it is
-    a bias.
+    Each node is returned once, in no particular order. An addition of a parameter or a constant does not count:
+    it is a bias.
     """
     activations = _computed_from_images(folded)
     layers = weight_layers(folded)

@@ -1,4 +1,4 @@
-"""Bad input: one message that names the thing and its mend, the right exit code, and nothing written."""
+"""Bad input: one message that names the thing and its fix, the right exit code, and nothing written."""
 
 from __future__ import annotations
 
@@ -681,7 +681,7 @@ CASES = [
          lambda p: ["verify", str(p.quantized), *p.own("other"), *GRAY],
          "made for 'digits_resnet'", "networks.py:other"),
     case("folder of other answers", INPUT, with_quantized(of_other_answers, "verify", *DIGITS),
-         "answers a fixed input otherwise", "genie quantize"),
+         "answer to a fixed input differs", "genie quantize"),
     case("folder to verify against an unknown model", USAGE,
          lambda p: ["verify", str(p.quantized), "--model", "digits"], "Unknown model 'digits'"),
     # --- labelled images
