@@ -1,4 +1,4 @@
-"""Running out of memory: told apart from other errors, and met with smaller pieces where they change nothing."""
+"""Recognise errors of memory that has run out, and go on with smaller pieces where they change no result."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _SAID_OF_SHORTAGE = re.compile(
     r"DefaultCPUAllocator: can't allocate memory|^could not create a primitive$|"  # oneDNN has no room for its code
     r"^Resource temporarily unavailable$|^std::bad_alloc$"  # no room for a thread's stack
 )
-"""What runtime errors say where memory is short on the host."""
+"""Messages of runtime errors that mean that the host's memory has run out."""
 _T = TypeVar("_T")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is a device's or the host's lack of memory, or what it led to in a recording of CUDA work."""
+    """True if memory ran out on the device or the host, or if that is the cause of an error in a CUDA recording."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     if not isinstance(error, RuntimeError):
@@ -30,7 +30,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def fits(attempt: Callable[[], None]) -> bool:
-    """Whether memory suffices for `attempt`; what a failed one held is free again afterwards."""
+    """True if memory suffices for `attempt`; the memory of a failed attempt is free again afterwards."""
     try:
         attempt()
     except (RuntimeError, MemoryError) as error:
@@ -43,7 +43,7 @@ def fits(attempt: Callable[[], None]) -> bool:
 
 
 def release_failed() -> None:
-    """Give back what a failed attempt has held; called outside of the handler, whose traceback holds its tensors."""
+    """Free the memory of a failed attempt; call it outside of the handler, whose traceback holds the tensors."""
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 
@@ -60,12 +60,12 @@ class Pieces:
         self._most: int | None = None
 
     def __call__(self, function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-        """``function(batch)``, joined from pieces where it has to be: ``[B, ...]`` to ``[B, ...]``."""
+        """``function(batch)``, joined from pieces where memory is short: ``[B, ...]`` to ``[B, ...]``."""
         results = self.each(function, batch)
         return results[0] if len(results) == 1 else torch.cat(results)
 
     def each(self, function: Callable[[Tensor], _T], batch: Tensor) -> list[_T]:
-        """What `function` makes of each piece of ``batch [B, ...]``, in their order."""
+        """The results of `function` for the pieces of ``batch [B, ...]``, in their order."""
         results: list[_T] = []
         done = 0
         while done < len(batch):
@@ -76,7 +76,7 @@ class Pieces:
                 results.append(function(piece))
 
             if rows == 1:
-                attempt()  # no smaller piece: an error is the caller's
+                attempt()  # there is no smaller piece, so an error goes to the caller
             elif not fits(attempt):
                 self._shrink(rows)
                 continue
