@@ -1,6 +1,6 @@
 """The batch-norm statistics loss (paper Eq. 5), one pass each way over each normalised tensor.
 
-For a site with running mean mu, deviation sigma = sqrt(var + 1e-6), C channels and N values a
+For a site with running mean mu, deviation sigma = sqrt(var + 1e-6), C channels and N values per
 channel, with the batch's mean m and unbiased deviation s:
 
     loss = ( sum_c (m - mu)^2 + sum_c (s - sigma)^2 ) / C
@@ -34,7 +34,7 @@ _TINY = 1e-12
 def channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance ``[C]`` (float32) of ``x [B, C, ...]`` over all but the channels."""
     if x.device.type == "cpu":
-        # the training kernel of batch norm; torch.var_mean is ten times slower on a CPU
+        # the training kernel of batch norm, because torch.var_mean is ten times slower on a CPU
         zeros = torch.zeros(x.shape[1])
         mean, var = torch.ops.aten.batch_norm_update_stats(x, zeros, zeros.clone(), 0.0)
         return mean.float(), var.float()
@@ -44,7 +44,7 @@ def channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _affine(x: Tensor, multiplier: Tensor, offset: Tensor) -> Tensor:
-    """``multiplier * x + offset`` per channel, in the dtype of x: batch norm's fused kernel."""
+    """``multiplier * x + offset`` per channel, in the dtype of x, computed by batch norm's fused kernel."""
     return torch.batch_norm(
         x, multiplier, offset, torch.zeros_like(offset), torch.ones_like(offset), False, 0.0, 0.0, False
     )
@@ -79,7 +79,7 @@ class _SiteFunction(torch.autograd.Function):
 
 
 class StatisticsSite(nn.Module):
-    """A batch norm that also measures how far its input is from its running statistics."""
+    """A batch norm that also measures the distance of its input from its running statistics."""
 
     multiplier: Tensor
     offset: Tensor
@@ -87,7 +87,7 @@ class StatisticsSite(nn.Module):
     target_std: Tensor
 
     def __init__(self, site: BatchNormSite, needs_y: bool) -> None:
-        """Copy the statistics of `site`; `needs_y` says whether anything reads the normalised value."""
+        """Copy the statistics of `site`; `needs_y` is True if another node reads the normalised value."""
         super().__init__()
         multiplier, offset = site.affine()
         self.needs_y = needs_y
@@ -105,11 +105,11 @@ class StatisticsSite(nn.Module):
 
 
 def statistics_graph(teacher: fx.GraphModule, dtype: torch.dtype, with_logits: bool = False) -> fx.GraphModule:
-    """The part of a teacher that the loss needs: images in, a tuple of one loss a batch-norm site out.
+    """The part of a teacher that the loss needs: images in, a tuple of one loss per batch-norm site out.
 
-    Nothing behind the last site is run, unless `with_logits`: then (losses, logits, features) come out, the
-    features being the input of the last weight layer. No parameter needs a gradient, weights are in `dtype`;
-    statistics and losses stay float32.
+    Nothing behind the last site is run, unless `with_logits` is set. Then the graph returns (losses, logits,
+    features), where the features are the input of the last weight layer. No parameter needs a gradient.
+    Weights are in `dtype`; statistics and losses stay float32.
 
     Raises:
         InputError: a network without batch norms has no statistics to synthesize from.
@@ -157,9 +157,9 @@ def _logits_and_features(teacher: fx.GraphModule) -> list[fx.Node]:
 
 
 def _work_in_place(graph: fx.Graph) -> None:
-    """Let a sum or a ReLU overwrite a normalised tensor that nothing else reads: no pass through new memory.
+    """Let a sum or a ReLU overwrite a normalised tensor that nothing else reads, which saves new memory.
 
-    No backward pass wants the overwritten value: a site keeps its input, a sum nothing, a ReLU its result.
+    No backward pass needs the overwritten value: a site keeps its input, a sum nothing, a ReLU its result.
     """
     overwritable = {_first, aten.add.Tensor, aten.add_.Tensor}
     for node in graph.nodes:
@@ -189,7 +189,7 @@ def _second(pair: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def image_statistics_loss(images: Tensor) -> Tensor:
-    """Each image's channel mean and std over its pixels against 0 and 1, summed, a batch image.
+    """Squared differences of each image's channel means from 0 and stds from 1, summed and divided by B.
 
     Args:
         images: ``[B, C, H, W]`` in normalised space, float32.
