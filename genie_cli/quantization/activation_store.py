@@ -38,7 +38,7 @@ _NO_PREALLOCATION = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class ActivationStore(ABC):
-    """n rows (one a calibration image) of one tensor of the network, on the device, in host memory or in a file.
+    """n rows (one per calibration image) of one tensor of the network, on the device, in host memory or in a file.
 
     What is read is always a copy: it stays as it is when the store is written to or released.
 

@@ -1,4 +1,4 @@
-"""Which rows a unit is trained on, step by step."""
+"""Batches: the rows that a unit is trained on, step by step."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Batches:
         return batch
 
     def state(self) -> dict[str, Tensor]:
-        """What is left of the pass, and where the draws are."""
+        """The rows left of the pass, and the state of the random numbers."""
         return {"rest": self._rest, "generator": self._generator.get_state()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:

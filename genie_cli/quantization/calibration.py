@@ -20,7 +20,7 @@ from genie_cli.student.protocol import ActivationSite
 CALIBRATION_IMAGES = 256
 """Images, evenly spaced over the set, whose values are looked at (the authors' code: the first 32)."""
 _SAMPLES = 1 << 18
-"""Values a site that the search compares; range and sign come from all values."""
+"""Values per site that the search compares; range and sign come from all values."""
 
 
 @torch.no_grad()

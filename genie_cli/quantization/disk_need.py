@@ -1,4 +1,4 @@
-"""How much disk a quantization takes at most at once."""
+"""The most disk space that a quantization takes at once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from genie_cli.student.protocol import BitPlan, assign_bits, find_protocol
 _FLOAT = torch.float32.itemsize
 _INDEX = torch.int64.itemsize
 _CHANNEL_BYTES = _FLOAT + torch.int32.itemsize
-"""Of a channel of an integer weight: scale and zero point."""
+"""Bytes per channel of an integer weight: scale and zero point."""
 _STATES = 2
 """Random numbers' states in a checkpoint: of the dropping and of the batches."""
 _OTHERS = 7
@@ -40,7 +40,7 @@ def quantization_need(
     num_images: int,
     num_processes: int = 1,
 ) -> DiskNeed:
-    """What `quantize_network` (or, without images, `quantize_without_images`) keeps, and its output.
+    """Bytes that `quantize_network` (or, without images, `quantize_without_images`) keeps, and those of its output.
 
     Finished units stay until the output stands, and each process replaces one of its two checkpoints, of
     which three exist while it does so.
@@ -91,7 +91,7 @@ def output_bytes(folded: fx.GraphModule, plan: BitPlan, config: QuantizeConfig) 
 
 
 def parts_bytes(folded: fx.GraphModule, plan: BitPlan) -> int:
-    """All finished units: a byte a code, grids, step sizes."""
+    """Bytes of all finished units: one per code, the grids, the step sizes."""
     total = len(plan.activations) * (_FLOAT + TENSOR_BYTES)
     for layer in weight_layers(folded):
         shape = get_tensor(folded, layer.weight_key).shape
@@ -102,7 +102,7 @@ def parts_bytes(folded: fx.GraphModule, plan: BitPlan) -> int:
 def checkpoint_bytes(folded: fx.GraphModule, unit: Unit, plan: BitPlan, config: QuantizeConfig, num_images: int) -> int:
     """The largest state inside a unit: what learns, Adam's moments of it, the best so far, random numbers."""
     shapes = {layer.name: get_tensor(folded, layer.weight_key).shape for layer in weight_layers(folded)}
-    sizes = [shapes[name].numel() + shapes[name][0] for name in unit.layers]  # elements, and an offset a channel
+    sizes = [shapes[name].numel() + shapes[name][0] for name in unit.layers]  # elements, and one offset per channel
     nodes = {node.name for node in _inside(folded, unit)}
     num_sites = sum(site.node in nodes for site in plan.activations)
     learned = (max(sizes) if config.unit == "layer" else sum(sizes)) + num_sites

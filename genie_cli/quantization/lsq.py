@@ -56,7 +56,7 @@ class _FakeQuantize(torch.autograd.Function):
 class LearnedActivationQuantizer(nn.Module):
     """An activation quantizer whose step size learns, and which drops quantization at random.
 
-    Each element keeps full precision with chance `drop_prob` (QDrop, Wei et al. 2022) while
+    Each element keeps full precision with probability `drop_prob` (QDrop, Wei et al. 2022) while
     training; in evaluation mode nothing is dropped.
     """
 

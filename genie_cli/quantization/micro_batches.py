@@ -11,7 +11,7 @@ from genie_cli.runtime.shortage import is_out_of_memory, release_failed
 
 
 class MicroBatches:
-    """How many pieces the batches of one unit are cut into: one while that fits, then two, four, ...
+    """Cuts the batches of one unit into pieces: one while that fits into memory, then two, four, ...
 
     For losses that are means over the batch, in networks that look at each image alone: the pieces' losses,
     weighted by their shares, add up to the whole's. Only gradients are made by the piece; what follows from

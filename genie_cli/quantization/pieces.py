@@ -21,7 +21,7 @@ _BEHIND = {
     aten.clamp_.default, aten.leaky_relu.default, aten.silu.default, aten.hardswish.default, aten.sigmoid.default,
     aten.gelu.default, aten.batch_norm.default, aten.dropout.default,
 }  # fmt: skip
-"""What is reconstructed together with the layer before it, where it is that layer's only reader."""
+"""Operations that are reconstructed together with the layer before them, where they are its only reader."""
 
 
 @dataclass(frozen=True)

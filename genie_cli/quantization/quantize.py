@@ -52,7 +52,7 @@ class ImageRows(Protocol):
 
 @dataclass(frozen=True)
 class UnitReport:
-    """How one unit came out.
+    """The result of one unit.
 
     Attributes:
         name: the unit's name.
@@ -79,7 +79,7 @@ class QuantizedNetwork:
         plan: who got which bits.
         weights: layer name -> integer weight.
         activations: site name -> quantizer.
-        units: how each unit came out, front to back.
+        units: the result of each unit, front to back.
         memory: the most bytes of calibration activations at once, by place.
     """
 
@@ -157,7 +157,7 @@ def quantize_network(
 
 @dataclass(frozen=True)
 class _Run:
-    """What all units of a network share; see `quantize_network`, `UnitData`."""
+    """The values that all units of a network share; see `quantize_network`, `UnitData`."""
 
     folded: FoldedGraph
     plan: BitPlan

@@ -43,7 +43,7 @@ def learn_unit(
 
     The loss is the squared error at the unit's output, summed over channels and averaged over the
     rest, plus the rounding regularizer. The input mixes, element by element, the teacher's input
-    (with chance `drop_prob`) and the quantized one.
+    (with probability `drop_prob`) and the quantized one.
 
     With `config.patience`, a unit ends before its steps are done once the loss of the held-out rows
     (finished integers, nothing dropped) has not improved for so many steps, and goes back to its best.
@@ -231,5 +231,5 @@ class _Learner:
 
 
 def _own_place(workers: Workers) -> tuple[int, ...]:
-    """What sets the random numbers of a process apart; nothing where there is one."""
+    """The part of the seed that makes a process's random numbers its own; empty for a single process."""
     return (workers.rank,) if workers.size > 1 else ()

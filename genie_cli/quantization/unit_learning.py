@@ -55,7 +55,7 @@ class UnitData:
 
 @dataclass(frozen=True)
 class LearnedUnit:
-    """What a unit came out as: layer name -> weight, site name -> quantizer, steps taken in all."""
+    """A learned unit: layer name -> weight, site name -> quantizer, steps taken in all."""
 
     weights: dict[str, IntegerWeight]
     activations: dict[str, ActivationQuantizer]
@@ -63,7 +63,7 @@ class LearnedUnit:
 
 
 def num_stages(piece_layers: int, config: QuantizeConfig) -> int:
-    """How often a unit of so many layers takes its steps."""
+    """The number of times that a unit of so many layers takes its steps."""
     return piece_layers if config.reconstruct and config.unit == "layer" else 1
 
 

@@ -26,7 +26,7 @@ def pack_unit(weights: Weights, activations: Activations, num_steps: int) -> Sav
 
 
 def unpack_unit(saved: Saved, device: torch.device) -> tuple[Weights, Activations, int]:
-    """What `pack_unit` was given, on `device`."""
+    """Undo `pack_unit`, with the tensors on `device`."""
     weights, activations = {}, {}
     for i, (name, bits) in enumerate(saved.facts["weights"]):
         codes, scale, zero_point = (saved.tensors[f"weight{i}.{part}"] for part in ("codes", "scale", "zero_point"))

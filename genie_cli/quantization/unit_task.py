@@ -1,4 +1,4 @@
-"""What it takes to learn one unit."""
+"""The task of learning one unit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from genie_cli.quantization.lsq import LearnedActivationQuantizer
 
 
 class SoftWeightSlot(nn.Module):
-    """Where the unit's graph reads a weight: filled once a step, read by the layer."""
+    """The place where the unit's graph reads a weight: filled once per step, read by the layer."""
 
     def __init__(self) -> None:
         """Start empty."""
@@ -28,7 +28,7 @@ class SoftWeightSlot(nn.Module):
 
 @dataclass(frozen=True)
 class UnitTask:
-    """What it takes to learn one unit.
+    """The task of learning one unit: its graph, its learned tensors and its data.
 
     Attributes:
         name: the unit's name.
