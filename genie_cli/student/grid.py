@@ -4,7 +4,7 @@ Weights: asymmetric, per output channel, codes 0 .. 2^b - 1; ``w' = scale * (cod
 Activations: symmetric, per tensor; codes 0 .. 2^b - 1 (unsigned) or -2^(b-1) .. 2^(b-1) - 1 (signed);
 ``x' = step_size * code``.
 
-Shapes: O output channels, K = elements a channel. Weight scales and zero points are ``[O, 1]``.
+Shapes: O output channels, K = elements per channel. Weight scales and zero points are ``[O, 1]``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def minmax_weight_grid(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def search_weight_grid(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Scale and zero point ``[O, 1]`` of least sum |w - q(w)|^2.4 a channel over clipping ratios (Eq. 6)."""
+    """Scale and zero point ``[O, 1]`` of least sum |w - q(w)|^2.4 per channel over clipping ratios (Eq. 6)."""
     rows = weight.detach().float().flatten(1)
     per_chunk = max(1, _CHUNK // max(1, rows.shape[1]))
     parts = [_search_rows(chunk, bits) for chunk in rows.split(per_chunk)]

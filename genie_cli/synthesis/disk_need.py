@@ -1,4 +1,4 @@
-"""How much disk a synthesis takes at most at once."""
+"""The most disk space that a synthesis takes at once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SMALL_TENSORS = 10
 
 
 def synthesis_need(spec: InputSpec, num_classes: int, config: SynthesizeConfig, num_at_once: int = 1) -> DiskNeed:
-    """What `synthesize_images` keeps, and its output.
+    """Bytes that `synthesize_images` keeps, and those of its output.
 
     All finished batches stay until the output stands, and each of those at work, of all processes, replaces one of
     its two checkpoints, of which three exist while it does so.

@@ -1,4 +1,4 @@
-"""Synthesize images: learn latents and a generator a batch against the statistics loss (Algorithm 1)."""
+"""Synthesize images: learn latents and a generator per batch against the statistics loss (Algorithm 1)."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def synthesize_images(
 
 
 def batches_at_once(config: SynthesizeConfig, spec: InputSpec, device: torch.device) -> int:
-    """How many batches advance together: more than one where a batch is small for a GPU, unless it is said."""
+    """The number of batches that advance together: as configured, else several where a batch is small for a GPU."""
     if config.batches_at_once is not None:
         return config.batches_at_once
     values = config.batch_size * spec.num_channels * spec.size**2
@@ -167,7 +167,7 @@ def batches_at_once(config: SynthesizeConfig, spec: InputSpec, device: torch.dev
 
 
 def _gathered(images: Tensor, log: Sequence[LogRow], sizes: Sequence[int], workers: Workers) -> Synthesis:
-    """What each process made, which comes process by process, in the order of the batches."""
+    """The images and loss rows of all processes, in the order of the batches."""
     all_images = workers.all_gather_rows(images)
     rows = torch.tensor([[row.batch, row.step, row.loss, row.latent_lr] for row in log], dtype=torch.float64)
     all_rows = workers.all_gather_rows(rows.view(-1, 4)).tolist()
@@ -297,7 +297,7 @@ class _Batch:
 def _distill_batch(
     batch: _Batch, index: int, num_steps: int, on_row: Callable[[LogRow], None], work: Work, name: str
 ) -> Generator[None, None, Saved]:
-    """Take a batch's steps, from the newest checkpoint called `name` on, and keep what came out; a step a turn."""
+    """Take a batch's steps, from the newest checkpoint called `name` on, and keep the result; one step per turn."""
     rows, taken = [], 0
     if (left := work.checkpoint(name)) is not None:
         batch.restore(left.tensors)
