@@ -16,9 +16,9 @@ FULL = {
     errno.EDQUOT: "free some of the quota there",
     errno.EFBIG: "allow larger files (ulimit -f)",
 }
-"""Reasons of the system for which a file cannot grow -> the mend."""
+"""Reasons of the system for which a file cannot grow -> the fix."""
 TENSOR_BYTES = 128
-"""What a file says of a tensor beside its values, roughly: name, type, shape and place."""
+"""Bytes of a file per tensor beside the tensor's values, roughly: name, type, shape and place."""
 _MARGIN = 1.05
 """Over what is counted: headers of files, and their last blocks."""
 
@@ -66,7 +66,7 @@ def check_room(out: Path, need: DiskNeed, held: int = 0) -> None:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether a file could not grow: a full disk, a quota, a limit on the size of files."""
+    """True if a file could not grow: a full disk, a quota, a limit on the size of files."""
     return isinstance(error, OSError) and error.errno in FULL
 
 
