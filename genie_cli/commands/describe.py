@@ -24,7 +24,7 @@ def describe_model(
     activation_bits: int,
     overrides: Mapping[str, tuple[int, int]] = {},
 ) -> dict[str, Any]:
-    """What ``genie inspect`` shows of a model, as JSON-ready data.
+    """The description of a model that ``genie inspect`` shows, as JSON-ready data.
 
     Raises:
         UsageError: unknown protocol, or an override that matches no layer.
