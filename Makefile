@@ -1,4 +1,4 @@
-# Everything runs in a virtual environment that `make install` makes; a machine needs Python 3.11+, git and make.
+# Everything runs in a virtual environment that `make install` makes. A machine needs Python 3.11+, git and make.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -28,7 +28,7 @@ demo: install  ## the whole pipeline on the embedded digits network
 test: install  ## all tests
 	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal
 
-coverage: install  ## all tests, which must take 95 % of the branches of artifacts, runtime and configuration
+coverage: install  ## all tests; they must cover 95 % of the branches of artifacts, runtime and configuration
 	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal --cov --cov-branch --cov-report=
 	$(RUN) python .ci/branches.py 95 'genie_cli/artifacts/*' 'genie_cli/runtime/*' genie_cli/config.py
 
@@ -42,10 +42,10 @@ bench: install  ## speed of synthesis and quantization on this machine, beside t
 	$(RUN) python benchmarks/synthesize.py --baseline
 	$(RUN) python benchmarks/quantize.py --baseline --budget 1000
 
-fuzz: install  ## ten thousand mutated artifacts, and mutated params files and options
+fuzz: install  ## load ten thousand mutated artifacts, and mutated params files and options
 	$(RUN) python benchmarks/fuzz.py
 
-chaos: install  ## runs killed, cut off and corrupted, each to the same bytes
+chaos: install  ## kill, limit and corrupt runs; each must end in the same bytes
 	$(RUN) python benchmarks/chaos.py
 
 clean:  ## remove the virtual environment and the pipeline's outputs

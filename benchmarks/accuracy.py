@@ -2,9 +2,9 @@
 
     GENIE_KITS=FOLDER python benchmarks/accuracy.py --seeds 0 --out accuracy.json
 
-Runs the real command line: one image set a seed, then quantize and evaluate a setting; with `--real`, on real
-images drawn under the seed. The authors' figures are single runs (seed 0) of their public code at the same budget
-on the same network: 1024 images, 250 steps a batch of 128, 1000 steps a unit, protocol `genie`.
+Runs the real command line: one image set per seed, then quantize and evaluate per setting. With `--real`, the images
+are real ones, drawn under the seed. The authors' figures are single runs (seed 0) of their public code at the same
+budget on the same network: 1024 images, 250 steps per batch of 128, 1000 steps per unit, protocol `genie`.
 """
 
 from __future__ import annotations

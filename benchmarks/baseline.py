@@ -1,9 +1,9 @@
-"""The same work done as the paper's public code does it: the opponent of the speed and accuracy figures.
+"""The same work done as the paper's public code does it: the baseline of the speed and accuracy figures.
 
-Written from a description of that code, not from its text. Synthesis: float32 in NCHW, statistics of
+It was written from a description of that code, not from its text. Synthesis: float32 in NCHW, statistics of
 every batch norm by autograd in hooks, no parameter frozen, the whole network run, losses read on
 the host each step. Quantization: batch norms stay, both networks are run over all images again
-for each unit, three sets of activations are kept whole, steps are built of ordinary autograd operations.
+for each unit, three sets of activations are kept whole, and steps consist of ordinary autograd operations.
 
     python benchmarks/baseline.py --model cifar_resnet20 --synthesis-steps 20 --quantize-steps 50
 """
@@ -78,7 +78,7 @@ class _Generator(nn.Module):
 
 
 class BaselineSynthesis:
-    """One batch of images in the making; `images` are those of the last step."""
+    """One batch of images that is being synthesized; `images` are those of the last step."""
 
     def __init__(self, model: nn.Module, num_channels: int, size: int, batch_size: int = 128, seed: int = 0) -> None:
         """Hook the batch norms of a copy of `model` and start a generator with its latents."""
@@ -105,7 +105,7 @@ class BaselineSynthesis:
         self._inputs[module] = inputs[0]
 
     def step(self) -> float:
-        """One optimisation step; returns its loss."""
+        """Take one optimisation step and return its loss."""
         images = self._generator(self._latents)
         self._model(images)
         loss = torch.zeros(())
@@ -177,7 +177,7 @@ class _ActivationQuantizer(nn.Module):
 
 
 class _Layer(nn.Module):
-    """A convolution or linear layer with a learned integer weight, and maybe a quantizer of its input."""
+    """A convolution or linear layer with a learned integer weight, and a quantizer of its input where it has one."""
 
     def __init__(self, layer: nn.Conv2d | nn.Linear, bits: int, input_bits: int | None) -> None:
         super().__init__()
@@ -208,7 +208,7 @@ class _Layer(nn.Module):
         self.mode = "soft"
 
     def softbits(self) -> Tensor:
-        """V in [0, 1]."""
+        """The softbits V in [0, 1]."""
         return (torch.sigmoid(self.logits) * (_ZETA - _GAMMA) + _GAMMA).clamp(0, 1)
 
     def finish(self) -> None:
@@ -404,10 +404,10 @@ def main() -> None:
         started = time.perf_counter()
         synthesis.step()
         seconds.append(time.perf_counter() - started)
-    sys.stdout.write(f"synthesis: {1e3 * statistics.median(seconds):.0f} ms a step of {args.batch_size}\n")
+    sys.stdout.write(f"synthesis: {1e3 * statistics.median(seconds):.0f} ms per step of {args.batch_size}\n")
 
     def show(name: str, fixed: float, steps: float) -> None:
-        sys.stdout.write(f"{name}: {fixed:.2f} s fixed, {1e3 * steps / args.quantize_steps:.2f} ms a step\n")
+        sys.stdout.write(f"{name}: {fixed:.2f} s fixed, {1e3 * steps / args.quantize_steps:.2f} ms per step\n")
 
     images = torch.randn(args.num_images, 3, args.size, args.size)
     quantize_baseline(model, images, 4, 4, args.quantize_steps, on_unit=show)

@@ -1,10 +1,10 @@
-"""Faults injected into real runs: killed at random moments, disk full, memory short, two at once, files corrupted.
+"""Inject faults into real runs: kills at random moments, a full disk, short memory, two runs at once, damaged files.
 
     python benchmarks/chaos.py --kills 20 --out chaos.json
 
-Every run that is started again has to end in the bytes of a run that nothing happened to. A row counts the
-faults injected, those survived, files lost (an output that stood before and is gone or changed), and wrong
-results (an output of other bytes).
+Every run that is started again has to end in the bytes of a run without a fault. A row counts the faults injected,
+those survived, files lost (an output that existed before is gone or changed), and wrong results (an output of other
+bytes).
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ QUANTIZE = [
     *("--weight-bits", "2", "--checkpoint-interval", "0.2"),
 ]
 FORK = multiprocessing.get_context("fork")
-"""Children begin with everything imported: a run is seconds, not mostly start."""
+"""Children start with everything imported, so that a run takes a few seconds and its start hardly any."""
 
 
 @dataclass
 class Row:
-    """What came of one kind of fault."""
+    """The results of one kind of fault."""
 
     fault: str
     injected: int = 0
@@ -55,10 +55,10 @@ class Row:
 
 
 class Run:
-    """A genie process in `folder`: what `genie ARGUMENTS --out OUT` does, in a fork of this process."""
+    """A genie process in `folder`: `genie ARGUMENTS --out OUT` in a fork of this process."""
 
     def __init__(self, folder: Path, arguments: list[str], out: str, limit: Callable[[], None] | None = None) -> None:
-        """Start it, under `limit`."""
+        """Start the process under `limit`."""
         self._messages = folder / f"messages-{time.monotonic_ns()}.txt"
         self._process = FORK.Process(target=self._work, args=(folder, [*arguments, "--out", out], limit))
         self._process.start()
@@ -74,11 +74,11 @@ class Run:
         main_of_genie()
 
     def kill(self) -> None:
-        """Kill -9."""
+        """Kill the process with signal 9."""
         self._process.kill()
 
     def wait(self) -> tuple[int, str]:
-        """Exit code, and what was printed."""
+        """Wait for the end; returns the exit code and the printed text."""
         self._process.join()
         printed = self._messages.read_text(encoding="utf-8") if self._messages.exists() else ""
         self._messages.unlink(missing_ok=True)
@@ -87,7 +87,7 @@ class Run:
 
 
 def run(folder: Path, arguments: list[str], out: str) -> tuple[int, str]:
-    """Exit code and messages of a run that is left alone."""
+    """Exit code and messages of a run without a fault."""
     return Run(folder, arguments, out).wait()
 
 
@@ -98,7 +98,7 @@ def content(path: Path) -> dict[str, bytes]:
 
 
 def judge(row: Row, folder: Path, arguments: list[str], out: str, wanted: dict[str, bytes]) -> None:
-    """Start the same command again, and compare its output with the undisturbed one."""
+    """Start the same command again, and compare its output with that of the run without a fault."""
     code, messages = run(folder, arguments, out)
     found = content(folder / out)
     row.wrong += code == 0 and found != wanted
@@ -108,7 +108,7 @@ def judge(row: Row, folder: Path, arguments: list[str], out: str, wanted: dict[s
 
 
 def killed(folder: Path, arguments: list[str], wanted: dict[str, bytes], seconds: float, kills: int, end: float) -> Row:
-    """Kill -9 at random moments between the start and the end, then start again; no more of it after `end`."""
+    """Kill runs at random moments between start and end, and start each again; stop after the time `end`."""
     row, draw = Row(f"kill -9 of {arguments[0]}"), random.Random(0)
     for i in range(kills):
         if time.monotonic() > end:
@@ -126,7 +126,7 @@ def killed(folder: Path, arguments: list[str], wanted: dict[str, bytes], seconds
 
 
 def short_of(what: str, limit: Callable[[], None], folder: Path, arguments: list[str], wanted: dict[str, bytes]) -> Row:
-    """A run under a limit that it cannot keep: one message and no traceback, an old output kept; then without."""
+    """Run under a limit that is too low: one message, no traceback, the old output kept; then run without the limit."""
     row, out = Row(what), "short" + (".safetensors" if arguments[0] == "synthesize" else "")
     run(folder, arguments, out)
     code, messages = Run(folder, [*arguments, "--seed", "1"], out, limit).wait()
@@ -140,7 +140,7 @@ def short_of(what: str, limit: Callable[[], None], folder: Path, arguments: list
 
 
 def short_of_memory(folder: Path, arguments: list[str], wanted: dict[str, bytes]) -> Row:
-    """A few MiB beyond what the modules take: the same bytes, or one message and then, without the limit, the same."""
+    """Run with a few MiB beyond the modules' memory: the same bytes, or one message and the same bytes unlimited."""
     row = Row(f"memory short in {arguments[0]}")
     base = 1024 * int(next(iter(re.findall(r"VmData:\s+(\d+)", Path("/proc/self/status").read_text()))))
     for beyond in (8, 64, 128, 256):
@@ -162,7 +162,7 @@ def short_of_memory(folder: Path, arguments: list[str], wanted: dict[str, bytes]
 
 
 def two_at_once(folder: Path, arguments: list[str], wanted: dict[str, bytes]) -> Row:
-    """Two runs on one output: one refuses, the other ends well."""
+    """Start two runs on one output: one is refused, the other ends well."""
     row, out = Row("two runs on one output"), "both.safetensors"
     both = [process.wait() for process in [Run(folder, arguments, out) for _ in range(2)]]
     row.injected += 1
@@ -176,7 +176,7 @@ def two_at_once(folder: Path, arguments: list[str], wanted: dict[str, bytes]) ->
 
 
 def corrupted(folder: Path, arguments: list[str], wanted: dict[str, bytes]) -> Row:
-    """Checkpoints and parts with a byte changed, cut or emptied count as not there."""
+    """Change a byte of checkpoints and parts, cut them or empty them: a damaged file must be ignored."""
     row, draw = Row("corrupted checkpoint"), random.Random(1)
     for kind in ("flip", "cut", "empty", "all"):
         out = f"corrupted-{kind}.safetensors"
@@ -201,10 +201,10 @@ def corrupted(folder: Path, arguments: list[str], wanted: dict[str, bytes]) -> R
 
 
 def main() -> int:
-    """Inject, print, write; 1 where something was lost or wrong."""
+    """Inject the faults, print and write the results; returns 1 if something was lost or wrong."""
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options.add_argument("--kills", type=int, default=20, help="of each command")
-    options.add_argument("--seconds", type=float, default=600, help="about the most that it takes")
+    options.add_argument("--seconds", type=float, default=600, help="approximate limit of the whole time")
     options.add_argument("--out", type=Path, help="JSON file to write")
     args = options.parse_args()
     started_at = time.monotonic()

@@ -1,10 +1,10 @@
-"""Wall time and accuracy of synthesis and quantization together, per budget, on a labelled kit.
+"""Wall time and accuracy of synthesis and quantization together, per budget, on labelled data.
 
     python benchmarks/end_to_end.py --weights resnet20.safetensors --data test.safetensors \
         --budgets 60:250,125:500,250:1000 --target 86.5 --out end_to_end.json
 
-A budget is ``steps a batch : steps a unit``. The time to reach an accuracy is that of the smallest
-budget that reaches `--target`. With `--baseline` each budget is also done as the paper's public code does it.
+A budget is ``steps per batch : steps per unit``. The time to reach an accuracy is that of the smallest
+budget that reaches `--target`. With `--baseline`, each budget is also run as the paper's public code works.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Mutated artifacts, params files and options: refused with one message, never a traceback or a wrong result.
+"""Load mutated artifacts, params files and options: each must be refused with one message, or give the right result.
 
     python benchmarks/fuzz.py --artifacts 10000 --texts 2000 --out fuzz.json
 
 Each mutation of an image set or a quantized folder (bytes flipped, cut, repeated or swapped, lengths and
-JSON of the header changed) is loaded. What is accepted must hold the tensors that were written. Params
-files and `--set` options are mutated as text and read; whatever is refused is refused by genie's own errors.
+JSON of the header changed) is loaded. An accepted file must hold the tensors that were written. Params files
+and `--set` options are mutated as text and read. Every refusal must be one of genie's own errors.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _WORDS = [
     *(b"null", b"-1", b"1e999", b"[]", b"{}", b"../../x", b"\xff\xfe", b"NaN", b"9" * 40),
     b'"' + b"a" * 300 + b'"',
 ]
-"""What is put into headers."""
+"""Texts that are put into headers."""
 
 
 class HangingError(Exception):
@@ -104,7 +104,7 @@ def mutated(content: bytes, draw: random.Random) -> bytes:
         end = min(len(data), 8 + int.from_bytes(data[:8], "little")) if len(data) > 8 else len(data)
         start = draw.randrange(8, max(9, end))
         data[start : start + draw.randrange(1, 12)] = draw.choice(_WORDS)
-        if draw.random() < 0.8:  # keep the length right, so that the JSON is what is wrong
+        if draw.random() < 0.8:  # keep the length right, so that only the JSON is wrong
             data[:8] = max(0, end - 8 + len(data) - len(content)).to_bytes(8, "little")
     elif kind == "zero":
         data[place : place + draw.randrange(1, 512)] = bytes(min(512, len(data) - place))
@@ -114,7 +114,7 @@ def mutated(content: bytes, draw: random.Random) -> bytes:
 
 
 def tried(action: Callable[[], str]) -> str:
-    """How an attempt came out: what it says, or how it failed."""
+    """The outcome of an attempt: its own result, or the way it failed."""
     try:
         with limited():
             return action()
@@ -122,7 +122,7 @@ def tried(action: Callable[[], str]) -> str:
         return "refused" if str(error) and "\n" not in str(error) else "refused in several lines"
     except HangingError:
         return "hung"
-    except Exception as error:  # what the count is about
+    except Exception as error:  # the failures that are counted
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return "traceback"
 
@@ -193,7 +193,7 @@ def fuzz_texts(folder: Path, count: int, draw: random.Random) -> Counter[str]:
 
 
 def main() -> int:
-    """Try, print, write; 1 where something came out wrong."""
+    """Load everything, print and write the outcomes; returns 1 if one of them is wrong."""
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options.add_argument("--artifacts", type=int, default=10000)
     options.add_argument("--texts", type=int, default=2000)

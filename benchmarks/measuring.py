@@ -1,4 +1,4 @@
-"""What the benchmarks share: hardware, stopwatch, peak memory, a table and a JSON file."""
+"""The shared parts of the benchmarks: hardware, stopwatch, peak memory, a table and a JSON file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Stopwatch:
-    """A reporter that keeps the seconds a step between progress events of one place (batch or unit)."""
+    """A reporter that keeps the seconds per step between progress events of one place (batch or unit)."""
 
     def __init__(self) -> None:
         """Start with nothing measured."""
@@ -40,7 +40,7 @@ class Stopwatch:
         self._last = (event.detail, event.done, now)
 
     def medians(self) -> dict[str, float]:
-        """Place -> median seconds a step."""
+        """Place -> median seconds per step."""
         return {place: statistics.median(times) for place, times in self.per_step.items()}
 
 

@@ -1,9 +1,9 @@
-"""Seconds of quantization: a step and unit, fixed cost, total for a budget, against depth and number of images.
+"""Seconds of quantization: per step and unit, fixed, and in all for a budget, by depth and number of images.
 
     python benchmarks/quantize.py --models cifar_resnet20 --num-images 1024 --baseline --out quantize.json
 
-Networks and images are random: the work of a step does not depend on them. `steps` are measured in
-every unit, and the total is that of `--budget` steps a unit: fixed seconds + budget x seconds a step.
+Networks and images are random: the work of a step does not depend on them. `--num-steps` steps are measured in
+every unit. The total is that of `--budget` steps per unit: fixed seconds + budget x seconds per step.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from genie_cli.runtime.memory import peak_memory
 def measure(
     name: str, teacher: Teacher, images: Tensor, precision: str, args: argparse.Namespace, device: torch.device
 ) -> dict[str, Any]:
-    """One row; product and baseline in turn."""
+    """One row of figures; genie and the baseline run in turn."""
     config = QuantizeConfig(num_steps=args.num_steps, memory_limit=args.memory_limit)
     totals: list[float] = []
     opponents: list[float] = []
@@ -85,7 +85,7 @@ def main() -> None:
     options.add_argument("--num-images", default="1024", help="numbers, comma-separated")
     options.add_argument("--precisions", default="bf16")
     options.add_argument("--num-steps", type=int, default=150, help="steps measured in each unit")
-    options.add_argument("--budget", type=int, default=20000, help="steps a unit that the total is for")
+    options.add_argument("--budget", type=int, default=20000, help="steps per unit that the total is for")
     options.add_argument("--rounds", type=int, default=1)
     options.add_argument("--memory-limit", type=int, help="bytes")
     options.add_argument("--baseline", action="store_true", help="run the baseline in turn")

@@ -1,11 +1,11 @@
-"""Operations and bytes of a synthesis step against what this machine was measured to reach.
+"""Operations and bytes of a synthesis step, compared with the peak rates measured on this machine.
 
     python benchmarks/roofline.py --model cifar_resnet20 --precisions bf16,fp32
 
-Operations are those of convolutions and matrix products, both ways (`FlopCounterMode`); bytes are the
-tensors that every operation reads and writes, counted once an operation, as if no cache held them.
-Ceilings: a large matrix product in the precision, and a large copy. The percentage is the time that
-the larger of the two would take at its ceiling, over the measured time.
+Operations are those of convolutions and matrix products, forward and backward (`FlopCounterMode`). Bytes are the
+tensors that every operation reads and writes, counted once per operation, as if no cache held them. The peak rates
+are those of a large matrix product in the precision and of a large copy. The percentage is the time of operations
+or bytes at peak rate, whichever is longer, over the measured time.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class _ByteCounter(TorchDispatchMode):
 
 
 def count(teacher: Any, batch_size: int, device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
-    """Operations and bytes of one step: those of two steps less those of one."""
+    """Operations and bytes of one step: those of two steps minus those of one."""
     totals = []
     for num_steps in (2, 3):
         config = SynthesizeConfig(num_images=batch_size, batch_size=batch_size, num_steps=num_steps)
@@ -68,7 +68,7 @@ def _best_seconds(work: Callable[[], object], device: torch.device, repeats: int
 
 
 def ceilings(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
-    """Operations a second of a matrix product, bytes a second of a copy."""
+    """Operations per second of a matrix product, bytes per second of a copy."""
     size = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     source = torch.ones(2**28 if device.type == "cuda" else 2**26, device=device)

@@ -1,4 +1,4 @@
-"""What the commands write, as content hashes and figures: run on two commits, it tells whether results changed.
+"""Content hashes and figures of everything that the commands write, to compare the results of two commits.
 
     python benchmarks/same_results.py --tree ../old --out before.json
     python benchmarks/same_results.py --out after.json --compare before.json
@@ -102,7 +102,7 @@ class Runs:
         return False
 
     def keep(self, name: str, out: str) -> None:
-        """Note the hashes and figures of an output."""
+        """Record the hashes and figures of an output."""
         path = self.folder / out
         files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
         found: dict[str, Any] = {}
@@ -117,13 +117,13 @@ class Runs:
         self.results[name] = {("images" if not path.is_dir() else key): value for key, value in found.items()}
 
     def synthesize(self, name: str, *options: str) -> None:
-        """An image set."""
+        """Synthesize an image set and record it."""
         out = f"{name}.safetensors"
         self.genie("synthesize", *options, "--out", out)
         self.keep(f"images {name}", out)
 
     def quantize(self, name: str, *options: str, evaluated: Sequence[str] = ()) -> None:
-        """A quantized folder, and where `evaluated` names a network and data, its evaluation."""
+        """Quantize and record the folder; where `evaluated` names a network and data, evaluate it too."""
         self.genie("quantize", *options, "--out", name)
         self.keep(f"quantized {name}", name)
         if evaluated:
@@ -132,7 +132,7 @@ class Runs:
 
 
 def digits(runs: Runs, pool: ThreadPoolExecutor) -> None:
-    """Everything on the embedded network."""
+    """Run every preset, protocol and option on the embedded network."""
     exact = ("--precision", "fp32")
     runs.synthesize("genie", *DIGITS, *SMALL, *exact)
     data = (*DIGITS, "--data", "digits")
@@ -162,7 +162,7 @@ def digits(runs: Runs, pool: ThreadPoolExecutor) -> None:
 
 
 def other_networks(runs: Runs, pool: ThreadPoolExecutor) -> None:
-    """A user's own network, at each granularity."""
+    """Run a user's own network, at each granularity."""
     own = ("--model", "network.py:prelu", *GRAY)
     runs.synthesize("prelu", *own, *SMALL, "--precision", "fp32")
     first = ("--images", "prelu.safetensors", *STEPS, "--precision", "fp32")
@@ -182,7 +182,7 @@ def other_networks(runs: Runs, pool: ThreadPoolExecutor) -> None:
 
 
 def runs_apart(runs: Runs) -> None:
-    """A run that goes on after a kill, and runs of two processes."""
+    """Run commands that go on after a kill, and commands of two processes."""
     exact = ("--precision", "fp32")
     budget = ("--n", "16", "--batch-size", "8", "--num-steps", "150")
     runs.killed("killed.safetensors", "synthesize", *DIGITS, *budget, *exact)
@@ -201,7 +201,7 @@ def runs_apart(runs: Runs) -> None:
 
 
 def kit(runs: Runs, kits: Path, pool: ThreadPoolExecutor) -> None:
-    """GENIE on CIFAR ResNet-20: 128 images, 50 steps."""
+    """Run GENIE on CIFAR ResNet-20: 128 images, 50 steps."""
     network = ("--model", "cifar_resnet20", "--weights", str(kits / "cifar10" / "resnet20.safetensors"))
     data = (*network, "--data", str(kits / "cifar10" / "test.safetensors"), "--num-images", "2000")
 
@@ -218,7 +218,7 @@ def kit(runs: Runs, kits: Path, pool: ThreadPoolExecutor) -> None:
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> int:
-    """Print a row per output; the number of those that differ."""
+    """Print one row per output; returns the number of outputs that differ."""
     unlike = 0
     for name in sorted({*before, *after}):
         is_same = before.get(name) == after.get(name)

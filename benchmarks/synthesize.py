@@ -1,8 +1,8 @@
-"""Seconds a synthesis step, per model, batch and precision, beside the baseline's in the same minutes.
+"""Seconds per synthesis step, by model, batch and precision, beside the baseline's in the same minutes.
 
     python benchmarks/synthesize.py --models cifar_resnet20 --baseline --out synthesize.json
 
-Networks have random weights: the work of a step does not depend on them. Product and baseline run in
+Networks have random weights: the work of a step does not depend on them. genie and the baseline run in
 turn, `--rounds` times each; the ratio is that of the medians.
 """
 
@@ -30,7 +30,7 @@ from genie_cli.synthesis.synthesize import synthesize_images
 def measure(
     name: str, teacher: Teacher, batch_size: int, precisions: list[str], args: argparse.Namespace, device: torch.device
 ) -> list[dict[str, Any]]:
-    """One row a precision."""
+    """One row of figures per precision."""
     spec = teacher.input
     seconds: dict[str, list[float]] = {precision: [] for precision in precisions}
     opponent: list[float] = []
@@ -64,7 +64,7 @@ def measure(
 
 
 def baseline_seconds(name: str, num_channels: int, size: int, batch_size: int, num_steps: int) -> list[float]:
-    """Seconds of each step of the baseline but its first."""
+    """Seconds of each step of the baseline except the first."""
     synthesis = BaselineSynthesis(load_module(name), num_channels, size, batch_size)
     seconds = []
     for _ in range(num_steps):
@@ -80,7 +80,7 @@ def main() -> None:
     options.add_argument("--models", default="cifar_resnet20", help="names, comma-separated")
     options.add_argument("--batch-sizes", default="128")
     options.add_argument("--precisions", default="bf16,fp32")
-    options.add_argument("--num-steps", type=int, default=30, help="steps a round")
+    options.add_argument("--num-steps", type=int, default=30, help="steps per round")
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--baseline", action="store_true", help="run the baseline in turn")
     args = options.parse_args()

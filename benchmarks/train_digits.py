@@ -2,9 +2,9 @@
 
     python benchmarks/train_digits.py --out genie_cli/models/assets/digits_resnet.safetensors
 
-The same options on the same machine write the same bytes. After training, the batch norm statistics
-are those of the clean training split, all of it at once: what synthesis matches is then a property
-of real images and not of the last augmented batches.
+The same options on the same machine write the same bytes. After training, the batch-norm statistics are
+set to those of the whole clean training split, in one pass. Synthesis then matches statistics of real
+images, and not those of the last augmented batches.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from genie_cli.data.normalize import normalize_pixels
 from genie_cli.models.digits import INPUT_SPEC, DigitsResNet, digits_resnet
 
 NUM_THREADS = 1
-"""Fixed, because the order of sums and so the last bits depend on it; the network is too small for more."""
+"""Fixed, because the order of sums and so the last bits depend on it; more would not help so small a network."""
 BATCH_SIZE = 64
 LEARNING_RATE = 0.1
 WARMUP = 0.15
@@ -39,7 +39,7 @@ MAX_SHIFT = 0.15
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Rotate, scale, shear and shift each image at random; what comes in from outside is black.
+    """Rotate, scale, shear and shift each image at random; pixels from outside the image are black.
 
     Args:
         images: float32 [B, 1, S, S], black is 0.
@@ -66,7 +66,7 @@ def train(images: Tensor, labels: Tensor, seed: int, num_epochs: int) -> DigitsR
     Args:
         images: pixels, uint8 [n, 1, S, S].
         labels: int64 [n].
-        seed: of the initial weights, the order of the images and the augmentation.
+        seed: seed of the initial weights, the order of the images and the augmentation.
         num_epochs: passes over the images.
     """
     torch.manual_seed(seed)

@@ -25,7 +25,7 @@ _LONGEST_WAIT = 30.0
 
 
 class _Group(TyperGroup):
-    """Turns the errors that users can mend into one message on stderr and the exit code of their class."""
+    """Turns the errors that users can fix into one message on stderr and the exit code of their class."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -42,7 +42,7 @@ class _Group(TyperGroup):
                 typer.echo("Interrupted; nothing was written.", err=True)
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except OSError as error:
-            # No defect of ours: a name that is too long, a folder that may not be read, a full disk.
+            # Not a bug in genie: a name that is too long, a folder that may not be read, a full disk.
             if error.filename is None or error.errno == errno.EPIPE:
                 raise
             _fail(f"{error.filename} cannot be used: {error.strerror}.", InputError.exit_code, shared=False)

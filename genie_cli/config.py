@@ -36,7 +36,7 @@ class Frozen(BaseModel):
 
 
 class InputSpec(Frozen):
-    """What a network takes: images ``[B, num_channels, size, size]``, normalised by mean and std.
+    """The input of a network: images ``[B, num_channels, size, size]``, normalised by mean and std.
 
     Normalised value = (pixel / 255 - mean) / std, per channel.
     """
@@ -56,7 +56,7 @@ class InputSpec(Frozen):
             values = getattr(self, name)
             if len(values) != self.num_channels:
                 raise ValueError(
-                    f"{name} has {len(values)} values for {self.num_channels} channels; give one a channel"
+                    f"{name} has {len(values)} values for {self.num_channels} channels; give one per channel"
                 )
         if any(s <= 0 for s in self.std):
             raise ValueError(f"std must be positive, got {self.std}")
@@ -85,7 +85,7 @@ class ModelConfig(Frozen):
 
 
 class Stage(Frozen):
-    """What every stage takes and what does not determine its result."""
+    """Keys that every stage takes and that do not determine its result."""
 
     device: str = "auto"
     """auto, cpu, cuda or cuda:INDEX."""
@@ -96,7 +96,7 @@ class Stage(Frozen):
 
 
 class LongStage(Stage):
-    """What a stage of hours takes besides, so that it can go on after it was killed."""
+    """Further keys of a stage that takes hours, so that it can go on after it was killed."""
 
     checkpoint_interval: float = Field(180.0, ge=0)
     """Seconds between two checkpoints inside a batch or unit."""
@@ -110,7 +110,7 @@ class SynthesizeConfig(LongStage):
     preset: str = "genie"
     num_images: int = Field(1024, ge=2, le=10_000_000)
     num_steps: int = Field(4000, ge=1)
-    """Optimisation steps a batch."""
+    """Optimisation steps per batch."""
     batch_size: int = Field(128, ge=2)
     """Images optimised together; each batch has its own generator and latents."""
     batches_at_once: int | None = Field(None, ge=1)
@@ -123,7 +123,7 @@ class SynthesizeConfig(LongStage):
     latent_dim: int = Field(256, ge=1, le=2**20)
     latent_lr: float = Field(0.1, gt=0)
     latent_lr_factor: float = Field(0.1, gt=0, lt=1)
-    """What the latents' rate is multiplied by when the loss has stopped falling."""
+    """Factor on the latents' rate when the loss has stopped falling."""
     latent_lr_patience: int = Field(100, ge=1)
     latent_min_lr: float = Field(1e-4, gt=0)
     generator_lr: float = Field(0.01, gt=0)
@@ -142,7 +142,7 @@ class SynthesizeConfig(LongStage):
     num_mixed: int = Field(2, ge=1, le=2**20)
     """Classes that are superposed (Qimera: 2 for CIFAR-10, 10 for CIFAR-100, 500 for ImageNet)."""
     mix_prob: float = Field(0.4, ge=0, le=1)
-    """Chance that an image's classes are superposed."""
+    """Probability that an image's classes are superposed."""
     class_weight: float = Field(0.0, ge=0)
     """Weight of the cross-entropy of the teacher's logits against assigned classes (GDFQ, KW)."""
     soft_class_weight: float = Field(0.0, ge=0)
@@ -154,7 +154,7 @@ class SynthesizeConfig(LongStage):
     margin_low: float = Field(0.05, ge=0, le=2)
     margin_high: float = Field(0.8, ge=0, le=2)
     crop_prob: float = Field(0.0, ge=0, le=1)
-    """Chance that the teacher sees a crop of an image, enlarged: local object reinforcement (IntraQ)."""
+    """Probability that the teacher sees a crop of an image, enlarged: local object reinforcement (IntraQ)."""
     crop_lowest: float = Field(0.5, gt=0, le=1)
     """Smallest area of such a crop, as a share of the image."""
     smoothness_weight: float = Field(0.0, ge=0)
@@ -166,7 +166,7 @@ class SynthesizeConfig(LongStage):
     other_teachers: tuple[ModelConfig, ...] = ()
     """More networks whose statistics the images fit, each with its own normalisation (MixMix)."""
     image_dtype: Literal["float16", "uint8"] = "float16"
-    """How the images are stored: normalised float16, or pixels clipped to 0..255."""
+    """Format of the stored images: normalised float16, or pixels clipped to 0..255."""
     out: Path = Path("images.safetensors")
     performance: Path | None = None
     """JSON file for seconds and peak memory."""
@@ -192,7 +192,7 @@ class SynthesizeConfig(LongStage):
 
     @property
     def learns_latents(self) -> bool:
-        """Whether the generator's input learns."""
+        """True if the generator's input learns."""
         return self.generator and self.latents != "sampled"
 
 
@@ -212,7 +212,7 @@ class QuantizeConfig(LongStage):
     """Shell-style pattern over layer names -> bits of the layer's weight and of its input, which rank above the
     protocol: `{layer1.*: [8, 8]}`, quoted where it begins with a star. Later patterns win."""
     num_steps: int = Field(20000, ge=1)
-    """Reconstruction steps a unit."""
+    """Reconstruction steps per unit."""
     batch_size: int = Field(32, ge=1)
     seed: int = Field(0, ge=0, lt=2**63)
     reconstruct: bool = True
@@ -220,21 +220,21 @@ class QuantizeConfig(LongStage):
     data_free: bool = False
     """Without images: equalised weights, ranges and bias correction from the batch-norm statistics (DFQ)."""
     equalize: bool = True
-    """DFQ: cross-layer equalization. It helps networks of uneven channels; on others the grids a channel do better."""
+    """DFQ: cross-layer equalization. It helps networks of uneven channels; on others per-channel grids do better."""
     unit: Literal["layer", "block", "network"] = "block"
-    """What is learned together: a weight layer, a residual block (single layers outside), or everything."""
+    """The layers learned together: one weight layer, a residual block (single layers outside), or all."""
     rounding: Literal["nearest", "adaround", "genie", "adaquant"] = "genie"
-    """How weights learn: not at all; softbits on a fixed step size (AdaRound); softbits and step size
+    """The way that weights learn: not at all; softbits on a fixed step size (AdaRound); softbits and step size
     together (Eq. 10); the weight itself behind nearest rounding, with its step size (AdaQuant, LSQ)."""
     loss: Literal["squared", "kl"] = "squared"
-    """What is made small at a unit's output: the squared error, or the KL divergence of the classes' chances."""
+    """The loss at a unit's output: the squared error, or the KL divergence of the class probabilities."""
     weight_range: Literal["search", "minmax"] = "search"
     """Initial weight step size: least |w - q(w)|^2.4 over 100 clipping ratios, or the full range."""
     activation_range: Literal["search", "minmax"] = "search"
     weight_step_lr: float = Field(1e-4, ge=0)
     """Rate of the weight step sizes, in the units of `weight_step_space`."""
     weight_step_space: Literal["checkpoint", "relative"] = "checkpoint"
-    """What the rate moves: the step of the unfolded weight, as the paper does, or step / start."""
+    """The quantity that the rate moves: the step of the unfolded weight, as in the paper, or step / start."""
     activation_step_lr: float | None = Field(None, ge=0)
     """Rate of the activation step sizes. Default: the paper's 4e-5 for its 20000 steps, and for fewer more with the
     square root of their share: in proportion costs accuracy at 4 bits."""
@@ -249,7 +249,7 @@ class QuantizeConfig(LongStage):
     beta_start: float = Field(20.0, gt=0)
     beta_end: float = Field(2.0, gt=0)
     drop_prob: float = Field(0.5, ge=0, le=1)
-    """QDrop: chance that an activation element keeps full precision during reconstruction."""
+    """QDrop: probability that an activation element keeps full precision during reconstruction."""
     holdout: float = Field(0.0, ge=0, lt=1)
     """Share of the images that is never trained on; 0.125 where `patience` is given and this is 0."""
     patience: int | None = Field(None, ge=2)

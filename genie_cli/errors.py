@@ -1,6 +1,6 @@
 """The errors a user can see, each with the exit code of its class.
 
-A message names the thing, its value and the mend, in one sentence or two. ``app.py`` is the one
+A message names the thing, its value and the fix, in one sentence or two. ``app.py`` is the one
 place that turns these into a line on stderr and an exit code.
 """
 
@@ -11,11 +11,11 @@ from collections.abc import Iterable
 
 
 class GenieError(Exception):
-    """Base of every error that is the user's to mend."""
+    """Base of every error that the user can fix."""
 
     exit_code = 1
     is_shared: bool | None = None
-    """Whether all processes of the run have this error, so that one prints it for all; None: as far as is known."""
+    """True if all processes of the run have this error, so that one prints it for all; None: assumed, not known."""
 
 
 class UsageError(GenieError):
@@ -48,12 +48,12 @@ class WorkerError(GenieError):
 
 
 class NumbersError(GenieError):
-    """NaN or infinity where numbers are needed, after the retry in float32 too."""
+    """NaN or infinity where finite numbers are needed, after the retry in float32 too."""
 
     exit_code = 6
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for a mistyped name: ``" Did you mean 'x'?"``, or ``""`` where nothing is near."""
+    """A hint for a mistyped name: ``" Did you mean 'x'?"``, or ``""`` where no known name is similar."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" Did you mean '{match[0]}'?" if match else ""

@@ -1,8 +1,8 @@
-"""The files that the commands hand on: schemas, validated reading, atomic writing, packing.
+"""The files that one command writes and another reads: schemas, validated reading, atomic writing, packing.
 
 - ``images``: one safetensors file of calibration images;
 - ``quantized``: a folder of integer weights, step sizes and metrics;
-- ``metadata``: what every artifact says about itself, and the reader that checks it;
+- ``metadata``: the fields that every artifact records about itself, and the reader that checks them;
 - ``packing``: integer codes as a dense stream of bits;
 - ``metrics``: strict JSON of measured numbers;
 - ``atomic``: files and folders that appear wholly or not at all.

@@ -1,7 +1,7 @@
 """Calibration images: one safetensors file with the tensor ``images`` [n, C, H, W].
 
 float16 holds images as a network takes them, normalised by the mean and std of the metadata; uint8
-holds pixels. Any quantizer can read any set: `ImageSet.normalized` gives what a network asks for.
+holds pixels. Any quantizer can read any set: `ImageSet.normalized` returns the input of any network.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _DTYPES = {"float16": torch.float16, "uint8": torch.uint8}
 
 
 class ImagesMetadata(ArtifactMetadata):
-    """What an image set says about itself; teacher, hash and seed are None for real images."""
+    """The metadata of an image set; teacher, hash and seed are None for real images."""
 
     kind: Literal["images"] = "images"
     other_teachers: dict[str, str] = Field(default_factory=dict)
     """Hash -> name of each further network that the images were made for (MixMix)."""
     student_sha256: str | None = None
-    """Hash of the weights file of the quantized network that the images tell from the teacher (ZAQ)."""
+    """Hash of the weights file of the student: the images make it differ from the teacher (ZAQ)."""
     num_images: int = Field(ge=1)
     dtype: ImageDtype
 
@@ -59,12 +59,12 @@ class ImageSet:
     ) -> Tensor:
         """Images as a network takes them: (pixel / 255 - mean) / std per channel.
 
-        Images stored with the same mean and std are given as stored, without a rounding.
+        Images stored with the same mean and std are returned as stored, without any rounding.
 
         Args:
-            mean: one value a channel.
-            std: one value a channel.
-            indices: which images; None: all.
+            mean: one value per channel.
+            std: one value per channel.
+            indices: rows of the images to return; None: all.
 
         Returns:
             float32 [k, C, H, W].
@@ -134,7 +134,7 @@ def load_images(path: Path) -> ImageSet:
     Raises:
         InputError: not an image set that this genie reads, or a tensor that does not fit its metadata.
     """
-    # `read` says what is wrong with a path that is no file.
+    # `read` explains a path that is not a file.
     sha256 = file_sha256(path) if path.is_file() else ""
     tensors, fields = read(path, "images")
     metadata = validate(ImagesMetadata, fields, path)
@@ -163,7 +163,7 @@ def _index(indices: Tensor | Sequence[int] | slice | None) -> Tensor | slice:
         return slice(None)
     if isinstance(indices, Tensor):
         return indices.cpu()
-    # Not as they are: a tuple would index dimensions, an empty list would be floating point.
+    # Converted, because a tuple would index dimensions and an empty list would be floating point.
     return indices if isinstance(indices, slice) else torch.tensor(list(indices), dtype=torch.int64)
 
 

@@ -1,4 +1,4 @@
-"""What an artifact says about itself, and the one reader of safetensors files.
+"""The metadata of an artifact, and the one reader of safetensors files.
 
 The metadata are one key, ``genie``, with sorted compact JSON: safetensors writes several keys in an
 order that changes from run to run, and one key keeps the same content the same bytes. Neither time,
@@ -39,15 +39,15 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 class ArtifactMetadata(Frozen):
-    """What every artifact records about how it came to be."""
+    """The record in every artifact of how it was made."""
 
     format_version: int = FORMAT_VERSION
     teacher: str | None
     """Name of the network."""
     teacher_sha256: str | None
-    """Hash of its weights, whatever file they came in."""
+    """Hash of its weights; the file format does not change it."""
     config: dict[str, Any]
-    """The whole configuration of the command, less what does not determine the result (paths, device)."""
+    """The whole configuration of the command, without the keys that do not determine the result (paths, device)."""
     seed: int | None
     input: InputSpec
     tool_version: str
@@ -92,7 +92,7 @@ def encode(model: BaseModel | Mapping[str, Any]) -> dict[str, str]:
 
 
 def serialize(tensors: Mapping[str, Tensor], metadata: ArtifactMetadata) -> bytes:
-    """An artifact file: tensors, and the metadata with the hash of them."""
+    """The bytes of an artifact: tensors, and the metadata with the tensors' hash."""
     return write_bytes(tensors, encode(metadata.model_copy(update={"content_sha256": tensors_sha256(tensors)})))
 
 
@@ -115,7 +115,7 @@ def read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             for name in sorted(file.keys()):
-                # A copy: the file is mapped, and writing to it during the long work would change the tensors.
+                # A copy, because the file is mapped: writing to it during the long work would change the tensors.
                 tensors[name] = file.get_tensor(name).clone()
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise InputError(f"{path} is damaged: {_one_line(error)}. Write it again with '{_WRITERS[kind]}'.") from error
@@ -128,13 +128,13 @@ def read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def sniff(path: Path) -> dict[str, Any]:
-    """The metadata of any artifact, tensors unread.
+    """The metadata of any artifact, without reading its tensors.
 
     Args:
-        path: a file of any kind, or a quantized folder, whose weights file then answers.
+        path: a file of any kind, or a quantized folder, whose weights file is then read.
 
     Raises:
-        InputError: as `read`, kinds apart.
+        InputError: as `read`, except that every kind is accepted.
     """
     if not path.is_dir():
         return _read_header(path)
@@ -176,7 +176,7 @@ def file_sha256(path: Path) -> str:
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Whether a tensor holds neither NaN nor infinity; looks at it in pieces, to take little memory."""
+    """True if a tensor holds neither NaN nor infinity; it is checked in pieces, to take little memory."""
     return all(bool(torch.isfinite(piece).all()) for piece in torch.split(tensor.reshape(-1), 1 << 22))
 
 
@@ -200,7 +200,7 @@ def _read_header(path: Path, wanted: str | None = None) -> dict[str, Any]:
         raise InputError(f"{path} has damaged metadata: they are not valid JSON. {mend}") from error
     kind = fields.get("kind") if isinstance(fields, dict) else None
     version = fields.get("format_version") if isinstance(fields, dict) else None
-    # The version first: a newer format may have kinds that this one does not know.
+    # The version is checked first: a newer format may have kinds that this one does not know.
     if type(version) is int and version > FORMAT_VERSION:
         raise InputError(
             f"{path} has format version {version}, and this genie reads up to {FORMAT_VERSION}: update genie."
@@ -227,7 +227,7 @@ def _refuse_missing(path: Path, expected: str, mend: str) -> None:
 
 
 def _guess(path: Path) -> str:
-    """What a file is that safetensors cannot open."""
+    """A guess at the kind of a file that safetensors cannot open."""
     with path.open("rb") as file:
         head = file.read(9)
     if not head:

@@ -14,13 +14,13 @@ from genie_cli.errors import InputError
 def encode_metrics(metrics: Mapping[str, Any]) -> bytes:
     """JSON of metrics, with a newline at the end.
 
-    NaN and infinity become null: they are no JSON, and a broken number must not lose a finished run.
+    NaN and infinity become null: JSON does not have them, and a broken number must not lose a finished run.
     """
     return (json.dumps(_finite(metrics), sort_keys=True, indent=2, allow_nan=False) + "\n").encode()
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
-    """Read what `encode_metrics` wrote.
+    """Read the metrics that `encode_metrics` wrote.
 
     Raises:
         InputError: the file is missing or does not hold a JSON object.

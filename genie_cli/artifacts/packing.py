@@ -1,4 +1,4 @@
-"""Integer codes as a dense stream of bits: what makes a 2-bit network a quarter of an 8-bit one.
+"""Integer codes as a dense stream of bits: the codes of a 2-bit network take a quarter of those of an 8-bit one.
 
 Code ``i`` takes the bits ``i*bits .. i*bits + bits - 1`` of the stream, least significant bit first;
 bit ``k`` of the stream is bit ``k % 8`` of byte ``k // 8``. The last byte is padded with zeros.
@@ -18,7 +18,7 @@ _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def packed_length(num_codes: int, bits: int) -> int:
-    """Number of bytes that `num_codes` codes of `bits` bits take."""
+    """The number of bytes of `num_codes` codes of `bits` bits: ``ceil(num_codes * bits / 8)``."""
     return -(-num_codes * bits // 8)
 
 
@@ -57,9 +57,9 @@ def unpack(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
     """Undo `pack`.
 
     Args:
-        packed: uint8 [ceil(n * bits / 8)] for the n codes of `shape`; checked before memory is taken.
+        packed: uint8 [ceil(n * bits / 8)] for the n codes of `shape`; checked before memory is allocated.
         bits: 2 to 8.
-        shape: of the codes.
+        shape: shape of the codes.
 
     Returns:
         uint8 codes of `shape` on the CPU.

@@ -3,10 +3,10 @@
 - ``weights.safetensors``: per layer ``weight_packed``, ``weight_shape``, ``weight_scale`` and
   ``weight_zero_point``; every other parameter and buffer under its own name;
 - ``step_sizes.safetensors``: per activation site ``step_size``;
-- ``metrics.json``: what was measured on the way.
+- ``metrics.json``: figures measured during quantization.
 
 Codes are stored, not weights: rounding was learned, so a code is not round(weight / scale). The folder
-and the network's code give the network, without the teacher's weights.
+and the network's source code are enough to run the network; the teacher's weights are not needed.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class ActivationEntry(Frozen):
 
 
 class QuantizedMetadata(ArtifactMetadata):
-    """What a quantized network says about itself; both files hold it, with their own kind."""
+    """The metadata of a quantized network; both files hold them, each with its own kind."""
 
     kind: Literal["quantized_weights", "step_sizes"] = "quantized_weights"
     teacher: str
@@ -63,9 +63,9 @@ class QuantizedMetadata(ArtifactMetadata):
     weights: dict[str, WeightEntry]
     """Layer name -> its weight."""
     activations: dict[str, ActivationEntry]
-    """Activation site -> its quantizer; a site is named after its first reader, the output after its producer."""
+    """Activation site -> its quantizer; a site is named after its first reader, an output after its producer."""
     images_sha256: str | None
-    """Hash of the file of calibration images, or of the pixels of real ones; None: there were none."""
+    """Hash of the file of calibration images, or of the pixels of real images; None: no images were used."""
     images_teacher_sha256: str | None
     """Hash of the network that the images were made for; None for real images."""
 
@@ -231,7 +231,7 @@ def _refuse_two_runs(weights: QuantizedMetadata, step_sizes: QuantizedMetadata, 
 
 
 def _check_parameters(parameters: Mapping[str, Tensor], metadata: QuantizedMetadata) -> None:
-    """Check what is stored under its own name; ValueError names the tensor."""
+    """Check the tensors that are stored under their own names; a ValueError names the tensor."""
     taken = {_join(layer, part) for layer in metadata.weights for part in ("weight", *_PARTS)}
     for name, tensor in sorted(parameters.items()):
         if name in taken:

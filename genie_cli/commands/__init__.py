@@ -1,1 +1,1 @@
-"""One thin file a command: options in, library call, rich out."""
+"""One thin file per command: options in, library call, rich out."""

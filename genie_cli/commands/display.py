@@ -1,4 +1,4 @@
-"""What a person sees while a stage runs: a bar on a terminal, a plain line now and then when piped."""
+"""The display of a running stage: a bar on a terminal, a plain line now and then when piped."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PIPED_WIDTH = 100_000
 
 
 class _RateColumn(ProgressColumn):
-    """Work a second, in the unit of the count beside it."""
+    """Work per second, in the unit of the count beside it."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -145,7 +145,7 @@ def rows_table(title: str, columns: list[str], rows: list[list[Any]], right: set
 
 
 def _print(title: str, table: Table) -> None:
-    """Framed and as wide as the terminal; piped, one plain line a row, so that grep and awk can read it."""
+    """Print a frame as wide as the terminal; piped, one plain line per row, so that grep and awk can read it."""
     console = Console()
     if console.is_terminal:
         console.print(Text(title, style="bold"))

@@ -54,7 +54,7 @@ ModelNames = Annotated[
 WeightsOfEach = Annotated[
     list[str] | None,
     _option(
-        _MODEL, "--weights", "A torchvision weights name, or a local .safetensors or .pth file; one a --model.", _OWN
+        _MODEL, "--weights", "A torchvision weights name, or a local .safetensors or .pth file; one per --model.", _OWN
     ),
 ]
 InputSize = Annotated[int | None, _option(_MODEL, "--input-size", "Side of the square input in pixels.", _OWN)]
@@ -172,7 +172,7 @@ Rounding = Annotated[
     str | None, _option(_RECIPE, "--rounding", "How weights learn: nearest, adaround, genie or adaquant.", "genie")
 ]
 DropProb = Annotated[
-    float | None, _option(_RECIPE, "--drop-prob", "QDrop: chance that an activation keeps full precision.", "0.5")
+    float | None, _option(_RECIPE, "--drop-prob", "QDrop: probability of full precision per activation.", "0.5")
 ]
 RoundWeight = Annotated[float | None, _option(_RECIPE, "--round-weight", "Weight of the rounding regularizer.", "1.0")]
 QuantizeSettings = Annotated[list[str] | None, _settings("beta_end=4")]

@@ -134,7 +134,8 @@ def _on_images(run: Run, config: QuantizeConfig, teacher: Teacher) -> None:
         shared = min(config.batch_size, num_images) if config.reconstruct else num_images
         if workers.size > shared:
             raise UsageError(
-                f"{workers.size} processes share {shared} images a step: start at most {shared}, or raise --batch-size."
+                f"{workers.size} processes share {shared} images per step: start at most {shared}, "
+                "or raise --batch-size."
             )
         plan = make_plan(teacher, config, run.device)
         need = quantization_need(plan, len(inputs), run.dtype, workers.size)
@@ -172,7 +173,7 @@ def _finish(run: Run, teacher: Teacher, image_set: ImageSet | None, network: Qua
     recipe += "".join(f", {pattern}={w},{a}" for pattern, (w, a) in (config.bits_override or {}).items())
     if config.reconstruct:
         by_layer = config.unit == "layer"
-        recipe += f", {config.num_steps} steps a {'layer' if by_layer else 'unit'}"
+        recipe += f", {config.num_steps} steps per {'layer' if by_layer else 'unit'}"
         if config.patience is not None:
             recipe += f", {taken} of {config.num_steps * len(network.weights if by_layer else network.units)} taken"
     rows = {"teacher": f"{teacher.name} ({teacher.sha256[:12]})"}

@@ -92,7 +92,7 @@ def _by_bits(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> tuple[_Fil
 
 
 def _texts(rows: list[dict[str, Any]], *more: str) -> list[str]:
-    """What tells rows apart; the model only where there are several."""
+    """The columns that distinguish rows; the model only where there are several."""
     return ["scheme", *(["model"] if len({row["model"] for row in rows}) > 1 else []), *more]
 
 

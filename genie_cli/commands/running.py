@@ -1,4 +1,4 @@
-"""What the long commands share: device, processes, checks before the work, progress during it."""
+"""The shared parts of the long commands: device, processes, checks before the work, progress during it."""
 
 from __future__ import annotations
 

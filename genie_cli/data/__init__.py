@@ -1,1 +1,1 @@
-"""Where labelled images come from: bundled digits, CIFAR-10, image folders and safetensors files."""
+"""Sources of labelled images: bundled digits, CIFAR-10, image folders and safetensors files."""

@@ -22,8 +22,8 @@ def open_cifar10(folder: Path, spec: InputSpec, num_images: int | None = None, t
     Args:
         folder: holds ``cifar-10-batches-py``.
         spec: the network's input.
-        num_images: keep the first so many; None: all.
-        train: the training images.
+        num_images: number of images to keep, from the first on; None: all.
+        train: open the training images.
 
     Raises:
         InputError: files missing or damaged, or the network takes another shape.
@@ -41,7 +41,7 @@ def open_cifar10(folder: Path, spec: InputSpec, num_images: int | None = None, t
 
 
 def _describe(folder: Path) -> str:
-    """What is wrong and what the folder should hold."""
+    """The layout that the folder must have, and the files that are missing or differ."""
     from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import check_integrity
 

@@ -1,4 +1,4 @@
-"""One image file into the pixels of a network's input."""
+"""Decode one image file into the pixels of a network's input."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def decode_image(path: Path, spec: InputSpec) -> Tensor:
 
 
 class ImageFiles(Dataset[Tensor | str]):
-    """Decoded files for a DataLoader: pixels, or the message why there are none.
+    """Decoded files for a DataLoader: pixels, or a message that says why there are none.
 
     Messages are returned and not raised, because a DataLoader would wrap a worker's error in its traceback.
     """

@@ -16,7 +16,7 @@ NUM_CLASSES = 10
 _MAX_VALUE = 16
 """Brightest value of scikit-learn's images."""
 _TEST_PLACES = (2, 5, 8)
-"""Which of ten consecutive images of a class are test images: 30 %."""
+"""Places of the test images among ten consecutive images of a class: 30 %."""
 
 
 def split(train: bool) -> tuple[Tensor, Tensor]:
@@ -43,8 +43,8 @@ def open_digits(spec: InputSpec, num_images: int | None = None, train: bool = Fa
 
     Args:
         spec: the network's input.
-        num_images: keep the first so many; None: all.
-        train: the training images.
+        num_images: number of images to keep, from the first on; None: all.
+        train: open the training images.
 
     Raises:
         InputError: the network takes another shape.
@@ -56,7 +56,7 @@ def open_digits(spec: InputSpec, num_images: int | None = None, train: bool = Fa
 
 
 def _is_test(labels: Tensor) -> Tensor:
-    """Which images are test images, bool [n]: by the image's place among those of its class."""
+    """True for each test image, bool [n]: the image's place among those of its class decides."""
     one_hot = F.one_hot(labels, NUM_CLASSES)
     place = one_hot.cumsum(0).gather(1, labels.unsqueeze(1)).squeeze(1) - 1
     return torch.isin(place % 10, torch.tensor(_TEST_PLACES))

@@ -1,4 +1,4 @@
-"""Image files in one folder a class, prepared as the ImageNet evaluations of torchvision do it."""
+"""Image files in one folder per class, prepared as the ImageNet evaluations of torchvision do it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ImageFolderImages(LabeledImages):
         Args:
             paths: n image files.
             labels: int64 [n].
-            class_names: one name a class.
+            class_names: one name per class.
             spec: the network's input.
             num_workers: processes that decode; 0 decodes in this one.
         """
@@ -71,13 +71,13 @@ def open_image_folder(
 ) -> ImageFolderImages:
     """The images of the class folders in `folder`, classes and files in sorted order.
 
-    Names that start with a dot are passed over.
+    Names that start with a dot are skipped.
 
     Args:
-        folder: holds one folder a class.
+        folder: holds one folder per class.
         spec: the network's input.
         num_workers: processes that decode; 0 decodes in this one.
-        num_images: keep the first so many; None: all.
+        num_images: number of images to keep, from the first on; None: all.
 
     Raises:
         InputError: no such folder, no class folders, classes without images, or a network that
@@ -100,7 +100,7 @@ def open_image_folder(
         raise InputError(
             f"Class folders without images in {folder}: {', '.join(empty[:5])}"
             f"{f' and {len(empty) - 5} more' if len(empty) > 5 else ''}; "
-            f"put images ({', '.join(EXTENSIONS)}) in, or take the folders away."
+            f"put images ({', '.join(EXTENSIONS)}) in, or remove the folders."
         )
     paths = [path for found in files for path in found]
     labels = [label for label, found in enumerate(files) for _ in found]
@@ -119,5 +119,5 @@ def _images_below(folder: Path) -> list[Path]:
 
 
 def _is_image(path: Path) -> bool:
-    """By its name; a broken link counts and is named when it is read."""
+    """True if the name is that of an image file; a broken link counts, and reading it names it in an error."""
     return path.suffix.lower() in EXTENSIONS and not path.is_dir()

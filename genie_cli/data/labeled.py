@@ -19,8 +19,8 @@ class LabeledImages(ABC):
 
     Attributes:
         labels: int64 [n], each >= 0, in the order of the images.
-        num_classes: how many classes there are, None where the source cannot tell.
-        class_names: one name a class in the order of the labels, None where the source has none.
+        num_classes: number of classes, None where the source does not know it.
+        class_names: one name per class in the order of the labels, None where the source has none.
     """
 
     def __init__(self, labels: Tensor, num_classes: int | None, class_names: list[str] | None) -> None:
@@ -56,8 +56,9 @@ class LabeledImages(ABC):
         """Go once through the images in their order.
 
         Args:
-            batch_size: images a batch, the last batch may have fewer.
-            share: which of the batches, out of `num_batches`; the images of others are not read. None: all.
+            batch_size: images per batch, the last batch may have fewer.
+            share: indices of the batches to read, out of `num_batches`. Images of other batches are not read.
+                None: all.
 
         Yields:
             images float32 [B, C, H, W] on the CPU, normalised by the network's mean and std; labels int64 [B].
@@ -84,8 +85,8 @@ class TensorImages(LabeledImages):
             images: uint8 [n, C, H, W], pixels 0..255.
             labels: int64 [n].
             spec: mean and std of the network.
-            num_classes: how many classes there are, where known.
-            class_names: one name a class, where known.
+            num_classes: number of classes, where known.
+            class_names: one name per class, where known.
         """
         super().__init__(labels, num_classes, class_names)
         self._images = images
@@ -111,7 +112,7 @@ def check_fits(source: str, image_shape: tuple[int, int, int], spec: InputSpec) 
         spec: the network's input.
 
     Raises:
-        InputError: with both shapes.
+        InputError: the shapes differ; the message gives both.
     """
     expected = (spec.num_channels, spec.size, spec.size)
     if image_shape != expected:
@@ -133,7 +134,7 @@ def check_classes(data: LabeledImages, num_classes: int) -> None:
     """
     if data.num_classes is not None and data.num_classes != num_classes:
         raise InputError(
-            f"The data have {data.num_classes} classes and the network tells {num_classes} apart: "
+            f"The data have {data.num_classes} classes and the network has {num_classes}: "
             "use data with the classes that the network was trained on."
         )
     highest = int(data.labels.max())

@@ -1,4 +1,4 @@
-"""From pixels to what a network takes."""
+"""Normalise pixels into the input of a network."""
 
 from __future__ import annotations
 

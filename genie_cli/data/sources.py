@@ -1,4 +1,4 @@
-"""From the text of ``--data`` to labelled images."""
+"""Open the labelled images that the text of ``--data`` names."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def open_data(
         data: ``digits``, ``cifar10:FOLDER``, ``imagefolder:PATH`` or a ``.safetensors`` file.
         spec: the network's input.
         num_workers: processes that decode image files; 0 decodes in this one.
-        num_images: keep the first so many; None: all.
-        train: to learn from, not to evaluate on: the training images of what has both, and labels may be missing.
+        num_images: number of images to keep, from the first on; None: all.
+        train: open images to learn from: the training images of a source that has both. Labels may be missing.
 
     Raises:
         UsageError: none of these forms.

@@ -23,8 +23,8 @@ def open_tensors(path: Path, spec: InputSpec, num_images: int | None = None, lab
     Args:
         path: holds ``images`` uint8 [n, C, H, W] and ``labels`` integer [n].
         spec: the network's input.
-        num_images: keep the first so many; None: all.
-        labelled: whether labels must be there; otherwise they are not looked at, and all are 0.
+        num_images: number of images to keep, from the first on; None: all.
+        labelled: True if the file must hold labels. False: labels are not read, and all are 0.
 
     Raises:
         InputError: missing or truncated file, missing tensors, wrong types or shapes, negative labels.

@@ -19,15 +19,15 @@ STAGE = "evaluate"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured; shares are percentages.
+    """Figures of one evaluation; shares are percentages.
 
     Attributes:
         num_images: images seen.
-        top1: share whose label is the first guess.
-        top5: share whose label is among the first five (or all, where there are fewer classes).
-        per_class: class -> its share of first guesses that are right; classes without images left out.
+        top1: share whose label is the most likely class.
+        top5: share whose label is among the five most likely classes (or all, where there are fewer).
+        per_class: class -> its top-1 accuracy; classes without images are left out.
         teacher_top1: the teacher's top-1 on the same images, if a student was evaluated.
-        agreement: share of images on which student and teacher guess the same.
+        agreement: share of images for which student and teacher predict the same class.
     """
 
     num_images: int

@@ -14,19 +14,19 @@ COLUMNS = (
     "top1", "top1_std", "teacher_top1", "drop", "agreement", "top5", "num_images",
 )  # fmt: skip
 FACTS = ("model", "preset", "protocol", "weight_bits", "activation_bits", "num_images")
-"""What runs share that are compared as one."""
+"""Facts that all runs of one row share."""
 _SEED = "(?:seed|s)([0-9]+)"
 _SEPARATOR = r"((?:[-_/ ]|\.(?![0-9]))+)"
-"""Between the parts of a name; the point of a number is none."""
+"""Separator between the parts of a name; the decimal point of a number is not one."""
 _MEANS = ("top1", "teacher_top1", "drop", "agreement", "top5")
 
 
 def over_seeds(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row for the rows of `comparison.read_rows` whose schemes differ only in ``seed<digits>`` or ``s<digits>``.
 
-    It is called without that part and holds the means, the number of `runs`, and `top1_std`, the sample
-    standard deviation (None for one run). A figure that a run lacks has no mean. Rows keep the order of
-    their first runs, and no figure depends on the order of the runs.
+    The row's name leaves that part out. The row holds the means, the number of `runs`, and `top1_std`, the
+    sample standard deviation (None for one run). A figure that a run lacks has no mean. Rows keep the order
+    of their first runs, and no figure depends on the order of the runs.
 
     Raises:
         InputError: runs of one row differ in more than the seed, or do not tell their seeds apart.
@@ -47,9 +47,9 @@ def over_seeds(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def split_name(row: dict[str, Any], part: str) -> tuple[str, list[str]]:
-    """The row's scheme without its parts that the pattern `part` matches, and what the pattern's group holds of them.
+    """The row's scheme without the parts that the pattern `part` matches, and the text of the pattern's group in each.
 
-    A scheme that is nothing else is called after its preset.
+    A scheme that consists of such parts alone is named after its preset.
     """
     pieces = re.split(_SEPARATOR, row["scheme"])
     kept: list[str] = []
@@ -64,10 +64,10 @@ def split_name(row: dict[str, Any], part: str) -> tuple[str, list[str]]:
 
 
 def check_same(rows: Sequence[dict[str, Any]], facts: Sequence[str], among: str) -> None:
-    """Refuse rows that are compared as one and differ in `facts`.
+    """Refuse rows that are to become one row and differ in `facts`.
 
     Raises:
-        InputError: names two of them and the first fact.
+        InputError: two rows differ; the message names them and the first fact.
     """
     first = rows[0]
     for row in rows:
@@ -86,7 +86,7 @@ def _shown(fact: Any) -> str:
 def _mean(scheme: str, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     check_same(runs, FACTS, "the seed")
     figures: dict[str, Any] = {"scheme": scheme, "runs": len(runs), **{fact: runs[0][fact] for fact in FACTS}}
-    for key in _MEANS:  # exact: equal figures have themselves as mean
+    for key in _MEANS:  # exact: the mean of equal figures is that figure
         values = [run[key] for run in runs]
         figures[key] = None if None in values else mean(values)
     figures["top1_std"] = stdev(run["top1"] for run in runs) if len(runs) > 1 else None

@@ -16,20 +16,20 @@ COLUMNS = (
     "top1", "teacher_top1", "drop", "agreement", "top5", "num_images",
 )  # fmt: skip
 _LARGEST = 1e12
-"""No figure of an evaluation is larger."""
+"""Largest value that a figure of an evaluation may have."""
 _MARKUP = "\\`*[]|~"
 _TEXTS = {"scheme", "preset", "protocol", "model"}
 _PERCENT = {"top1", "top1_std", "teacher_top1", "drop", "agreement", "top5"}
 
 
 def read_rows(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """One row a metrics file of ``genie evaluate``; a row is called after the file's folder.
+    """One row per metrics file of ``genie evaluate``; a row is named after the file's folder.
 
-    Where files share a folder they are called after themselves, else after both. A folder stands for
-    the JSON files in it.
+    Where two files share a folder, rows are named after the files, or after folder and file. A folder
+    stands for the JSON files in it.
 
     Raises:
-        InputError: a file that is missing or no metrics, or a folder without one.
+        InputError: a file is missing or holds no metrics, or a folder holds no metrics file.
         UsageError: a file is given twice.
     """
     paths = [file for path in paths for file in _files(path)]
@@ -46,7 +46,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    # A file may be a link into a cache, where its name says nothing.
+    # A file may be a link into a cache, whose file names mean nothing to the user.
     whole = [path.parent.resolve() / path.name for path in paths]
     for path in whole:
         if whole.count(path) > 1:
@@ -74,7 +74,7 @@ def _read_figures(path: Path) -> dict[str, Any]:
     row = {key: figures.get(key) for key in COLUMNS}
     for key, value in row.items():
         if value is not None and not (isinstance(value, str) if key in _TEXTS else _is_figure(value)):
-            raise InputError(f"{path} holds no metrics of 'genie evaluate': its '{key}' cannot be one.")
+            raise InputError(f"{path} holds no metrics of 'genie evaluate': its '{key}' is not a valid value.")
     return row
 
 
@@ -83,7 +83,7 @@ def _is_figure(value: Any) -> bool:
 
 
 def as_markdown(rows: Sequence[dict[str, Any]], columns: Sequence[str] = COLUMNS) -> str:
-    """The table in markdown, percentages with two decimals; a model that all rows share stands above it."""
+    """The table in markdown, percentages with two decimals; a model that all rows share is written above it."""
     models = {row["model"] for row in rows}
     model = models.pop() if len(models) == 1 else None
     shown = [

@@ -9,7 +9,7 @@ from genie_cli.errors import InputError
 from genie_cli.evaluation.aggregation import FACTS, check_same, split_name
 
 LONG_COLUMNS = ("method", "bits")
-"""What `with_bits` adds to a row."""
+"""Keys that `with_bits` adds to a row."""
 _BITS = "(w[0-9]+a[0-9]+)"
 _SHARED = tuple(fact for fact in FACTS if fact not in ("weight_bits", "activation_bits"))
 _FLOAT = 32
@@ -20,7 +20,7 @@ def with_bits(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows, with `bits` as W4A4 (W32A32: the teacher) and `method`, the scheme without its part ``w<d>a<d>``.
 
     Raises:
-        InputError: a scheme's name tells other bits than its metrics, or two rows are one method at the same bits.
+        InputError: a scheme's name gives other bits than its metrics, or two rows are one method at the same bits.
     """
     long: dict[tuple[str, str], dict[str, Any]] = {}
     for row in rows:
@@ -31,7 +31,7 @@ def with_bits(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             if name.upper() != bits:
                 raise InputError(
                     f"Run {row['scheme']!r} is {bits} by its metrics file, not {name}: rename the file, "
-                    "or evaluate the network that its name tells."
+                    "or evaluate the network that the name describes."
                 )
         same = long.get((method, bits))
         if same is not None:
@@ -44,7 +44,7 @@ def with_bits(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def by_bits(long: Sequence[dict[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]:
-    """The columns, most bits first, and a row for each method: what its runs share, and in each column a row or None.
+    """The columns, most bits first, and a row for each method: the facts its runs share, and a row or None per column.
 
     Args:
         long: Rows of `with_bits`.
@@ -66,7 +66,7 @@ def by_bits(long: Sequence[dict[str, Any]]) -> tuple[list[str], list[dict[str, A
 
 
 def figures_only(table: Sequence[dict[str, Any]], columns: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of `by_bits` without the cells that are empty, and without what is told twice: for JSON."""
+    """The rows of `by_bits` for JSON, without empty cells and without facts that a cell repeats."""
     twice = {*_SHARED, *LONG_COLUMNS}
     rows = []
     for row in table:
@@ -87,13 +87,13 @@ def mean_and_spread(row: dict[str, Any]) -> str:
 
 
 def caption(long: Sequence[dict[str, Any]]) -> str:
-    """What the figures in the cells are."""
+    """The table's caption: the statistic that its cells hold."""
     runs = {row.get("runs", 1) for row in long}
     several = sorted(runs - {1})
     if not several:
         return "Top-1 accuracy in %."
     number = " to ".join(str(count) for count in dict.fromkeys((several[0], several[-1])))
-    alone = "; one run where none is told" if 1 in runs else ""
+    alone = "; figures without ± are one run" if 1 in runs else ""
     return f"Top-1 accuracy in %: mean ± sample standard deviation of {number} runs{alone}."
 
 

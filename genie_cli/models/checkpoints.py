@@ -1,4 +1,4 @@
-"""Weights from local files into a network, without unpickling anything but plain tensors."""
+"""Load weights from local files into a network; only plain tensors are ever unpickled."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """The tensors of a ``.safetensors`` or ``.pth`` file, wrappers and prefixes removed.
 
     Raises:
-        InputError: missing, truncated, or holding anything but tensors.
+        InputError: the file is missing, truncated, or holds anything but tensors.
     """
     if not path.is_file():
         raise InputError(f"Weights file {path} does not exist: check --weights.")
@@ -56,11 +56,11 @@ def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Copy `state` into `model`, every key and shape matching.
+    """Copy `state` into `model`; every key and shape must match.
 
     Raises:
-        InputError: weights of another architecture (first missing and unexpected keys and the first
-            unlike shape are named), or values that are not finite.
+        InputError: weights of another architecture, or values that are not finite. The message names the
+            first missing key, the first unexpected key and the first shape that differs.
     """
     wanted = model.state_dict()
     missing = [key for key in wanted if key not in state and not key.endswith(_COUNTER)]
@@ -81,10 +81,10 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], source: str) -> Non
 
 
 def check_numbers(state: Mapping[str, Tensor], source: str) -> None:
-    """Look for what no network can compute with.
+    """Refuse values that no network can compute with.
 
     Raises:
-        InputError: the tensor that holds NaN, infinity, or a negative variance.
+        InputError: a tensor holds NaN, infinity, or a negative variance; the message names it.
     """
     for key, value in state.items():
         if torch.is_floating_point(value) and not torch.isfinite(value).all():

@@ -15,7 +15,7 @@ from genie_cli.errors import InputError, UsageError, nearest
 
 
 def call_factory(spec: str) -> nn.Module:
-    """What the factory of ``file.py:factory`` or ``package.module:factory`` returns, its type unchecked.
+    """The return value of the factory ``file.py:factory`` or ``package.module:factory``, its type unchecked.
 
     Raises:
         InputError: the file or module does not exist.
@@ -47,7 +47,7 @@ def call_factory(spec: str) -> nn.Module:
 
 @contextmanager
 def _importable(location: str) -> Iterator[None]:
-    """Imports beside the named file (or in the working folder) work; no bytecode is left there."""
+    """Let imports beside the named file (or in the working folder) work, and leave no bytecode there."""
     folder = str(Path(location).resolve().parent if location.endswith(".py") else Path.cwd())
     bytecode = sys.dont_write_bytecode
     sys.dont_write_bytecode = True

@@ -1,4 +1,4 @@
-"""Where a teacher comes from: how its network is built, and where its weights are."""
+"""The source of a teacher: the builder of its network, and its weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from genie_cli.errors import InputError
 
 @dataclass(frozen=True)
 class Source:
-    """How a SPEC becomes a network: a builder, its default input and its default weights."""
+    """The recipe that turns a SPEC into a network: a builder, its default input and its default weights."""
 
     build: Callable[[], nn.Module]
     input: InputSpec
@@ -27,7 +27,7 @@ class Source:
 
 
 def no_weights(name: str) -> dict[str, Tensor]:
-    """Stands for the weights of a network that has none.
+    """Stand in for the weights of a network that has none.
 
     Raises:
         InputError: always.
@@ -36,5 +36,5 @@ def no_weights(name: str) -> dict[str, Tensor]:
 
 
 def looks_like_file(weights: str) -> bool:
-    """Whether `weights` names a file rather than a set of torchvision's."""
+    """True if `weights` names a file rather than a set of torchvision's weights."""
     return "/" in weights or "." in weights or Path(weights).exists()

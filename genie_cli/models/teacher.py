@@ -1,4 +1,4 @@
-"""A teacher: a pre-trained network as one captured graph, with what it takes and who it is."""
+"""A teacher: a pre-trained network as one captured graph, with its input, its name and its hash."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Teacher:
     """A captured pre-trained network.
 
     Attributes:
-        name: what the user calls it, without a path: ``resnet18``, ``file.py:factory``.
+        name: the user's name for it, without a path: ``resnet18``, ``file.py:factory``.
         graph: its graph in the normal form, batch norms in place; evaluation mode, no gradients.
         input: the images it takes.
         sha256: hash of its state.

@@ -19,20 +19,20 @@ from genie_cli.models.source import Source, looks_like_file, no_weights
 _DOWNLOAD_TIMEOUT = 20.0
 """Seconds without an answer before a download of weights is given up."""
 _DOWNLOAD_ERRORS = (OSError, RuntimeError, EOFError, http.client.HTTPException, pickle.UnpicklingError)
-"""What a failed download (urllib's errors are OSErrors) or a damaged file in the cache raises."""
+"""Errors of a failed download (urllib's errors are OSErrors) or of a damaged file in the cache."""
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 """Training-only heads of GoogLeNet and Inception, left out of the network."""
 
 
 def names() -> list[str]:
-    """Its classification networks."""
+    """The names of torchvision's classification networks."""
     import torchvision.models
 
     return list(torchvision.models.list_models(module=torchvision.models))
 
 
 def default_weights(name: str) -> Any:
-    """IMAGENET1K_V1, which published comparisons use, where the model has it."""
+    """The weights IMAGENET1K_V1, which published comparisons use; where a model lacks them, its default ones."""
     from torchvision.models import get_model_weights
 
     members = get_model_weights(name)
@@ -56,7 +56,7 @@ def input_of(weights: Any) -> InputSpec:
 
 
 def source_of(name: str, weights: str | None) -> Source:
-    """How the network `name` is built, with the weights called `weights` or the default ones.
+    """The source of the network `name`, with the weights called `weights` or the default ones.
 
     Raises:
         UsageError: unknown weights.
@@ -95,7 +95,7 @@ def _download(name: str, weights: Any) -> dict[str, Tensor]:
             state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except _DOWNLOAD_ERRORS as error:
         raise InputError(
-            f"No weights for '{name}': {file} does not exist or is damaged, and {weights.url} cannot be had "
+            f"No weights for '{name}': {file} does not exist or is damaged, and {weights.url} cannot be downloaded "
             f"({error}). Put the file there, or name a local one with --weights."
         ) from None
     finally:

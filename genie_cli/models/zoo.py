@@ -1,4 +1,4 @@
-"""From a model SPEC to a teacher: torchvision, embedded and CIFAR names, and users' own factories."""
+"""Turn a model SPEC into a teacher: torchvision, embedded and CIFAR names, and users' own factories."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CROP_SHARE = 0.875
 
 @dataclass(frozen=True)
 class ZooEntry:
-    """A name the zoo knows: its origin, default input, and number of parameters where cheap to tell."""
+    """A name the zoo knows: its origin, default input, and number of parameters where that is cheap to find."""
 
     name: str
     origin: str
@@ -38,7 +38,7 @@ def load_teacher(config: ModelConfig) -> Teacher:
 
     Raises:
         UsageError: unknown model or weights name.
-        InputError: weights that cannot be had or do not fit, a network that cannot be captured.
+        InputError: weights that are missing or do not fit, or a network that cannot be captured.
     """
     source = _find(config.name, config.weights)
     network = _build(source, config.name)
@@ -64,7 +64,7 @@ def load_architecture(config: ModelConfig) -> nn.Module:
 def load_untrained(config: ModelConfig) -> Teacher:
     """The captured network of `config`, with its weights only where a local file is named.
 
-    For looking at a structure: nothing is downloaded.
+    It shows a structure; nothing is downloaded.
     """
     if config.weights is not None and looks_like_file(config.weights):
         return load_teacher(config)
@@ -85,7 +85,7 @@ def known_names() -> list[str]:
 
 
 def zoo_entries() -> Iterator[ZooEntry]:
-    """What the zoo knows, without building a torchvision network."""
+    """The entries of the zoo, listed without building a torchvision network."""
     from torchvision.models import get_model_weights
 
     for name in known_names():
@@ -101,7 +101,7 @@ def zoo_entries() -> Iterator[ZooEntry]:
 
 
 def describe_input(config: ModelConfig, default: InputSpec, network: nn.Module) -> InputSpec:
-    """The input of a network: what `config` says, then what the network says, then `default`.
+    """The input of a network: from `config`, else from the network itself, else from `default`.
 
     Raises:
         UsageError: channels without a mean and std of their number.

@@ -1,1 +1,1 @@
-"""Learning a quantized network: where to cut, reconstruction, presets."""
+"""GENIE-M: learn a quantized network by reconstruction, unit by unit."""

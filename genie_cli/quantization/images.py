@@ -50,7 +50,7 @@ def open_image_set(images: str, teacher: Teacher, num_images: int | None, seed: 
 
 
 def _is_source(images: str) -> bool:
-    """Whether this names real images: a form of `open_data`, or a file of tensors that is no artifact."""
+    """True if this names real images: a form of `open_data`, or a file of tensors that is not an artifact."""
     if images == "digits" or images.partition(":")[0] in ("cifar10", "imagefolder"):
         return True
     try:

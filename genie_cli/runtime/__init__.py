@@ -1,1 +1,1 @@
-"""Device and precision, determinism, progress events: what long stages run on."""
+"""The base of long stages: device and precision, determinism, memory, processes, progress events."""

@@ -1,4 +1,4 @@
-"""Random numbers that depend on the seed and the place of use alone."""
+"""Random numbers that depend only on the seed and on the place of use."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ def make_generator(device: torch.device, seed: int, *path: int | str) -> torch.G
 
 
 MASK_POOL = 1 << 20
-"""Values of a pool of masks."""
+"""Values in a pool of masks."""
 MASK_CUTS = 256
-"""Masks cut out of a pool before it is drawn anew."""
+"""Number of masks that are cut out of a pool before it is drawn again."""
 _PLACES = 1 << 40
-"""Places are drawn below this and taken modulo the number that there are: none is favoured by more than 1e-6."""
+"""Places are drawn below this bound, modulo the number of places: no place is favoured by more than 1e-6."""
 
 
 class RandomMasks:
-    """Masks as `random_mask` draws them, on a CPU cut out of a pool at random places.
+    """Masks as `random_mask` draws them; on a CPU they are cut out of a pool at random places.
 
     Every element of a mask is independent of the others, and masks that start at different places are
-    independent of one another element by element; drawing each anew would take a tenth of a step.
+    independent of one another element by element. Drawing each mask anew would take a tenth of a step.
     """
 
     def __init__(self, prob: float, generator: torch.Generator) -> None:
-        """Masks of 1 by chance `prob`, else 0."""
+        """Prepare masks whose elements are 1 with probability `prob`, else 0."""
         self._prob, self.generator = prob, generator
         self._pools: dict[torch.dtype, Tensor] = {}
         self._places: list[int] = []
@@ -64,7 +64,7 @@ class RandomMasks:
             self._given = None
 
     def state(self) -> dict[str, Tensor]:
-        """The pool and the places still to be cut at, to go on from; the generator's state is its owner's."""
+        """The pool and the places that are still to be cut; the generator's state is saved by its owner."""
         pool = self._pools[torch.float32] == 1 if self._pools else torch.empty(0, dtype=torch.bool)
         return {"pool": pool, "places": torch.tensor(self._places, dtype=torch.int64)}
 
@@ -74,7 +74,7 @@ class RandomMasks:
         self._places = state["places"].tolist()
 
     def has_room_for(self, like: Tensor) -> bool:
-        """Whether a mask in the shape of `like` is a view of the pool."""
+        """True if a mask in the shape of `like` is a view of the pool."""
         return self.generator.device.type == "cpu" and like.numel() <= MASK_POOL // 2
 
     def draw(self, like: Tensor) -> Tensor:
@@ -99,9 +99,9 @@ class RandomMasks:
 
 
 def random_mask(like: Tensor, prob: float, generator: torch.Generator) -> Tensor:
-    """A tensor of 0 and 1 in the shape, memory layout and floating dtype of `like`, 1 by chance `prob`.
+    """A tensor of 0 and 1 in the shape, memory layout and floating dtype of `like`, 1 with probability `prob`.
 
-    The chance is rounded to 1/256: one random byte an element costs an eighth of a random float. A
+    The probability is rounded to 1/256: one random byte per element costs an eighth of a random float. A
     view with gaps or repeats, such as half of a tensor's channels, gets the dense layout nearest to it.
     """
     numel = like.numel()

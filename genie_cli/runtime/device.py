@@ -1,4 +1,4 @@
-"""Which device and which arithmetic a stage runs on."""
+"""The device and the arithmetic of a stage."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def resolve_device(name: str) -> torch.device:
 
     Raises:
         UsageError: not one of these names.
-        DeviceError: CUDA asked for and absent.
+        DeviceError: CUDA was asked for and is absent.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -35,7 +35,7 @@ def resolve_device(name: str) -> torch.device:
 def resolve_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """The arithmetic of the networks' passes: float32 or bfloat16.
 
-    ``auto`` takes bfloat16 where matrix units make it pay: CUDA from compute capability 8.0, CPUs
+    ``auto`` takes bfloat16 where matrix units make it faster: CUDA from compute capability 8.0, CPUs
     with AMX tiles or AVX-512 BF16. Statistics, losses and optimizer state stay float32 either way.
     """
     if precision == "fp32":

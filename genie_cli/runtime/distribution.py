@@ -16,7 +16,7 @@ from torch import Tensor
 from genie_cli.errors import DeviceError, GenieError, UsageError, WorkerError
 
 _TIMEOUT = timedelta(hours=12)
-"""How long processes wait for one with more work; a dead one is noticed at once, by its closed connection."""
+"""Time that processes wait for one with more work; a dead process is noticed at once, by its closed connection."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Workers:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process prints and writes."""
+        """True for the process that prints and writes."""
         return self.rank == 0
 
     def share(self, count: int) -> range:
@@ -55,7 +55,7 @@ class Workers:
         return tensor
 
     def all_gather_rows(self, tensor: Tensor) -> Tensor:
-        """Tensors ``[k, ...]`` of all processes, k differing, one after the other in rank order.
+        """Tensors ``[k, ...]`` of all processes, joined in rank order; k may differ.
 
         Raises:
             WorkerError: another process has ended.
@@ -77,7 +77,7 @@ class Workers:
         """End all processes alike where one of them has an error.
 
         Args:
-            error: what is wrong in this process, or None.
+            error: the error of this process, or None.
 
         Raises:
             GenieError: the error of the first process that has one, in every process.
@@ -100,7 +100,7 @@ class Workers:
 
     @contextmanager
     def agreeing(self) -> Iterator[None]:
-        """Around what can be wrong in one process alone, while none is in the middle of other work.
+        """Wrap checks that can fail in one process alone, while no process is in the middle of other work.
 
         Raises:
             GenieError: as `agree` does.
@@ -118,7 +118,7 @@ SOLO = Workers()
 
 @contextmanager
 def joined_workers(device: torch.device) -> Iterator[Workers]:
-    """Join the processes that ``torchrun`` has started; without it, one works alone.
+    """Join the processes that ``torchrun`` has started; without it, this process works alone.
 
     Args:
         device: where this process computes.
@@ -146,7 +146,7 @@ def joined_workers(device: torch.device) -> Iterator[Workers]:
 
 
 def processes_here() -> int:
-    """How many processes ``torchrun`` has started on this machine; without it, one."""
+    """The number of processes that ``torchrun`` has started on this machine; without it, one."""
     return _variable("LOCAL_WORLD_SIZE")
 
 
@@ -164,7 +164,7 @@ def _not_of_torchrun() -> UsageError:
 
 
 def local_device(device: torch.device) -> torch.device:
-    """The device of this process: under ``torchrun``, a bare ``cuda`` is one GPU a process.
+    """The device of this process: under ``torchrun``, a bare ``cuda`` is one GPU per process.
 
     Raises:
         DeviceError: fewer GPUs than processes on this machine.
@@ -172,7 +172,7 @@ def local_device(device: torch.device) -> torch.device:
     local = os.environ.get("LOCAL_RANK")
     if device.type != "cuda" or local is None:
         return device
-    # What is wrong is so for all processes here, and each finds it: the first one says it.
+    # The error is the same in all processes of this machine, and each finds it: the first one prints it.
     count = torch.cuda.device_count()
     if device.index is not None and processes_here() > 1:
         raise DeviceError(f"Device '{device}' is one GPU for {processes_here()} processes: use --device cuda.")
@@ -188,7 +188,7 @@ def _lost_peers_named() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, OSError) as error:
-        # Of gloo's message its first sentence, without the place in gloo's source.
+        # The first sentence of gloo's message, without the place in gloo's source.
         reason = re.sub(r"^\[\S+:\d+\] ", "", str(error).partition("\n")[0]).partition(". ")[0].rstrip(".")
         raise WorkerError(
             f"Another process of this run has ended or cannot be reached; its own message says why ({reason})."

@@ -1,4 +1,4 @@
-"""How much memory there is, how much was used, and how people write it."""
+"""The memory that is free, and the most that was used."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ _CGROUPS = Path("/sys/fs/cgroup")
 def free_memory(device: torch.device) -> int:
     """Bytes that this process can still take on `device`.
 
-    On a GPU what the driver says, so memory that torch's allocator has cached is not free. On the host
-    what the system can give without swapping, or what the control groups of a container or job
-    (v2 or v1) or the limit on the address space (``ulimit -v``) leave, whichever is least.
+    On a GPU it is the driver's figure, so memory that torch's allocator has cached does not count as free.
+    On the host it is the least of three: the memory that the system can give without swapping, the room
+    in the control groups of a container or job (v2 or v1), and the room below the limit on the address
+    space (``ulimit -v``).
     """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
@@ -66,7 +67,7 @@ class DevicePeak:
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:
-    """The most bytes used at once so far: ``host`` resident in this process, ``device`` by torch, on CUDA only.
+    """The most bytes used at once so far: ``host`` resident in this process; ``device`` by torch, on CUDA only.
 
     The host's figure counts pages of mapped files while they are in memory, as the system does.
     """
@@ -77,7 +78,7 @@ def peak_memory(device: torch.device) -> dict[str, int]:
 
 
 def _peak_resident() -> int:
-    # Linux hands ru_maxrss on to the program that a process starts, which begins with its parent's peak.
+    # Not ru_maxrss on Linux: a program that a process starts inherits its parent's peak.
     for line in _lines(_PROC / "status"):
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
@@ -88,10 +89,10 @@ def _peak_resident() -> int:
 
 
 def _cgroup_rooms(membership: Path, mount: Path) -> Iterator[int]:
-    """What each control group with a limit leaves this process, from its own group up to the root.
+    """Bytes that each control group with a limit leaves this process, from its own group up to the root.
 
     Inside a container the root of the mount may be the container's group while `membership` names it
-    as the host does; folders that do not exist are passed over.
+    as the host does; folders that do not exist are skipped.
     """
     for line in _lines(membership):
         _, controllers, path = line.split(":", 2)

@@ -1,7 +1,7 @@
-"""What was computed once, as a flat list of operations: no modules, no autograd, little Python between.
+"""Record a computation as a flat list of operations: no modules, no autograd, little Python between them.
 
-A quarter of a step on small tensors goes by between its operations, in modules, autocast and the autograd engine. And a
-list knows where each value is read for the last time: its memory serves the next one while the cache still holds it.
+A quarter of a step on small tensors passes between its operations, in modules, autocast and the autograd engine. The
+list also shows where each value is read for the last time: its memory is used again while the cache still holds it.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 _SAME_VALUES = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
 _END_OF_RECORDING = (torch.ops.aten._local_scalar_dense.default,)
-"""What hands a value to Python, where it may decide anything."""
+"""Operations that give a value to Python, which may decide anything by it: a recording cannot hold them."""
 
 
 class Recording(TorchDispatchMode):
-    """While it is entered, notes the operations that tensors go through, gradients and optimizers included.
+    """Records the operations on tensors while it is entered, those of gradients and optimizers included.
 
-    Tensors that are not among the inputs are read and written where they are, in each replay too.
-    (`make_fx` notes the same in ten times the time, most of it for a description of each value.)
+    Tensors that are not among the inputs are read and written in place, in each replay too.
+    (`make_fx` records the same in ten times the time, most of it for a description of each value.)
     """
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
-        """A list with these inputs."""
+        """Start an empty list of operations with these inputs."""
         super().__init__()
         self._graph = fx.Graph()
         self._root = nn.Module()
@@ -38,10 +38,10 @@ class Recording(TorchDispatchMode):
             self._nodes[tensor] = self._graph.placeholder(f"input_{i}")
         self._num_found = 0
         self.obstacle: str | None = None
-        """Why it cannot be replayed, in words; None: it can."""
+        """The reason that it cannot be replayed, in words; None: it can."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Compute and note."""
+        """Compute the operation and record it."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if func in _END_OF_RECORDING or torch.Tag.nondeterministic_seeded in func.tags:
@@ -52,7 +52,7 @@ class Recording(TorchDispatchMode):
             return result
         node = self._graph.call_function(func, own_args, own_kwargs)
         if isinstance(result, Tensor):
-            if not func._schema.is_mutable:  # what is written to stays what it was called
+            if not func._schema.is_mutable:  # a tensor that is written to keeps its node
                 self._nodes[result] = node
         elif isinstance(result, list | tuple):
             for i, part in enumerate(result):
@@ -61,7 +61,7 @@ class Recording(TorchDispatchMode):
         return result
 
     def replay(self) -> Callable[..., None]:
-        """The operations as a function of other inputs of the same shapes; what they write is their result.
+        """The operations as a function of other inputs of the same shapes; the tensors they write are their result.
 
         Raises:
             ValueError: they cannot be replayed.
@@ -89,6 +89,6 @@ class Recording(TorchDispatchMode):
 
 
 def _has_effects(node: fx.Node) -> bool:
-    """Whether a node does more than return a value."""
+    """True if a node does more than return a value."""
     schema = getattr(node.target, "_schema", None)
     return node.op in ("placeholder", "output") or (schema is not None and bool(schema.is_mutable))

@@ -1,4 +1,4 @@
-"""Progress as events: the library reports, the command line shows (or nobody listens)."""
+"""Progress as events: the library reports them, the command line shows them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Advanced:
     done: int
     """Units of work done so far, out of the stage's total."""
     detail: str = ""
-    """Where it is, e.g. ``batch 2/8`` or ``layer1.0``."""
+    """The place of the work, e.g. ``batch 2/8`` or ``layer1.0``."""
     values: dict[str, float] = field(default_factory=dict)
     """Figures to show, e.g. ``{"loss": 0.31}``."""
 
@@ -50,4 +50,4 @@ Reporter = Callable[[Event], None]
 
 
 def silent(event: Event) -> None:
-    """The reporter of those who do not listen."""
+    """A reporter that drops every event."""

@@ -1,4 +1,4 @@
-"""What is set for the whole process before a stage works: reproducible kernels, memory that is kept."""
+"""Settings of the whole process, made before a stage works: reproducible kernels, memory that is kept."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from genie_cli.errors import UsageError
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST_INT = 2**31 - 1
 _LARGEST_MMAP_THRESHOLD = 32 << 20
-"""What older glibc versions accept."""
+"""The largest threshold that older glibc versions accept."""
 
 
 def configure_process(device: torch.device, deterministic: bool) -> None:
@@ -27,7 +27,7 @@ def configure_process(device: torch.device, deterministic: bool) -> None:
         deterministic: on CUDA, use kernels that give the same bytes in every run, even if slower.
     """
     _keep_freed_memory()
-    # float32 is float32: without this, CUDA convolutions would round their inputs to TF32
+    # full float32: without this, CUDA convolutions would round their inputs to TF32
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     if device.type == "cuda":
@@ -35,13 +35,13 @@ def configure_process(device: torch.device, deterministic: bool) -> None:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
         torch.backends.cudnn.benchmark = not deterministic
         torch.use_deterministic_algorithms(deterministic)
-        # for debugging alone: every new tensor would be filled first
+        # only for debugging: it would fill every new tensor first
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 @contextmanager
 def nondeterminism_explained() -> Iterator[None]:
-    """Turn PyTorch's refusal of an operation that cannot repeat bit for bit into the user's choice.
+    """Turn PyTorch's refusal of an operation that cannot repeat bit for bit into an error that names the option.
 
     Raises:
         UsageError: such an operation is in the network.
@@ -60,7 +60,7 @@ def nondeterminism_explained() -> Iterator[None]:
 
 @contextmanager
 def settled_objects() -> Iterator[None]:
-    """Keep Python's cycle collector off the objects that exist now: a step's own make it go through all of them."""
+    """Keep Python's cycle collector off the objects that exist now, which every collection would go through."""
     gc.freeze()
     try:
         yield
@@ -69,14 +69,14 @@ def settled_objects() -> Iterator[None]:
 
 
 def release_freed_memory() -> None:
-    """Give the heap's free pages back (glibc): done between units, whose tensors differ in size."""
+    """Return the heap's free pages to the system (glibc); called between units, whose tensors differ in size."""
     if sys.platform.startswith("linux"):
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
 
 
 def _keep_freed_memory() -> None:
-    """Keep freed memory in the process (glibc): tensors of a step come and go, and each new page costs a fault."""
+    """Keep freed memory in the process (glibc): each step makes and frees tensors, and a new page costs a fault."""
     if not sys.platform.startswith("linux"):
         return
     with suppress(OSError, AttributeError):  # another libc

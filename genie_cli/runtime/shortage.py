@@ -23,7 +23,7 @@ _T = TypeVar("_T")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is a device's or the host's lack of memory, or what it led to in a recording of CUDA work."""
+    """True if memory ran out on the device or the host, or if that is the cause of an error in a CUDA recording."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     if not isinstance(error, RuntimeError):
@@ -33,7 +33,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def fits(attempt: Callable[[], None]) -> bool:
-    """Whether memory suffices for `attempt`; what a failed one held is free again afterwards."""
+    """True if memory suffices for `attempt`; the memory of a failed attempt is free again afterwards."""
     try:
         attempt()
     except (RuntimeError, MemoryError) as error:
@@ -46,7 +46,7 @@ def fits(attempt: Callable[[], None]) -> bool:
 
 
 def release_failed() -> None:
-    """Give back what a failed attempt has held; called outside of the handler, whose traceback holds its tensors."""
+    """Free the memory of a failed attempt; call it outside of the handler, whose traceback holds the tensors."""
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 

@@ -1,4 +1,4 @@
-"""Tasks that do not need one another, advanced in turns: on CUDA each on a stream of its own, so that they overlap."""
+"""Independent tasks, advanced in turns: on CUDA each on a stream of its own, so that they overlap."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _END = object()
 def side_by_side(tasks: Sequence[Generator[None, None, None]], device: torch.device) -> None:
     """Run all tasks to their ends, each up to its next ``yield`` in turn.
 
-    What a step enqueues on a GPU runs beside what the others have enqueued there; a task that reads a value back
+    The kernels that a step enqueues on a GPU run beside those of the other tasks. A task that reads a value back
     waits for its own stream alone.
 
     Args:
-        tasks: none needs what another does.
+        tasks: tasks that do not depend on one another.
         device: where they compute.
     """
     streams: list[torch.cuda.Stream | None] = [None] * len(tasks)
@@ -25,7 +25,7 @@ def side_by_side(tasks: Sequence[Generator[None, None, None]], device: torch.dev
         streams = [torch.cuda.Stream(device) for _ in tasks]
         for stream in streams:
             assert stream is not None
-            stream.wait_stream(torch.cuda.current_stream(device))  # what they share was made there
+            stream.wait_stream(torch.cuda.current_stream(device))  # the tensors that they share were made there
     try:
         under_way = list(zip(tasks, streams, strict=True))
         while under_way:
@@ -39,6 +39,6 @@ def side_by_side(tasks: Sequence[Generator[None, None, None]], device: torch.dev
 
 
 def _goes_on(task: Generator[None, None, None], stream: torch.cuda.Stream | None) -> bool:
-    """Advance a task; whether there is more of it."""
+    """Advance a task; returns True if it has more steps."""
     with nullcontext() if stream is None else torch.cuda.stream(stream):
         return next(task, _END) is not _END

@@ -1,4 +1,4 @@
-"""The state of what learns as plain tensors, so that a run can go on where it was."""
+"""The state of optimizers as plain tensors, so that a run can go on where it was."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def prefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def without_prefix(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What lies under names that start with `prefix` and a dot, under the rest of the name."""
+    """The entries whose names start with `prefix` and a dot, under the rest of their names."""
     start = f"{prefix}."
     return {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
 

@@ -1,1 +1,1 @@
-"""What a quantized network is: the integer grid, its quantizers, who gets which bits, build and load."""
+"""The quantized network: the integer grid, its quantizers, the protocol of bits, build and load."""

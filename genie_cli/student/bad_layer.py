@@ -1,4 +1,4 @@
-"""Where in a network numbers first go wrong."""
+"""Find the layer of a network where NaN or infinity first appears."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from genie_cli.models.graph.capture import WEIGHT_LAYERS
 def bad_layer(network: nn.Module, images: Tensor) -> str | None:
     """The weight layer at or behind which the first value of a teacher or student is NaN or infinite.
 
-    None where all values are finite, the images themselves are not, or the network is no graph.
+    None where all values are finite, where the images are not, or where the network is not a graph module.
     """
     if not isinstance(network, fx.GraphModule):
         return None
@@ -25,14 +25,14 @@ def bad_layer(network: nn.Module, images: Tensor) -> str | None:
 
 
 class _Watch(fx.Interpreter):
-    """Runs a graph and looks at each value."""
+    """Runs a graph and checks each value."""
 
     found: str | None = None
     _layer: str | None = None
     _is_over = False
 
     def run_node(self, n: fx.Node) -> Any:
-        """The node's value."""
+        """Return the node's value, and note the layer of the first value that is not finite."""
         value = super().run_node(n)
         if self._is_over:
             return value

@@ -19,8 +19,8 @@ def insert_quantizers(
     """A copy of `folded` in which quantizers compute the weights and the activation sites.
 
     Each activation quantizer stands right before the first reader of its tensor, so that it belongs
-    to the reconstruction unit which reads it; that of the network's output stands last. Tensors other
-    than weights are shared, not copied.
+    to the reconstruction unit that reads the tensor. The quantizer of the network's output stands last.
+    Tensors other than weights are shared, not copied.
 
     Args:
         folded: the folded graph.

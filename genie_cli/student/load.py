@@ -1,4 +1,4 @@
-"""From a quantized folder back to a network that runs."""
+"""Load a quantized folder as a network that runs."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Outputs that an accelerator hands on as integers: those of additions and of the last weight layer.
+"""Outputs that an accelerator stores as integers: those of additions and of the last weight layer.
 
 Protocol ``hardware`` quantizes them too (after "all layers quantized" in Dikstein et al., Data Generation
 for Hardware-Friendly Post-Training Quantization, 2024). An accelerator applies an activation function before it
-rounds, so the tensor behind the function is the one that counts.
+rounds, so the tensor behind the function is the one that is quantized.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from genie_cli.models.graph.layers import weight_layers
 def handed_on_outputs(folded: fx.GraphModule) -> list[fx.Node]:
     """The outputs of additions of two activations and of the last weight layer, each behind its activation function.
 
-    A node is given once, in no particular order. An addition of a parameter or a constant is none of these: it is
-    a bias.
+    Each node is returned once, in no particular order. An addition of a parameter or a constant does not count:
+    it is a bias.
     """
     activations = _computed_from_images(folded)
     layers = weight_layers(folded)

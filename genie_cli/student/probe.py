@@ -1,4 +1,4 @@
-"""What a quantized network answers to a fixed input: recorded when it is made, compared by ``genie verify``."""
+"""The probe: a quantized network's logits for a fixed input, recorded when it is made, compared by ``genie verify``."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from genie_cli.student.load import load_student
 METRIC = "probe_logits"
 """Key of metrics.json."""
 _KEPT = 16
-"""Logits that are recorded."""
+"""Number of logits that are recorded."""
 _TOLERANCE = 0.02
-"""Share of the logits' size that another machine's arithmetic may move them by: a rounding at the edge of two
-codes falls the other way now and then."""
+"""Relative distance by which another machine's arithmetic may move the logits: a value at the edge between two
+codes may round to the other one there."""
 
 
 @torch.no_grad()
@@ -30,10 +30,10 @@ def probe_logits(student: fx.GraphModule, spec: InputSpec) -> list[float]:
 
 
 def compare_with_record(teacher: Teacher, artifact: QuantizedArtifact) -> str:
-    """What came of comparing the network's answer with the recorded one.
+    """Compare the network's logits with the recorded ones; returns the result in words.
 
     Raises:
-        InputError: another teacher, or a network that answers otherwise than when it was made.
+        InputError: another teacher, or a network whose logits differ from those that were recorded.
     """
     student = load_student(teacher, artifact)
     recorded = artifact.metrics.get(METRIC)
@@ -43,7 +43,7 @@ def compare_with_record(teacher: Teacher, artifact: QuantizedArtifact) -> str:
     distance = float((torch.tensor(found, dtype=torch.float64) - wanted).norm() / wanted.norm().clamp(min=1e-12))
     if not distance <= _TOLERANCE:
         raise InputError(
-            f"The stored network answers a fixed input otherwise than when it was made (relative distance "
+            f"The stored network's answer to a fixed input differs from the recorded one (relative distance "
             f"{distance:.2g}): its metrics or its tensors were changed. Write it again with 'genie quantize'."
         )
     return f"those that were recorded (relative distance {distance:.1g})"

@@ -21,7 +21,7 @@ _T = TypeVar("_T")
 def or_the_size_that_fits(
     work: Callable[[], _T], try_size: Callable[[int], None], batch_size: int, device: torch.device
 ) -> _T:
-    """What `work` returns.
+    """Call `work`; where memory runs out, find the batch size that fits.
 
     Args:
         work: works on a batch of `batch_size` images.

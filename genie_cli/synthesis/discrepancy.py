@@ -12,16 +12,16 @@ from genie_cli.student.modules import ActivationQuantizer
 def discrepancy_loss(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
     """Minus the mean absolute difference of two networks' logits ``[B, K]``, in float32.
 
-    ZAQ (Liu et al., CVPR 2021): the generator makes it small, that is the difference large, while the
-    student's training makes the difference small. Both logits pass their gradient on to the images.
+    ZAQ (Liu et al., CVPR 2021): the generator minimises it, which makes the difference large, while the
+    student's training makes the difference small. The gradients of both logits reach the images.
     """
     return -(teacher_logits.float() - student_logits.float()).abs().mean()
 
 
 class Student:
-    """A quantized network whose logits tell their gradient to the images.
+    """A quantized network whose logits have a gradient at the images.
 
-    Its rounding passes gradients straight through inside the grid: its own has none.
+    Its rounding, whose own gradient is zero, passes gradients straight through inside the grid.
     """
 
     def __init__(self, network: fx.GraphModule, device: torch.device) -> None:
@@ -38,7 +38,7 @@ class Student:
 
 
 class _StraightThrough(nn.Module):
-    """An activation quantizer with the gradient of its clipping."""
+    """An activation quantizer whose gradient is that of its clipping."""
 
     def __init__(self, quantizer: ActivationQuantizer) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The generator: a latent vector a image to a normalised image, sized to any input."""
+"""The generator: from one latent vector per image to a normalised image of any input size."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _LEAK = 0.2
 class Generator(nn.Module):
     """Linear, BN, up x2, conv, BN, LeakyReLU, up x2, conv, tanh, BN without affine.
 
-    The first map has a quarter of the image's side, rounded up; an image whose side is no multiple
-    of four is cut out of the middle of the larger one. The last batch norm (no affine) puts the
-    images into normalised space. It is used in training mode throughout.
+    The first map has a quarter of the image's side, rounded up; an image whose side is not a multiple
+    of four is cut out of the middle of a larger one. The last batch norm (no affine) puts the images
+    into normalised space. The generator always runs in training mode.
     """
 
     def __init__(self, latent_dim: int, spec: InputSpec) -> None:
@@ -60,9 +60,9 @@ def _standardized(x: Tensor, eps: float) -> Tensor:
 def _upsampled_convolution(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """A 3x3 convolution, padded by 1, of `x` upsampled by 2 (nearest): ``[B, C, h, w]`` to ``[B, O, 2h, 2w]``.
 
-    Two of its three taps a dimension read the same pixel of `x`. As one transposed convolution, whose 4x4
-    kernel is the 3x3 one convolved with 2x2 ones, it takes 4/9 of the multiplications, and the
-    upsampled tensor is never made.
+    In each dimension, two of its three taps read the same pixel of `x`. As one transposed convolution,
+    whose 4x4 kernel is the 3x3 kernel convolved with 2x2 ones, it takes 4/9 of the multiplications, and
+    the upsampled tensor is never made.
     """
     kernel = conv.weight.flip(2, 3)
     kernel = F.pad(kernel, (0, 1)) + F.pad(kernel, (1, 0))

@@ -1,4 +1,4 @@
-"""What is asked of the images themselves (The Knowledge Within), and what of them the teacher sees (IntraQ)."""
+"""The prior on the images themselves (The Knowledge Within), and the crops that the teacher sees (IntraQ)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 SIGMA = 1.0
-"""Deviation of the smoothing Gaussian in pixels (authors' constant)."""
+"""Standard deviation of the smoothing Gaussian in pixels (authors' constant)."""
 
 
 def smoothness_loss(images: Tensor) -> Tensor:
     """Mean squared difference between the images and themselves smoothed by a 3x3 Gaussian.
 
-    The image prior of The Knowledge Within (Haroush et al., CVPR 2020), which works against noise from
-    pixel to pixel. It is taken over the pixels that have all eight neighbours: no border is made up.
+    This is the image prior of The Knowledge Within (Haroush et al., CVPR 2020), which reduces noise from
+    pixel to pixel. It is taken over the pixels that have all eight neighbours, so it needs no padding.
 
     Args:
         images: ``[B, C, H, W]`` float32, H and W at least 3.
@@ -32,18 +32,18 @@ def smoothness_loss(images: Tensor) -> Tensor:
 
 
 def draw_crops(num_steps: int, batch: int, low: float, prob: float, generator: torch.Generator) -> Tensor:
-    """Square crops of all steps: ``[num_steps, batch, 3]`` float32 of top, left and side as shares of the image's.
+    """Square crops of all steps: ``[num_steps, batch, 3]`` float32: top, left and side as shares of the image's side.
 
-    Local object reinforcement (IntraQ; Zhong et al., CVPR 2022). The authors' code crops by chance 0.5 to a
-    share of the area from 0.5 to 1, all images of a step or none; here each image has its own chance. It
-    also varies the crop's proportions and mirrors it, which is left out.
+    Local object reinforcement (IntraQ; Zhong et al., CVPR 2022). The authors' code crops with probability
+    0.5 to a share of the area from 0.5 to 1, for all images of a step or for none. Here each image is drawn
+    on its own. Their code also varies the crop's proportions and mirrors it, which is left out.
 
     Args:
         num_steps: steps of the batch.
-        batch: images.
+        batch: number of images.
         low: smallest share of the area, above 0 to 1.
-        prob: chance of a crop; the other images stay as they are (top 0, left 0, side 1).
-        generator: on the CPU.
+        prob: probability of a crop; the other images are not cropped (top 0, left 0, side 1).
+        generator: source of the random numbers, on the CPU.
     """
     area = low + (1 - low) * torch.rand(num_steps, batch, generator=generator)
     is_cropped = torch.rand(num_steps, batch, generator=generator) < prob
@@ -55,8 +55,8 @@ def draw_crops(num_steps: int, batch: int, low: float, prob: float, generator: t
 def local_crop(images: Tensor, places: Tensor) -> Tensor:
     """Each image's crop, enlarged to the whole image's size (bilinear).
 
-    Rows and columns are interpolated by one matrix each: the backward pass is two more products, whereas
-    the one of ``grid_sample`` adds in any order on CUDA.
+    Rows and columns are interpolated by one matrix each, so the backward pass is two more products. The
+    backward pass of ``grid_sample`` would add in any order on CUDA.
 
     Args:
         images: ``[B, C, H, W]`` float32.
@@ -70,10 +70,10 @@ def local_crop(images: Tensor, places: Tensor) -> Tensor:
 
 
 def _interpolation(start: Tensor, share: Tensor, size: int) -> Tensor:
-    """Matrices ``[B, size, size]`` that read `size` pixels, evenly spread over a share of as many.
+    """Matrices ``[B, size, size]`` that read `size` pixels, evenly spread over a share of the `size` pixels.
 
-    Both pixel grids are centred, as with ``align_corners=False``; what would lie outside the image is its
-    border. Without a crop the matrix is the identity to the bit.
+    Both pixel grids are centred, as with ``align_corners=False``; a place outside the image reads its
+    border. Without a crop the matrix is exactly the identity.
     """
     pixels = torch.arange(size, device=start.device, dtype=start.dtype)
     centres = start.unsqueeze(1) * size + (pixels + 0.5) * share.unsqueeze(1) - 0.5

@@ -1,4 +1,4 @@
-"""Where a batch's images come from: a generator on latents, or pixels that learn themselves."""
+"""The source of a batch's images: a generator on latents, or learned pixels."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from genie_cli.synthesis.generator import Generator
 
 
 class ImageSource(Protocol):
-    """Images of one batch, and what learns in them."""
+    """The images of one batch and their learned tensors."""
 
     @property
     def codes(self) -> nn.Parameter | None:
-        """What learns image by image at the falling rate (latents or pixels); None: nothing does."""
+        """The tensor that learns image by image at the falling rate (latents or pixels); None: there is none."""
         ...
 
     def prepare(self) -> None:
-        """Draw, on the host, what the next forward pass needs."""
+        """Draw on the host the random numbers that the next forward pass needs."""
         ...
 
     def weights(self) -> Iterator[nn.Parameter]:
@@ -32,7 +32,7 @@ class ImageSource(Protocol):
         ...
 
     def state(self) -> dict[str, Tensor]:
-        """All that changes from step to step."""
+        """The tensors that change from step to step."""
         ...
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -42,7 +42,7 @@ class ImageSource(Protocol):
     def images(self, step_index: Tensor) -> tuple[Tensor, Tensor | None]:
         """Images of the step of the index ``[1]``: ``[B, C, S, S]``, normalised, float32; soft classes ``[B, K]``.
 
-        The classes are None where the input of the generator does not say them.
+        The classes are None where the generator's input does not contain them.
         """
         ...
 
@@ -50,7 +50,7 @@ class ImageSource(Protocol):
 def make_source(
     spec: InputSpec, num_classes: int, index: int, labels: Tensor, config: SynthesizeConfig, device: torch.device
 ) -> ImageSource:
-    """The source of batch `index`, an image a label ``[B]``, under the batch's own seeds."""
+    """The source of batch `index`, one image per label ``[B]``, under the batch's own seeds."""
     if config.generator:
         return GeneratedImages(spec, num_classes, index, labels, config, device)
     return LearnedPixels(spec, index, len(labels), config, device)
@@ -90,7 +90,7 @@ class GeneratedImages:
 
     def prepare(self) -> None:
         """Draw new latents where they do not learn."""
-        if self.codes is None:  # in place: the step may be a CUDA graph that reads this very tensor
+        if self.codes is None:  # in place, because the step may be a CUDA graph that reads this tensor
             self._noise.copy_(torch.randn(self._noise.shape, generator=self._draws))
 
     def weights(self) -> Iterator[nn.Parameter]:
@@ -100,7 +100,7 @@ class GeneratedImages:
             yield from self._conditioning.parameters()
 
     def state(self) -> dict[str, Tensor]:
-        """Generator, conditioning, latents, and where the draws are."""
+        """The state of generator, conditioning, latents and random numbers."""
         conditioning = {} if self._conditioning is None else self._conditioning.state_dict()
         return {
             "noise": self._noise.detach(),
@@ -119,7 +119,7 @@ class GeneratedImages:
             self._conditioning.load_state_dict(without_prefix("conditioning", state))
 
     def images(self, step_index: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What the generator makes of the latents."""
+        """The generator's images of the latents, and their soft classes."""
         latents, targets = self._noise, None
         if isinstance(self._conditioning, SuperposedConditioning):
             classes, shares = (all_steps.index_select(0, step_index).squeeze(0) for all_steps in self._drawn)
@@ -140,10 +140,10 @@ class LearnedPixels:
         self.codes = nn.Parameter(noise.to(device))
 
     def prepare(self) -> None:
-        """Nothing is drawn."""
+        """Do nothing: learned pixels need no random numbers."""
 
     def weights(self) -> Iterator[nn.Parameter]:
-        """No generator."""
+        """No parameters: there is no generator."""
         return iter(())
 
     def state(self) -> dict[str, Tensor]:
@@ -178,7 +178,7 @@ def _new_conditioning(
 
 
 def new_conditioning(num_classes: int, config: SynthesizeConfig) -> LabelConditioning | SuperposedConditioning | None:
-    """What latents are told of classes, if anything, drawn from PyTorch's own random numbers."""
+    """The module that conditions latents on classes, if any, drawn from PyTorch's own random numbers."""
     if config.conditioning == "none":
         return None
     kind = LabelConditioning if config.conditioning == "label" else SuperposedConditioning

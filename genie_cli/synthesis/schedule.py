@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 class PlateauSchedule:
-    """Lower a rate when the loss has stopped falling, with all state on the loss's device.
+    """A rate that falls when the loss has stopped falling, with all state on the loss's device.
 
-    The rule of ``ReduceLROnPlateau`` (relative threshold 1e-4), stepped on every loss. PyTorch's own
-    reads each loss on the host, and a GPU would stand still for it.
+    It follows the rule of ``ReduceLROnPlateau`` (relative threshold 1e-4), stepped on every loss. PyTorch's
+    own schedule reads each loss on the host, and a GPU would wait for it.
     """
 
     def __init__(self, lr: float, factor: float, patience: int, min_lr: float, device: torch.device) -> None:
@@ -35,7 +35,7 @@ class PlateauSchedule:
     def step(self, loss: Tensor) -> None:
         """Take one loss (scalar, float32) into account; `lr` is changed in place.
 
-        A loss that is not finite is no new best; a rate below `min_lr` stays where it is.
+        A loss that is not finite is never a new best; a rate below `min_lr` does not change.
         """
         better = loss < self._best * (1 - 1e-4)
         self._best.copy_(torch.where(better, loss, self._best))

@@ -1,6 +1,6 @@
 """The batch-norm statistics loss (paper Eq. 5), one pass each way over each normalised tensor.
 
-For a site with running mean mu, deviation sigma = sqrt(var + 1e-6), C channels and N values a
+For a site with running mean mu, deviation sigma = sqrt(var + 1e-6), C channels and N values per
 channel, with the batch's mean m and unbiased deviation s:
 
     loss = ( sum_c (m - mu)^2 + sum_c (s - sigma)^2 ) / C
@@ -34,7 +34,7 @@ def channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _affine(x: Tensor, multiplier: Tensor, offset: Tensor) -> Tensor:
-    """``multiplier * x + offset`` per channel, in the dtype of x: batch norm's fused kernel."""
+    """``multiplier * x + offset`` per channel, in the dtype of x, computed by batch norm's fused kernel."""
     return torch.batch_norm(
         x, multiplier, offset, torch.zeros_like(offset), torch.ones_like(offset), False, 0.0, 0.0, False
     )
@@ -69,7 +69,7 @@ class _SiteFunction(torch.autograd.Function):
 
 
 class StatisticsSite(nn.Module):
-    """A batch norm that also measures how far its input is from its running statistics."""
+    """A batch norm that also measures the distance of its input from its running statistics."""
 
     multiplier: Tensor
     offset: Tensor
@@ -77,7 +77,7 @@ class StatisticsSite(nn.Module):
     target_std: Tensor
 
     def __init__(self, site: BatchNormSite, needs_y: bool) -> None:
-        """Copy the statistics of `site`; `needs_y` says whether anything reads the normalised value."""
+        """Copy the statistics of `site`; `needs_y` is True if another node reads the normalised value."""
         super().__init__()
         multiplier, offset = site.affine()
         self.needs_y = needs_y

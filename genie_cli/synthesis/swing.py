@@ -1,7 +1,8 @@
 """Swing convolution (paper section 3.1.1): a strided convolution on a randomly shifted input.
 
 The input is extended by reflection by one pixel on each side and cropped back to its size at a
-random place; the convolution itself stays as it is. One offset a layer and step serves the batch.
+random place; the convolution itself does not change. All images of a batch share one offset per
+layer and step.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ class SwingShift(nn.Module):
 
 
 class _Shift(torch.autograd.Function):
-    """Reflect and crop as one gather of pixels, whose place is known to the device alone.
+    """Reflection and crop as one gather of pixels at a place that only the device knows.
 
     The host never reads the offsets, so that a step can be a CUDA graph. The backward pass gathers too:
-    the one of ``F.pad(mode="reflect")`` scatters, and is not deterministic on CUDA.
+    that of ``F.pad(mode="reflect")`` scatters, and is not deterministic on CUDA.
     """
 
     @staticmethod
@@ -65,7 +66,7 @@ class _Shift(torch.autograd.Function):
 
 
 def _reflect(places: Tensor, size: int) -> Tensor:
-    """Places from -1 to `size`, reflected into 0 to ``size - 1``; a single pixel has nothing to reflect."""
+    """Places from -1 to `size`, reflected into 0 to ``size - 1``; all are 0 where there is a single pixel."""
     if size == 1:
         return places * 0
     last = size - 1
@@ -81,7 +82,7 @@ def _gather_pixels(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _fold_border(extended: Tensor, dim: int) -> Tensor:
-    """Add what the reflected border received to the pixels that it mirrors, and cut it off."""
+    """Add the border's gradient to the pixels that the border mirrors, and cut the border off."""
     size = extended.shape[dim] - 2 * REACH
     inner = extended.narrow(dim, REACH, size)
     mirrored = (1, size - 2) if size > 1 else (0, 0)
@@ -108,7 +109,7 @@ def swing_strided_convolutions(graph_module: fx.GraphModule) -> list[SwingShift]
 
 
 def draw_offsets(num_steps: int, num_shifts: int, generator: torch.Generator) -> Tensor:
-    """Offsets of all steps: ``[num_steps, num_shifts, 2]`` int64, one a layer and spatial dimension."""
+    """Offsets of all steps: ``[num_steps, num_shifts, 2]`` int64, one per layer and spatial dimension."""
     return torch.randint(0, 2 * REACH + 1, (num_steps, num_shifts, 2), generator=generator)
 
 

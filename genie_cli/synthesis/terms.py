@@ -1,4 +1,4 @@
-"""The optional terms of a batch's loss: classes, image priors, and a quantized student's disagreement."""
+"""The optional terms of a batch's loss: classes, image priors, and a quantized student's difference."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from genie_cli.synthesis.image_priors import draw_crops, local_crop, smoothness_
 
 
 def needs_logits(config: SynthesizeConfig) -> bool:
-    """Whether some term looks at the teacher's output, so that the whole network has to run."""
+    """True if some term reads the teacher's output, so that the whole network has to run."""
     weights = (config.class_weight, config.soft_class_weight, config.margin_weight, config.discrepancy_weight)
     return any(weights)
 
 
 class BatchTerms:
-    """The terms of one batch, with what is drawn for them ahead of its steps.
+    """The terms of one batch, with the random numbers that are drawn for them before its steps.
 
     Attributes:
-        labels: the class that each image is to be of, ``[B]`` int64.
+        labels: the class that each image should have, ``[B]`` int64.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class BatchTerms:
             self._crops = steps.to(device)
 
     def seen(self, images: Tensor, step_index: Tensor) -> Tensor:
-        """What the teacher sees of ``images [B, C, S, S]`` in the step of the index ``[1]``."""
+        """The crops of ``images [B, C, S, S]`` that the teacher sees in the step of the index ``[1]``."""
         if self._crops is None:
             return images
         return local_crop(images, self._crops.index_select(0, step_index).squeeze(0))
@@ -66,19 +66,19 @@ class BatchTerms:
     def loss(
         self, images: Tensor, seen: Tensor, targets: Tensor | None, logits: Tensor | None, features: Tensor | None
     ) -> Tensor | None:
-        """The weighted sum of the terms that are switched on; None where none is.
+        """The weighted sum of the terms that are switched on; None if all are off.
 
         Args:
             images: ``[B, C, S, S]``, normalised.
-            seen: what the teacher saw of them.
-            targets: soft classes ``[B, K]`` of the generator's input, where it has some.
+            seen: their crops that the teacher saw.
+            targets: soft classes ``[B, K]`` of the generator's input, where it has them.
             logits: the teacher's ``[B, K]``; None where no term needs them.
             features: the last layer's input ``[B, D]``.
         """
         config = self._config
         terms = []
         if config.smoothness_weight:
-            # on pixels in 0..1, as the authors take it: normalised, it would weigh 1 / std^2 as much
+            # on pixels in 0..1, as in the authors' code: in normalised space its weight would be 1 / std^2 as large
             terms.append(config.smoothness_weight * smoothness_loss(images * self._std))
         if logits is not None and features is not None:
             if config.class_weight:

@@ -1,4 +1,4 @@
-"""What a run has done so far, kept beside its output, so that the same command goes on where it was killed.
+"""The finished work of a run, kept beside its output, so that the same command goes on where it was killed.
 
 A work folder is named by the hash of all that determines the result, and holds
 
@@ -105,15 +105,15 @@ class WorkFolder(Work):
         self._last[name] = time.monotonic()
 
     def num_parts(self) -> int:
-        """How many parts are finished."""
+        """The number of finished parts."""
         return sum(1 for _ in self.path.glob("*.part"))
 
     def num_bytes(self) -> int:
-        """What parts and checkpoints take on the disk."""
+        """Bytes of parts and checkpoints on the disk."""
         return sum(file.stat().st_size for file in self.path.iterdir() if file.is_file())
 
     def has_checkpoint(self) -> bool:
-        """Whether a part was left half done."""
+        """True if a part was left half done."""
         return any(self.path.glob("*.checkpoint*"))
 
     def remove(self) -> None:

@@ -1,4 +1,4 @@
-"""One run an output: a second one is refused while the first is alive."""
+"""One run per output: a second one is refused while the first is alive."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def locked(out: Path) -> Iterator[None]:
 
 
 def is_locked(out: Path) -> bool:
-    """Whether a living process writes this output."""
+    """True if a living process writes this output."""
     path = out.absolute().parent / ROOT / f"{out.name}.lock"
     if not path.exists():
         return False

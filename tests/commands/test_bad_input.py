@@ -1,4 +1,4 @@
-"""Bad input: one message that names the thing and its mend, the right exit code, and nothing written."""
+"""Bad input: one message that names the thing and its fix, the right exit code, and nothing written."""
 
 from __future__ import annotations
 
@@ -491,7 +491,7 @@ CASES = [
     case("memory limit below a batch", USAGE, lambda p: p.quantize("--memory-limit", "1KiB"),
          "--memory-limit 1.00 KiB is below the ", "MiB that a step of 32 images needs", "--batch-size"),
     case("more processes than images of a step", USAGE, of_many_processes(3, *LEARN, "--batch-size", "2"),
-         "3 processes share 2 images a step", "at most 2", "--batch-size"),
+         "3 processes share 2 images per step", "at most 2", "--batch-size"),
     case("more processes than images", USAGE, of_many_processes(9), "9 processes share 8 images", "at most 8"),
     case("number of processes in words", USAGE, with_environment(WORLD_SIZE="two", RANK="0"),
          "WORLD_SIZE=two", "torchrun"),
@@ -681,7 +681,7 @@ CASES = [
          lambda p: ["verify", str(p.quantized), *p.own("other"), *GRAY],
          "made for 'digits_resnet'", "networks.py:other"),
     case("folder of other answers", INPUT, with_quantized(of_other_answers, "verify", *DIGITS),
-         "answers a fixed input otherwise", "genie quantize"),
+         "answer to a fixed input differs", "genie quantize"),
     case("folder to verify against an unknown model", USAGE,
          lambda p: ["verify", str(p.quantized), "--model", "digits"], "Unknown model 'digits'"),
     # --- labelled images

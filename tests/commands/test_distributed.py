@@ -308,7 +308,7 @@ def test_figures_are_those_of_one_process(outcomes: Any, by_two: Path, name: str
         ("missing params", INPUT, "Error: Params file none.yaml cannot be read"),
         ("small limit", USAGE, "Error: --memory-limit 5 B is below"),
         ("missing folder", INPUT, "Error: Output folder none does not exist"),
-        ("too few images", USAGE, "Error: 2 processes share 1 images a step: start at most 1"),
+        ("too few images", USAGE, "Error: 2 processes share 1 images per step: start at most 1"),
         ("no gpu", 4, "Error: Device 'cuda:77' was asked for"),
     ],
 )

@@ -76,7 +76,7 @@ def test_by_bits_over_seeds(genie: Any) -> None:
         "| :-- | --: | --: |\n"
         "| resnet20-genie | 91.50 ± 0.50 | 84.17 ± 1.26 |\n"
         "| resnet20-minmax |  | 55.00 |\n\n"
-        "Top-1 accuracy in %: mean ± sample standard deviation of 3 runs; one run where none is told.\n"
+        "Top-1 accuracy in %: mean ± sample standard deviation of 3 runs; figures without ± are one run.\n"
     )
     loaded = json.loads(Path("r/table.json").read_text())
     assert loaded["resnet20-genie"]["W4A4"]["top1"] == 91.5

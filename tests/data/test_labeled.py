@@ -72,7 +72,7 @@ def test_shape_that_does_not_fit_is_named_with_the_one_that_would():
 
 def test_other_number_of_classes_is_refused():
     data = TensorImages(random_images(2), torch.tensor([0, 1]), SPEC, num_classes=10)
-    with pytest.raises(InputError, match="10 classes and the network tells 1000 apart"):
+    with pytest.raises(InputError, match="10 classes and the network has 1000"):
         check_classes(data, 1000)
     check_classes(data, 10)
 

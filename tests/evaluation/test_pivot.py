@@ -77,7 +77,7 @@ def test_figures_for_json() -> None:
         ([1, 1], ""),
         ([3, 3], "of 3 runs."),
         ([3, 2, 5], "of 2 to 5 runs."),
-        ([1, 3], "of 3 runs; one run where none is told."),
+        ([1, 3], "of 3 runs; figures without ± are one run."),
     ],
 )
 def test_the_caption_tells_the_number_of_runs(runs: list[int | None], number: str) -> None:

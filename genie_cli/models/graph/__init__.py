@@ -1,1 +1,1 @@
-"""One captured graph a network: export, batch norms, folding, cut points, subgraphs."""
+"""One captured graph per network: export, batch norms, folding, cut points, subgraphs."""

@@ -1,4 +1,4 @@
-"""The batch-norm sites of a captured graph: what synthesis reads and folding removes."""
+"""The batch-norm sites of a captured graph: synthesis reads them, folding removes them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class BatchNormSite:
     """A batch norm in evaluation mode.
 
     Attributes:
-        name: path of the layer, the running mean's key without its last part; the whole key of a
-            functional batch norm, whose running mean is called something else.
+        name: path of the layer: the running mean's key without its last part. A functional batch norm,
+            whose running mean has another name, has the whole key.
         node: the node that computes it; its first argument is the normalised tensor.
         mean: running mean ``[C]``.
         var: running variance ``[C]``.

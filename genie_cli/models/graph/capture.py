@@ -6,7 +6,7 @@ The normal form of a captured ``GraphModule``:
 - no in-place operation, no dropout; the batch size is read only where a tensor of that size is made;
 - batch norms are ``aten.batch_norm`` nodes in evaluation mode (functional ones included);
 - each weight layer (convolution or linear node) reads a weight and a bias of its own: shared
-  parameters are copied a reader, weights computed from parameters are evaluated once;
+  parameters are copied once per reader, weights computed from parameters are evaluated once;
 - ``node.meta["val"]`` holds the shape of the value and ``node.meta["modules"]`` the paths of the
   modules around the node, outermost first.
 """
@@ -40,7 +40,7 @@ WEIGHT_LAYERS = (
 """Operations whose second argument is a weight ``[O, ...]`` and whose third is a bias ``[O]``."""
 _TRACE_BATCH = 2
 _NO_MODULE = "_empty_nn_module_stack"
-"""How the exporter's path of a node outside all modules begins."""
+"""Beginning of the exporter's path of a node outside all modules."""
 
 
 def capture(model: nn.Module, spec: InputSpec) -> fx.GraphModule:
@@ -142,7 +142,7 @@ def _flat(value: Any) -> list[fx.Node]:
 
 
 def _evaluate_parameter_expressions(graph_module: fx.GraphModule) -> set[str]:
-    """Evaluate what depends on parameters alone (weight norm, standardised weights) or on nothing once.
+    """Evaluate once the values that depend on parameters alone (weight norm, standardised weights) or on nothing.
 
     Returns:
         The keys of the values.
@@ -195,18 +195,18 @@ def _normalize(graph: fx.Graph, node: fx.Node) -> None:
 
 
 def _free_batch_size(node: fx.Node) -> None:
-    """Write a traced batch size in a shape as -1, so that no size is alive across the graph."""
+    """Write a traced batch size in a shape as -1, so that no node of the graph reads a size."""
     source, shape = node.args[:2]
     assert isinstance(source, fx.Node) and isinstance(shape, list | tuple)
     if not any(isinstance(size, fx.Node) for size in shape):
         return
     result = node.meta["val"].shape
-    if node.target is aten.expand.default:  # -1 keeps a size: right where the source has this batch size too
+    if node.target is aten.expand.default:  # -1 keeps the source's size, which is this batch size too
         value = source.meta.get("val")
         before = tuple(value.shape) if isinstance(value, Tensor) else ()
         before = (0,) * (len(result) - len(before)) + before
         sizes = [-1 if not isinstance(old, int) else size for size, old in zip(shape, before, strict=True)]
-    else:  # -1 is worked out: right where every other size is known
+    else:  # -1 is inferred where every other size is known
         sizes = [size if isinstance(size, int) else -1 for size in result]
         if sizes.count(-1) > 1:
             return
@@ -216,7 +216,7 @@ def _free_batch_size(node: fx.Node) -> None:
 def _own_parameters(graph_module: fx.GraphModule, computed: set[str]) -> None:
     """Give each weight layer and batch norm parameters of its own, copying shared ones.
 
-    Weights in `computed` are named after their layer, as if it had them.
+    Weights in `computed` are named after their layer, as if they were its parameters.
     """
     graph = graph_module.graph
     taken: set[str] = set()

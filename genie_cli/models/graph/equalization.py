@@ -27,10 +27,10 @@ from genie_cli.models.graph.layers import WeightLayer, weight_layers
 from genie_cli.models.graph.tensors import get_tensor, set_tensor
 
 CHANNEL_CLIPS = "channel_clips"
-"""Prefix of the bounds that equalization puts into a graph: no network as captured has them."""
+"""Prefix of the bounds that equalization puts into a graph; a captured network has no such tensors."""
 MAX_ROUNDS = 100
 _TOLERANCE = 1e-4
-"""Equalized once no channel is rescaled by more than this share."""
+"""Equalization ends once no channel is rescaled by more than this share."""
 _DEAD = 1e-4
 """A channel whose r1 r2 is below this share of the largest one keeps its scale: hardly anything of its
 input gets through, and its bias, divided by a tiny s, could take the activation's whole range."""
@@ -55,8 +55,8 @@ class Clip:
 
     Attributes:
         node: the node.
-        axis: where its tensor has the channels.
-        repeats: entries of that axis a channel, more than one behind a flattening.
+        axis: the axis of the channels in its tensor.
+        repeats: entries of that axis per channel, more than one behind a flattening.
     """
 
     node: fx.Node
@@ -69,9 +69,9 @@ class LayerPair:
     """Two layers with nothing but homogeneous operations and clips between them, and no other reader.
 
     Attributes:
-        first: its output channels are the channels.
-        second: reads them.
-        repeats: input features of `second` a channel, more than one behind a flattening.
+        first: the layer whose output channels are rescaled.
+        second: the layer that reads them.
+        repeats: input features of `second` per channel, more than one behind a flattening.
         clips: the clips between them in data-flow order.
     """
 
@@ -86,9 +86,9 @@ class EqualizedGraph:
     """A folded graph whose layers are equalized.
 
     Attributes:
-        folded: the new graph; multipliers of layers with rescaled inputs are dropped, as no number a
-            row leads from the checkpoint's weight to theirs.
-        scales: first layer of a pair -> ``[O]`` float64, what its output was divided by.
+        folded: the new graph. It has no multipliers of layers with rescaled inputs: one number per row
+            no longer leads from the checkpoint's weight to theirs.
+        scales: first layer of a pair -> ``[O]`` float64, the divisors of its output.
     """
 
     folded: FoldedGraph
@@ -128,8 +128,8 @@ def equalize(folded: FoldedGraph) -> EqualizedGraph:
 def add_channel_clips(graph_module: fx.GraphModule) -> None:
     """Give a folded graph the per-channel clips of an equalized one, in place, with the bounds as they were.
 
-    Without weights: this is how a stored equalized network finds its graph again. Do it where
-    `has_channel_clips` says so, and only once.
+    It takes no weights: a stored equalized network finds its graph again this way. Call it only where
+    `has_channel_clips` is true, and only once.
     """
     for pair in layer_pairs(graph_module):
         ones = torch.ones(len(get_tensor(graph_module, pair.first.weight_key)), dtype=torch.float64)
@@ -140,12 +140,12 @@ def add_channel_clips(graph_module: fx.GraphModule) -> None:
 
 
 def has_channel_clips(keys: Iterable[str]) -> bool:
-    """Whether tensors of these names are those of a network with per-channel clips."""
+    """True if tensors of these names are those of a network with per-channel clips."""
     return any(key.startswith(f"{CHANNEL_CLIPS}.") for key in keys)
 
 
 def layer_pairs(graph_module: fx.GraphModule) -> list[LayerPair]:
-    """All pairs of a folded graph, in data-flow order of their first layers; it depends on no weight's value."""
+    """All pairs of a folded graph, in data-flow order of their first layers; no weight's value changes them."""
     layers = weight_layers(graph_module)
     by_node = {layer.node: layer for layer in layers}
     pairs = (_pair_of(graph_module, layer, by_node) for layer in layers)
@@ -153,12 +153,12 @@ def layer_pairs(graph_module: fx.GraphModule) -> list[LayerPair]:
 
 
 def output_axis(graph_module: fx.GraphModule, layer: WeightLayer) -> int | None:
-    """Where the layer's output has its channels; None for an output that is no batch."""
+    """The axis of the channels in the layer's output; None for an output without a batch dimension."""
     return _channel_axis(graph_module, layer, layer.node)
 
 
 def input_axis(graph_module: fx.GraphModule, layer: WeightLayer) -> int | None:
-    """Where the layer's input has its channels; None for an input that is no batch."""
+    """The axis of the channels in the layer's input; None for an input without a batch dimension."""
     return _channel_axis(graph_module, layer, layer.node.args[0])
 
 
@@ -170,14 +170,14 @@ def _channel_axis(graph_module: fx.GraphModule, layer: WeightLayer, tensor: Any)
 
 
 def follow_channels(node: fx.Node, axis: int) -> tuple[int, int] | None:
-    """How a node that moves or pools values within their channel leaves the channels.
+    """Follow the channels through a node that moves or pools values within their channel.
 
     Args:
         node: any node; its first argument has channels.
-        axis: where that has them.
+        axis: the axis of the channels in that argument.
 
     Returns:
-        The axis of the channels behind `node`, and how many entries of it each channel has; None for
+        The axis of the channels behind `node`, and the number of its entries per channel; None for
         any other operation.
     """
     source, value = node.args[0], node.meta.get("val")
@@ -203,7 +203,7 @@ def follow_channels(node: fx.Node, axis: int) -> tuple[int, int] | None:
 
 
 def zero_padding(node: fx.Node) -> dict[int, tuple[int, int]] | None:
-    """Dimensions that a padding by zeros makes longer, with the zeros before and behind; None for other operations."""
+    """Dimension -> zeros before and behind it, of a padding by zeros; None for any other operation."""
     arguments: list[Any] = list(node.args)
     if node.target is aten.constant_pad_nd.default:
         sides, value = [*arguments[1:], 0][:2]
@@ -219,7 +219,7 @@ def zero_padding(node: fx.Node) -> dict[int, tuple[int, int]] | None:
 
 
 def clip_bounds(node: fx.Node) -> tuple[float | None, float | None] | None:
-    """Low and high of a clip by numbers, None where there is no such bound; None for any other operation."""
+    """Lower and upper bound of a clip by numbers, each None where it is missing; None for any other operation."""
     if node.kwargs:
         return None
     if node.target is aten.relu6.default:
@@ -237,7 +237,7 @@ def clip_bounds(node: fx.Node) -> tuple[float | None, float | None] | None:
 
 
 def channel_bounds(graph_module: fx.GraphModule, node: fx.Node) -> tuple[Tensor, Tensor] | None:
-    """Low and high ``[C]`` of a clip that equalization made, infinite where there is none; None for any other clip."""
+    """Bounds ``[C]`` of a clip that equalization made, infinite where one is missing; None for any other clip."""
     bounds = []
     for bound, missing in zip([*node.args[1:], None, None][:2], (-math.inf, math.inf), strict=True):
         if bound is None:
@@ -280,7 +280,7 @@ def _pair_of(graph_module: fx.GraphModule, first: WeightLayer, by_node: dict[fx.
             continue
         bounds = clip_bounds(node)
         if bounds is not None:
-            if any(bounds):  # bounds of 0 stay where they are
+            if any(bounds):  # bounds of 0 do not change
                 clips.append(Clip(node, axis, repeats))
             continue
         followed = follow_channels(node, axis)
@@ -291,12 +291,12 @@ def _pair_of(graph_module: fx.GraphModule, first: WeightLayer, by_node: dict[fx.
 
 
 def _kernel_size(graph_module: fx.GraphModule, pair: LayerPair) -> int:
-    """Elements of the second layer's weight a row and channel."""
+    """Elements of the second layer's weight per row and channel."""
     return pair.repeats * math.prod(get_tensor(graph_module, pair.second.weight_key).shape[2:])
 
 
 def _find_scales(graph_module: fx.GraphModule, pairs: list[LayerPair]) -> dict[str, Tensor]:
-    """First layer of a pair -> s ``[O]``; from each weight's largest magnitude an input channel alone."""
+    """First layer of a pair -> s ``[O]``, found from each weight's largest magnitude per input channel."""
     sizes: dict[str, Tensor] = {}  # [O, I / groups]
     kernels = {pair.second.name: _kernel_size(graph_module, pair) for pair in pairs}
     for layer in {layer.name: layer for pair in pairs for layer in (pair.first, pair.second)}.values():
@@ -344,7 +344,7 @@ def _clip_keys(pair: LayerPair) -> list[str]:
 
 
 def _set_bounds(graph_module: fx.GraphModule, clip: Clip, key: str, scale: Tensor) -> None:
-    """Turn `clip` into one with bounds ``bound / scale`` a channel."""
+    """Turn `clip` into one with bounds ``bound / scale`` per channel."""
     bounds = clip_bounds(clip.node)
     assert bounds is not None
     divisors = scale.repeat_interleave(clip.repeats)

@@ -80,7 +80,7 @@ def _fold(graph_module: fx.GraphModule, site: BatchNormSite, layer: WeightLayer)
 
 
 def _free_bias_key(graph_module: fx.GraphModule, layer: WeightLayer) -> str:
-    """Where a bias goes that the layer did not have: beside its weight, and not over another tensor."""
+    """A free key for a bias that the layer did not have: beside its weight, and never that of another tensor."""
     owner, _, leaf = layer.weight_key.rpartition(".")
     key = f"{owner}.bias" if owner and leaf == "weight" else f"{layer.weight_key}_bias"
     taken = named_tensors(graph_module)

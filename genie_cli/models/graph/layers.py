@@ -56,7 +56,7 @@ def weight_layers(graph_module: fx.GraphModule) -> list[WeightLayer]:
             continue
         weight = node.args[1]
         if not isinstance(weight, fx.Node) or weight.op != "get_attr":
-            continue  # a product of two activations: nothing stored to quantize
+            continue  # a product of two activations has no stored weight to quantize
         bias = node.args[2] if len(node.args) > 2 else None
         key = str(weight.target)
         name, _, leaf = key.rpartition(".")

@@ -105,7 +105,7 @@ class _NativeMaxPool(torch.autograd.Function):
 
 
 class _MaxPool(torch.autograd.Function):
-    """The windows' gradients are added one place of the window at a time: no two of these overlap."""
+    """Max pooling that adds the windows' gradients one place of the window at a time: no two of these overlap."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool) -> Tensor:

@@ -1,4 +1,4 @@
-"""A piece of a captured graph as a graph module of its own, sharing its tensors."""
+"""A subgraph of a captured graph as a graph module of its own, sharing its tensors."""
 
 from __future__ import annotations
 

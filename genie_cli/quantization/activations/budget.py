@@ -1,4 +1,4 @@
-"""How much memory calibration activations may take, beside what a step itself works in."""
+"""The memory that calibration activations may take, beside the working set of a step."""
 
 from __future__ import annotations
 

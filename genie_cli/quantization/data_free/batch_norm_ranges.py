@@ -1,10 +1,10 @@
 """Means, variances and ranges of activations from the batch norms' parameters, without a single image.
 
 M. Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019
-(arXiv 1906.04721): behind a batch norm channel c is taken as normal with mean beta_c and standard
-deviation gamma_c; ReLU and ReLU6 make it a clipped normal (section 4.2.1, appendix C), and the range
-of an activation is beta +- n gamma over its channels with n = 6 (section 5). Sums of activations are
-taken as sums of independent ones, pooling as keeping mean and variance.
+(arXiv 1906.04721). Behind a batch norm, channel c is assumed normal with mean beta_c and standard
+deviation gamma_c. ReLU and ReLU6 make it a clipped normal (section 4.2.1, appendix C). The range of an
+activation is beta +- n gamma over its channels with n = 6 (section 5). Summed activations are assumed
+independent, and pooling is assumed to keep mean and variance.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NUM_SIGMAS = 6.0
 
 @dataclass(frozen=True)
 class ChannelStatistics:
-    """What is known of a tensor, channel by channel: ``[C]`` float64 each.
+    """Statistics of a tensor per channel: ``[C]`` float64 each.
 
     Attributes:
         mean: expected value.
@@ -46,11 +46,11 @@ class ChannelStatistics:
     high: Tensor
 
     def __truediv__(self, scale: Tensor) -> ChannelStatistics:
-        """Those of the tensor divided by a positive ``scale [C]``."""
+        """The statistics of the tensor divided by a positive ``scale [C]``."""
         return ChannelStatistics(self.mean / scale, self.var / scale.square(), self.low / scale, self.high / scale)
 
     def each(self, function: Callable[[Tensor], Tensor]) -> ChannelStatistics:
-        """Those of the tensor whose channels `function` moves."""
+        """The statistics of the tensor whose channels `function` moves."""
         return ChannelStatistics(*(function(values) for values in (self.mean, self.var, self.low, self.high)))
 
     @property
@@ -61,20 +61,20 @@ class ChannelStatistics:
 
 @dataclass(frozen=True)
 class ActivationStatistics:
-    """Statistics of a tensor and where it has its channels."""
+    """Statistics of a tensor and the axis of its channels."""
 
     channels: ChannelStatistics
     axis: int
 
 
 def normal(mean: Tensor, std: Tensor) -> ChannelStatistics:
-    """A normal distribution a channel, its range `NUM_SIGMAS` standard deviations to each side."""
+    """One normal distribution per channel, its range `NUM_SIGMAS` standard deviations to each side."""
     mean, std = mean.detach().double(), std.detach().double()
     return ChannelStatistics(mean, std.square(), mean - NUM_SIGMAS * std, mean + NUM_SIGMAS * std)
 
 
 def batch_norm_outputs(graph_module: fx.GraphModule) -> dict[str, ChannelStatistics]:
-    """Weight layer -> what the batch norm behind it puts out, for the norms that folding takes away.
+    """Weight layer -> output statistics of the batch norm behind it, for the batch norms that folding removes.
 
     Args:
         graph_module: the captured graph, not yet folded.
@@ -90,15 +90,15 @@ def batch_norm_outputs(graph_module: fx.GraphModule) -> dict[str, ChannelStatist
 def activation_statistics(
     folded: fx.GraphModule, outputs: Mapping[str, ChannelStatistics]
 ) -> dict[str, ActivationStatistics]:
-    """Statistics of every tensor of a folded graph that they can be told of, by node name.
+    """Statistics of every tensor of a folded graph for which they are known, by node name.
 
     Args:
         folded: the folded graph, equalized or not.
         outputs: weight layer -> statistics of its output, in the scale that it has in `folded`.
 
     Returns:
-        Nodes behind a layer without batch norm, or behind an operation that is not known, are left
-        out. The images are taken as normalised to mean 0 and variance 1.
+        Node name -> statistics. Nodes behind a layer without batch norm, or behind an unknown operation,
+        are left out. The images are assumed normalised to mean 0 and variance 1.
     """
     layers = {layer.node: layer for layer in weight_layers(folded)}
     sites = {site.node: site for site in batch_norm_sites(folded)}
@@ -123,14 +123,14 @@ def activation_statistics(
 
 
 def clip(x: ChannelStatistics, low: Tensor, high: Tensor) -> ChannelStatistics:
-    """Those of ``clamp(x, low, high)`` for a normal x: the clipped normal distribution (appendix C).
+    """The statistics of ``clamp(x, low, high)`` for a normal x: the clipped normal distribution (appendix C).
 
     With y = x - mean, a and b the bounds of y, and phi and Phi of a / std and b / std:
 
         E[y]   = a Phi(a) + b (1 - Phi(b)) + std (phi(a) - phi(b))
         E[y^2] = a^2 Phi(a) + b^2 (1 - Phi(b)) + var (Phi(b) - Phi(a)) + std (a phi(a) - b phi(b))
 
-    A channel whose range lies within the bounds stays as it is: x may be no normal one.
+    A channel whose range lies within the bounds does not change, since x may not be normal.
 
     Args:
         x: statistics of the clip's input.
@@ -138,7 +138,7 @@ def clip(x: ChannelStatistics, low: Tensor, high: Tensor) -> ChannelStatistics:
         high: upper bounds; inf for none.
     """
     low, high = low.double().expand_as(x.mean), high.double().expand_as(x.mean)
-    std = x.var.sqrt().clamp(min=1e-150)  # of a constant: the distribution function becomes a step
+    std = x.var.sqrt().clamp(min=1e-150)  # the distribution function of a constant becomes a step
     first, second = torch.zeros_like(std), torch.zeros_like(std)
     between = torch.ones_like(std)
     for bound, sign in ((low, 1.0), (high, -1.0)):
@@ -159,11 +159,11 @@ def clip(x: ChannelStatistics, low: Tensor, high: Tensor) -> ChannelStatistics:
 
 
 def leaky(x: ChannelStatistics, slope: Tensor) -> ChannelStatistics:
-    """Those of ``max(x, 0) + slope * min(x, 0)`` for a normal x.
+    """The statistics of ``max(x, 0) + slope * min(x, 0)`` for a normal x.
 
     Args:
         x: statistics of the input.
-        slope: broadcast over ``[C]``; at least 0, so that ends stay ends.
+        slope: broadcast over ``[C]``; at least 0, so that the ends of the range stay its ends.
     """
     slope = slope.double().expand_as(x.mean)
     positive = clip(x, torch.zeros(()), torch.full((), math.inf))
@@ -178,10 +178,10 @@ def leaky(x: ChannelStatistics, slope: Tensor) -> ChannelStatistics:
 
 
 def add(x: ChannelStatistics, y: ChannelStatistics) -> ChannelStatistics:
-    """Those of a sum of independent tensors: means and variances add up.
+    """The statistics of a sum of independent tensors: means and variances add up.
 
-    So do the squares of the distances between the mean and each end, which is `NUM_SIGMAS` standard
-    deviations of the sum for two normal ones and keeps the sides of skew ones apart.
+    The squared distances between the mean and each end of the range add up too. For two normal tensors
+    this is `NUM_SIGMAS` standard deviations of the sum; for skew ones the two sides stay different.
     """
     mean = x.mean + y.mean
     below = torch.hypot(x.mean - x.low, y.mean - y.low)
@@ -190,7 +190,7 @@ def add(x: ChannelStatistics, y: ChannelStatistics) -> ChannelStatistics:
 
 
 def _behind_batch_norm(site: BatchNormSite) -> ChannelStatistics:
-    # |gamma| but for eps: where the variance is below it, the output varies less
+    # |gamma|, corrected for eps: where the variance is below eps, the output varies less
     shrunk = site.var.double() / (site.var.double() + site.eps)
     return normal(site.bias, site.weight.double().abs() * shrunk.sqrt())
 
@@ -212,12 +212,12 @@ def _behind_operation(
 
 
 def _moved(node: fx.Node, x: ActivationStatistics) -> ActivationStatistics | None:
-    """Behind an operation that moves, pools, pads or drops values."""
+    """The statistics behind an operation that moves, pools, pads or drops values."""
     followed, padding = follow_channels(node, x.axis), zero_padding(node)
     if followed is not None:
         axis, repeats = followed
         moved = x.channels.each(lambda values: values.repeat_interleave(repeats))
-        if padding:  # borders count for the range, and not for the mean, as in convolutions that pad
+        if padding:  # borders count for the range but not for the mean, as in convolutions that pad
             moved = replace(moved, low=moved.low.clamp(max=0), high=moved.high.clamp(min=0))
         return ActivationStatistics(moved, axis)
     if padding:
@@ -232,7 +232,7 @@ def _moved(node: fx.Node, x: ActivationStatistics) -> ActivationStatistics | Non
 
 
 def _bent(graph_module: fx.GraphModule, node: fx.Node, x: ActivationStatistics) -> ChannelStatistics | None:
-    """Behind an elementwise operation of one tensor."""
+    """The statistics behind an elementwise operation of one tensor."""
     ends = (0.0, None) if node.target is aten.relu.default else clip_bounds(node)
     if ends is not None:
         low, high = ends
@@ -249,7 +249,7 @@ def _bent(graph_module: fx.GraphModule, node: fx.Node, x: ActivationStatistics) 
     elif node.target is aten.prelu.default and isinstance(node.args[1], fx.Node) and node.args[1].op == "get_attr":
         slope = get_tensor(graph_module, str(node.args[1].target)).detach()
         if slope.numel() > 1 and x.axis != 1:
-            return None  # it has one slope an entry of axis 1
+            return None  # it has one slope per entry of axis 1
     else:
         return None
     return leaky(x.channels, slope) if bool((slope >= 0).all()) else None

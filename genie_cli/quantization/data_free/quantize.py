@@ -1,8 +1,8 @@
 """DFQ: quantize from the network alone, by equalization, batch-norm ranges and bias correction.
 
 M. Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019
-(arXiv 1906.04721). What differs here: weights have a grid an output channel, as everywhere in this
-package (the paper: one a tensor); ReLU6 is kept, with its bound rescaled; high biases are not
+(arXiv 1906.04721). Three things differ here. Weights have a grid per output channel, as everywhere in
+this package (the paper: one per tensor). ReLU6 is kept, with its bound rescaled. High biases are not
 absorbed (section 4.1.3), as that changes the network at the borders of padded convolutions.
 """
 

@@ -1,4 +1,4 @@
-"""What straight-through gradients share: let a gradient pass where a value lies inside its bounds."""
+"""The rule of all straight-through gradients: a gradient passes where a value lies inside its bounds."""
 
 from __future__ import annotations
 

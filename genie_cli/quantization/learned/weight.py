@@ -1,4 +1,4 @@
-"""What the weights that learn have in common: elements on a grid whose step size learns too."""
+"""The base of all learned weights: elements on a grid whose step size learns too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a unit has learned enough: its held-out loss has settled."""
+"""End a unit early, once its held-out loss has settled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from genie_cli.runtime.work import Saved
 
 
 class EarlyStopping:
-    """Whether the held-out loss has settled; its best state is kept."""
+    """Watches the held-out loss until it settles, and keeps the best state."""
 
     _GAIN = 1e-3
     """A loss is better if it is lower by this share."""
@@ -38,7 +38,7 @@ class EarlyStopping:
         self.best = [saved.tensors[f"best{i}"] for i in range(count)] or None
 
     def is_due(self, step: int) -> bool:
-        """Whether to look at the held-out loss now: not before the softbits are pushed to 0 and 1."""
+        """True if the held-out loss is to be measured now: only after the rounding regularizer has started."""
         return step > self._first and step % self._every == 0
 
     def is_over(self, step: int, loss: float, snapshot: Callable[[], list[Tensor]]) -> bool:

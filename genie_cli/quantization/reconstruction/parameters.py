@@ -21,11 +21,11 @@ from genie_cli.quantization.learned.weight import LearnedWeight
 
 
 class Made(NamedTuple):
-    """What a unit runs on in one step.
+    """The tensors that a unit runs on in one step.
 
     Attributes:
-        weights: one a layer.
-        step_sizes: one a site, ``[1]``.
+        weights: one per layer.
+        step_sizes: one per site, ``[1]``.
         penalty: the rounding regularizer, where it was asked for.
     """
 
@@ -35,7 +35,7 @@ class Made(NamedTuple):
 
 
 class UnitParameters:
-    """What learns in one unit: all elements in one tensor, all offsets of step sizes in another.
+    """The learned tensors of one unit: all elements in one tensor, all offsets of step sizes in another.
 
     A step then costs one node of the graph, one optimizer of two tensors and one projection, however many
     layers the unit has. Step sizes of weights and of activations share a rate: what sets them apart is
@@ -82,7 +82,7 @@ class UnitParameters:
         self._channel_ends = [0, *itertools.accumulate(layer.start.numel() for layer in self._layers)]
 
     def groups(self) -> list[dict[str, Any]]:
-        """What learns, for an optimizer; `start` is the rate before the cosine, where there is one (`decays`)."""
+        """Parameter groups for an optimizer; `start` is the rate before the cosine, where there is one (`decays`)."""
         rates = (self._element_rate, self._elements_decay), (self._step_rate, True)
         return [
             {"params": [tensor], "lr": torch.tensor(lr, device=self._device), "start": lr, "decays": decays}
@@ -124,7 +124,7 @@ class UnitParameters:
             activation.step_size = step_size
 
     def not_finite(self) -> list[str]:
-        """What holds NaN or infinity, in words."""
+        """Names, in words, of the tensors that hold NaN or infinity."""
         if bool(self.elements.isfinite().all() & self.offsets.isfinite().all()):
             return []
         channels = zip(self._weights, self._channels(self.offsets), strict=True)
@@ -141,7 +141,7 @@ class UnitParameters:
         return self._starts + self._offset_scales * self.offsets.detach()
 
     def _split(self, flat: Tensor) -> list[Tensor]:
-        """A flat tensor of elements, a view a layer in its shape."""
+        """A flat tensor of elements as one view per layer, in the layer's shape."""
         ends = itertools.pairwise(self._element_ends)
         return [flat[a:b].view(layer.elements.shape) for layer, (a, b) in zip(self._layers, ends, strict=True)]
 

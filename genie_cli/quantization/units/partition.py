@@ -1,9 +1,9 @@
-"""Reconstruction units: where a network is cut into pieces that are learned one by one.
+"""Reconstruction units: the parts of a network that are learned one by one.
 
-A unit lies between two cut points. Blocks are found without knowing their class: a module that
-holds at least two weight layers and whose nodes lie exactly between two cut points. What no block
-holds becomes one unit a weight layer, with the batch norm, activation and pooling behind it; where
-no cut point lies between two layers, they share a unit.
+A unit lies between two cut points. A block is found without knowing its class: it is a module that
+holds at least two weight layers and whose nodes lie exactly between two cut points. Outside of blocks
+there is one unit per weight layer, with the batch norm, activation and pooling behind it. Layers without
+a cut point between them share a unit.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from genie_cli.models.graph.cuts import cut_points, data_nodes
 from genie_cli.models.graph.layers import weight_layers
 
 MAX_CHAIN = 3
-"""A module of more weight layers in a plain chain (VGG's features) is no block: each layer can be cut off."""
+"""Most weight layers of a plain chain that is a block: a longer one (VGG's features) is cut at each layer."""
 MAX_AROUND = 3
-"""A module with a block inside is one block with it if it adds at most so many layers (squeeze-excitation)."""
+"""Most weight layers that a module adds to the block inside it, to be one block with it (squeeze-excitation)."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A piece of the folded graph, learned as one.
+    """A part of the folded graph that is learned as one.
 
     Attributes:
         name: path of the block, or of the single layer.
@@ -56,10 +56,10 @@ class _Span:
 
 
 def reconstruction_units(folded: fx.GraphModule, whole: bool = False) -> list[Unit]:
-    """Units in data-flow order that cover every node once; one for everything if `whole`.
+    """Units in data-flow order that cover every node once; one unit for the network if `whole`.
 
     Raises:
-        InputError: there is nothing to quantize.
+        InputError: the network has no layer to quantize.
     """
     nodes = data_nodes(folded)
     cuts = set(cut_points(folded))
@@ -76,7 +76,7 @@ def reconstruction_units(folded: fx.GraphModule, whole: bool = False) -> list[Un
     for block in [*blocks, _Span("", len(nodes), len(nodes))]:
         bounds += [(end, None) for end in _single_layers(position + 1, block.first - 1, cuts, layer_at)]
         if bounds and bounds[-1][0] < block.first - 1:
-            # nodes without weights, such as a pooling, go with what is before them
+            # nodes without weights, such as a pooling, belong to the unit before them
             bounds[-1] = (block.first - 1, bounds[-1][1])
         if block.first < len(nodes):
             bounds.append((block.last, block.name))
@@ -90,7 +90,7 @@ def reconstruction_units(folded: fx.GraphModule, whole: bool = False) -> list[Un
 
 
 def _single_layers(first: int, last: int, cuts: set[int], layer_at: dict[int, str]) -> list[int]:
-    """Ends of the units between two blocks: one a weight layer, cut as late as can be."""
+    """Ends of the units between two blocks: one per weight layer, each cut as late as possible."""
     inside = [i for i in range(first, last + 1) if i in layer_at]
     ends = []
     for this, following in itertools.pairwise(inside):
@@ -128,5 +128,5 @@ def _blocks(nodes: list[fx.Node], cuts: set[int], layers: list[int]) -> list[_Sp
 
 
 def _is_chain(layers: list[int], cuts: set[int]) -> bool:
-    """Whether every two neighbouring weight layers can be cut apart."""
+    """True if there is a cut point between every two neighbouring weight layers."""
     return all(any(i in cuts for i in range(a, b)) for a, b in itertools.pairwise(layers))
