@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN := PATH="$(abspath $(BIN)):$$PATH"
 
-.PHONY: install demo test coverage lint bench fuzz chaos clean
+.PHONY: install demo test coverage format lint bench fuzz chaos clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -31,6 +31,10 @@ test: install  ## all tests
 coverage: install  ## all tests; they must cover 95 % of the branches of artifacts, runtime and configuration
 	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal --cov --cov-branch --cov-report=
 	$(RUN) python .ci/branches.py 95 'genie_cli/artifacts/*' 'genie_cli/runtime/*' genie_cli/config.py
+
+format: install  ## fix what ruff can fix, and format
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
 
 lint: install  ## ruff, mypy, import contracts
 	$(RUN) ruff check .
