@@ -18,7 +18,7 @@ from genie_cli.student.protocol import BitPlan, Protocol, assign_bits, find_prot
 
 @dataclass(frozen=True)
 class QuantizationPlan:
-    """What a quantization will do.
+    """A quantization before it is done.
 
     Attributes:
         config: the recipe.
@@ -40,7 +40,7 @@ class QuantizationPlan:
 
     @property
     def stages(self) -> list[int]:
-        """How often each unit takes its steps: once, or once per layer where layers are learned one by one."""
+        """The number of times that each unit takes its steps: once, or once per layer where layers are learned one by one."""
         by_layer = self.config.reconstruct and self.config.unit == "layer"
         return [len(unit.layers) if by_layer else 1 for unit in self.units]
 

@@ -93,7 +93,7 @@ class _Carried:
 
 @dataclass(frozen=True)
 class _Progress:
-    """Where the work is: reports the steps of a unit among those of the network.
+    """The place of the work: reports the steps of a unit among those of the network.
 
     Attributes:
         report: receives the events.

@@ -1,4 +1,4 @@
-"""What a quantization comes to, before it is written."""
+"""The result of a quantization, before it is written."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from genie_cli.student.build import insert_quantizers
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
 
 STAGE = "quantize"
-"""What progress events call the work."""
+"""The name of the work in progress events."""
 
 
 @dataclass(frozen=True)
 class UnitReport:
-    """How one unit came out.
+    """The outcome of one unit.
 
     Attributes:
         name: the unit's name.

@@ -14,7 +14,7 @@ from genie_cli.runtime.work import NO_WORK, Work
 
 @dataclass(frozen=True)
 class RunContext:
-    """What a stage runs on; none of it is a part of the recipe.
+    """All that a stage runs on; none of it is a part of the recipe.
 
     Attributes:
         device: where to compute.

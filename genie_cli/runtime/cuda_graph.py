@@ -50,7 +50,7 @@ class GraphedStep:
         self._calls = 0
         self._needed = 0
         self._inputs: tuple[Tensor, ...] = ()
-        """Where the graph reads: the first inputs, overwritten by those that follow."""
+        """The tensors that the graph reads: the first inputs, overwritten by those that follow."""
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, *inputs: Tensor) -> None:

@@ -14,7 +14,7 @@ class StageStarted:
     total: int
     """Units of work, e.g. optimisation steps over all batches."""
     noun: str = "steps"
-    """What is counted."""
+    """The name of what is counted."""
 
 
 @dataclass(frozen=True)

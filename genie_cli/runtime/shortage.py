@@ -18,7 +18,7 @@ _SAID_OF_SHORTAGE = re.compile(
     r"CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED|"
     r"[Uu]nable to find an engine to execute this computation"  # cuDNN has no workspace for any of its algorithms
 )
-"""What runtime errors say where memory is short, on the host or on a GPU."""
+"""The words of runtime errors where memory is short, on the host or on a GPU."""
 _T = TypeVar("_T")
 
 

@@ -1,4 +1,4 @@
-"""Where a stage keeps what it has done so far, and finds it again: the interface, and the one that keeps nothing."""
+"""The place where a stage keeps what it has done so far: the interface, and the one that keeps nothing."""
 
 from __future__ import annotations
 

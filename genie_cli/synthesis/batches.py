@@ -1,4 +1,4 @@
-"""How a set of images is divided into batches, and how many batches advance together."""
+"""The division of a set of images into batches, and the number of batches that advance together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a unit's output is from the teacher's, relative to the teacher's own energy."""
+"""The distance of a unit's output from the teacher's, relative to the teacher's own energy."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What learns: weights behind soft or nearest rounding, and activation step sizes."""
+"""The things that learn: weights behind soft or nearest rounding, and activation step sizes."""

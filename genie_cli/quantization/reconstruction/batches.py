@@ -50,7 +50,7 @@ class Batches:
         return batch
 
     def state(self) -> dict[str, Tensor]:
-        """What is left of the pass, and where the draws are."""
+        """The rest of the pass, and the state of the draws."""
         return {"rest": self._rest, "generator": self._generator.get_state()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""What a unit has become: integers and step sizes, and how they are kept in a work folder."""
+"""A unit after its steps: integers and step sizes, and the form in which a work folder keeps them."""
 
 from __future__ import annotations
 

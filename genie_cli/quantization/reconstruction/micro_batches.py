@@ -12,7 +12,7 @@ from genie_cli.runtime.shortage import is_out_of_memory, release_failed
 
 
 class MicroBatches:
-    """How many parts the batches of one unit are cut into: one while that fits, then two, four, ...
+    """The parts that batches of one unit are cut into: one while that fits, then two, four, ...
 
     For losses that are means over the batch, in networks that look at each image alone: the parts' losses,
     weighted by their shares, add up to the whole's. Only gradients are made part by part; what follows from

@@ -1,4 +1,4 @@
-"""What it takes to learn one unit: its graph with slots for the weights, what learns, and the activations."""
+"""The task of learning one unit: its graph with slots for the weights, what learns, and the activations."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from genie_cli.student.modules import ActivationQuantizer
 
 
 class WeightSlot(nn.Module):
-    """Where the unit's graph reads a weight: filled once per step, read by the layer."""
+    """The place where the unit's graph reads a weight: filled once per step, read by the layer."""
 
     def __init__(self) -> None:
         """Start empty."""
@@ -58,7 +58,7 @@ class UnitData:
 
 @dataclass(frozen=True)
 class UnitTask:
-    """What it takes to learn one unit.
+    """The task of learning one unit.
 
     Attributes:
         name: the unit's name.
@@ -96,7 +96,7 @@ class UnitTask:
             activation.step_size = activation.step_size.detach()
 
     def harden(self, num_steps: int) -> LearnedUnit:
-        """What the unit has become after so many steps."""
+        """The unit as it is after so many steps."""
         weights = {name: weight.harden() for name, weight in self.weights.items()}
         activations = {name: activation.harden() for name, activation in self.activations.items()}
         return LearnedUnit(weights, activations, num_steps)
