@@ -4,8 +4,8 @@
     python benchmarks/same_results.py --out after.json --compare before.json
 
 Covered: every synthesis and quantization preset on the embedded network, the other protocols, a network with
-PReLU, a killed run that goes on, two processes, and (where GENIE_KITS names the kits) GENIE on CIFAR ResNet-20 at W2A4 and
-W4A4 in fp32 and bf16. Both runs have to take place on one machine: bytes depend on its processor.
+PReLU, a killed run that goes on, two processes, and (where GENIE_KITS names the kits) GENIE on CIFAR ResNet-20 at W2A4
+and W4A4 in fp32 and bf16. Both runs have to take place on one machine: bytes depend on its processor.
 """
 
 from __future__ import annotations

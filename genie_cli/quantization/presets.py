@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from genie_cli.errors import UsageError, nearest
+from genie_cli.errors import look_up
 
 _NETWISE = {"unit": "network", "rounding": "adaquant", "drop_prob": 0.0, "rounding_lr": 1e-3}
 
@@ -42,6 +42,4 @@ def preset_options(name: str) -> dict[str, Any]:
     Raises:
         UsageError: unknown name.
     """
-    if name not in PRESETS:
-        raise UsageError(f"Unknown quantization preset '{name}': {', '.join(PRESETS)}.{nearest(name, PRESETS)}")
-    return PRESETS[name]
+    return look_up(PRESETS, "quantization preset", name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from genie_cli.errors import UsageError, nearest
+from genie_cli.errors import look_up
 
 _PIXELS = {"generator": False, "swing": False}
 _SAMPLED = {"latents": "sampled", "swing": False}
@@ -40,6 +40,4 @@ def preset_options(name: str) -> dict[str, Any]:
     Raises:
         UsageError: unknown name.
     """
-    if name not in PRESETS:
-        raise UsageError(f"Unknown synthesis preset '{name}': {', '.join(PRESETS)}.{nearest(name, PRESETS)}")
-    return PRESETS[name]
+    return look_up(PRESETS, "synthesis preset", name)
