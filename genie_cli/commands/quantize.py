@@ -76,6 +76,7 @@ def quantize(
 
 def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
     from genie_cli.commands.running import running
+    from genie_cli.data.sources import names_source
     from genie_cli.models.graph.layers import weight_layers
     from genie_cli.models.zoo import load_teacher
     from genie_cli.student.overrides import layer_bits
@@ -85,7 +86,7 @@ def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
         with run.checks():
             if run.workers.is_first:
                 outputs = {"--out": config.out, "--performance": config.performance}
-                images = None if config.images == "digits" else config.images
+                images = None if names_source(config.images) else config.images
                 opt.check_files(outputs, {"--weights": model_config.weights, "--images": images}, ["--out"])
             find_protocol(config.protocol)
             teacher = load_teacher(model_config)
