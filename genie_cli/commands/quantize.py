@@ -108,7 +108,6 @@ def _without_images(run: Run, config: QuantizeConfig, teacher: Teacher) -> None:
 def _on_images(run: Run, config: QuantizeConfig, teacher: Teacher) -> None:
     from genie_cli.quantization.calibration_images import calibration_images, open_image_set
     from genie_cli.quantization.disk_need import quantization_need
-    from genie_cli.quantization.export import NOT_DETERMINING
     from genie_cli.quantization.quantize import held_out_share, quantize_network
 
     workers = run.workers
@@ -133,7 +132,7 @@ def _on_images(run: Run, config: QuantizeConfig, teacher: Teacher) -> None:
         run.note(f"the batch of {config.batch_size} becomes {num_images}, the number of images.")
     determinants = {
         "command": "quantize",
-        "config": config.model_dump(mode="json", exclude=NOT_DETERMINING),
+        "config": config.determining(),
         "teacher": teacher.sha256,
         "input": teacher.input.model_dump(mode="json"),
         "images": image_set.sha256,

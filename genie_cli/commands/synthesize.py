@@ -75,7 +75,6 @@ def _run(model_config: ModelConfig, config: SynthesizeConfig) -> None:
     from genie_cli.models.zoo import load_teacher
     from genie_cli.synthesis.disk_need import synthesis_need
     from genie_cli.synthesis.distill import batch_sizes, batches_at_once, synthesize_images
-    from genie_cli.synthesis.export import NOT_DETERMINING
     from genie_cli.synthesis.teacher_network import check_same_input
 
     with running(config) as run:
@@ -100,7 +99,7 @@ def _run(model_config: ModelConfig, config: SynthesizeConfig) -> None:
             )
         determinants = {
             "command": "synthesize",
-            "config": config.model_dump(mode="json", exclude=NOT_DETERMINING),
+            "config": config.determining(),
             "teachers": [one.sha256 for one in (teacher, *others)],
             "inputs": [one.input.model_dump(mode="json") for one in (teacher, *others)],
             "student": student_sha256,

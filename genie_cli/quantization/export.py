@@ -25,8 +25,6 @@ from genie_cli.quantization.quantize import QuantizedNetwork
 from genie_cli.student.build import insert_quantizers
 from genie_cli.student.probe import METRIC, probe_logits
 
-NOT_DETERMINING = {"out", "images", "device", "memory_limit", "performance", "checkpoint_interval", "fresh"}
-
 
 def to_artifact(
     network: QuantizedNetwork, teacher: Teacher, images: ImageSet | None, config: QuantizeConfig, device: torch.device
@@ -42,7 +40,7 @@ def to_artifact(
     metadata = QuantizedMetadata(
         teacher=teacher.name,
         teacher_sha256=teacher.sha256,
-        config=config.model_dump(mode="json", exclude=NOT_DETERMINING),
+        config=config.determining(),
         protocol=config.protocol,
         preset=config.preset,
         seed=config.seed,

@@ -12,12 +12,6 @@ from genie_cli.artifacts.images import ImagesMetadata, encode_images
 from genie_cli.config import SynthesizeConfig
 from genie_cli.models.teacher import Teacher
 
-NOT_DETERMINING = {
-    "out", "log", "device", "performance", "checkpoint_interval", "fresh", "batches_at_once", "other_teachers",
-    "student",
-}  # fmt: skip
-"""Paths, what changes no image, and what the metadata say by hash."""
-
 
 def to_artifact(
     images: Tensor,
@@ -41,7 +35,7 @@ def to_artifact(
         teacher_sha256=teacher.sha256,
         other_teachers={other.sha256: other.name for other in others},
         student_sha256=student_sha256,
-        config=config.model_dump(mode="json", exclude=NOT_DETERMINING),
+        config=config.determining(),
         seed=config.seed,
         input=teacher.input,
         tool_version=__version__,
