@@ -27,7 +27,8 @@ from genie_cli.config import (
     read_params,
 )
 from genie_cli.errors import GenieError, InputError, UsageError
-from genie_cli.quantization.presets import preset_options
+from genie_cli.quantization.presets import find_preset
+from genie_cli.synthesis import presets as synthesis
 
 SECTION_NAMES = (*SECTIONS, "common")
 
@@ -41,7 +42,7 @@ def written(folder: Path, text: str | bytes) -> Path:
 def quantize_config(params: Params, scheme: str | None = None, **flags: Any) -> QuantizeConfig:
     """As the command puts it together."""
     section = {**params.section("quantize"), **(params.scheme(scheme) if scheme is not None else {})}
-    return stage_config(QuantizeConfig, section, used_flags(flags), preset_options, "quantize")
+    return stage_config(QuantizeConfig, section, used_flags(flags), find_preset, "quantize")
 
 
 # --- precedence
@@ -304,7 +305,6 @@ def test_wrong_types(cls: Any, key: str, value: Any, expected: str) -> None:
         (SynthesizeConfig, {"margin_low": 0.9}, "margin_low = 0.9 is above margin_high = 0.8"),
         (SynthesizeConfig, {"discrepancy_weight": 1}, "needs a quantized student: give --student DIR"),
         (SynthesizeConfig, {"student": "q"}, "student = q is not used without a discrepancy_weight above 0"),
-        (SynthesizeConfig, {"preset": "mixmix"}, "needs several networks: give --model more than once"),
         (QuantizeConfig, {"loss": "kl"}, "loss = 'kl' compares classes: it needs unit = 'network', not 'block'"),
         (QuantizeConfig, {"rounding": "nearest", "activation_step_lr": 0}, "leaves nothing to learn"),
     ],
@@ -323,7 +323,6 @@ def test_options_that_do_not_fit_together(cls: Any, options: dict[str, Any], mes
         (SynthesizeConfig, {"latents": "sampled", "conditioning": "label"}),
         (SynthesizeConfig, {"margin_low": 0.8}),
         (SynthesizeConfig, {"student": "q", "discrepancy_weight": 1}),
-        (SynthesizeConfig, {"preset": "mixmix", "other_teachers": [{"name": "resnet18"}]}),
         (QuantizeConfig, {"loss": "kl", "unit": "network"}),
         (QuantizeConfig, {"rounding": "nearest"}),
         (QuantizeConfig, {"rounding": "nearest", "activation_step_lr": 0, "reconstruct": False}),
@@ -331,6 +330,29 @@ def test_options_that_do_not_fit_together(cls: Any, options: dict[str, Any], mes
 )
 def test_options_that_fit_together(cls: Any, options: dict[str, Any]) -> None:
     assert isinstance(build(cls, options), cls)
+
+
+@pytest.mark.parametrize(
+    ("preset", "message"),
+    [
+        ("mixmix", "needs several networks: give --model more than once"),
+        ("zaq", "needs a quantized student for its discrepancy_weight: give --student DIR"),
+    ],
+)
+@pytest.mark.parametrize("section", [{}, {"other_teachers": [], "student": None}])
+def test_presets_tell_what_they_need(preset: str, message: str, section: dict[str, Any]) -> None:
+    with pytest.raises(UsageError) as caught:
+        stage_config(SynthesizeConfig, section, {"preset": preset}, synthesis.find_preset, "synthesize")
+    assert str(caught.value) == f"synthesize: preset = '{preset}' {message}."
+
+
+@pytest.mark.parametrize(
+    ("preset", "needed"), [("mixmix", {"other_teachers": [{"name": "resnet18"}]}), ("zaq", {"student": "q"})]
+)
+def test_needs_of_a_preset_come_from_any_layer(preset: str, needed: dict[str, Any]) -> None:
+    for section, flags in ((needed, {}), ({}, needed)):
+        config = stage_config(SynthesizeConfig, section, {**flags, "preset": preset}, synthesis.find_preset)
+        assert config.preset == preset
 
 
 @pytest.mark.parametrize("bits", [8, [8], [8, 8, 8], [1, 8], [8, 9], ["8", 8], [True, 8], {"weight": 8}, None])

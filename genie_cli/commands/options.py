@@ -17,6 +17,7 @@ from genie_cli.errors import UsageError
 
 if TYPE_CHECKING:  # pydantic and torch are imported when a command runs, so that --help stays fast
     from genie_cli.config import Frozen, ModelConfig, Params
+    from genie_cli.config.presets import Preset
 
     ConfigT = TypeVar("ConfigT", bound=Frozen)
 
@@ -294,21 +295,22 @@ def stage_config(
     cls: type[ConfigT],
     section: Mapping[str, Any],
     flags: Mapping[str, Any],
-    preset_options: Callable[[str], dict[str, Any]] | None = None,
+    find_preset: Callable[[str], Preset] | None = None,
     where: str = "",
 ) -> ConfigT:
     """Defaults < preset < file < flags.
 
     Raises:
-        UsageError: unknown keys or preset, or a value out of range.
+        UsageError: unknown keys or preset, a value out of range, or a preset without what it needs.
     """
     from genie_cli.config import build
 
-    layers: list[Mapping[str, Any]] = [section, flags]
-    if preset_options is not None:
-        name = flags.get("preset", section.get("preset", cls.model_fields["preset"].default))
-        layers.insert(0, preset_options(str(name)))
-    return build(cls, *layers, where=where)
+    if find_preset is None:
+        return build(cls, section, flags, where=where)
+    name = str(flags.get("preset", section.get("preset", cls.model_fields["preset"].default)))
+    preset = find_preset(name)
+    preset.check_needs(name, {**preset.options, **section, **flags}, where)
+    return build(cls, preset.options, section, flags, where=where)
 
 
 def check_files(

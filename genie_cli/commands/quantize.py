@@ -52,7 +52,7 @@ def quantize(
 ) -> None:
     """Quantize a network's weights and activations on synthesized images (GENIE-M)."""
     from genie_cli.config import QuantizeConfig
-    from genie_cli.quantization.presets import preset_options
+    from genie_cli.quantization.presets import find_preset
     from genie_cli.student.overrides import parse_overrides
 
     file = opt.read(params)
@@ -70,7 +70,7 @@ def quantize(
         settings,
     )  # fmt: skip
     section = {**file.section("quantize"), **(file.scheme(scheme) if scheme is not None else {})}
-    config = opt.stage_config(QuantizeConfig, section, flags, preset_options, "quantize")
+    config = opt.stage_config(QuantizeConfig, section, flags, find_preset, "quantize")
     _run(model_config, config)
 
 

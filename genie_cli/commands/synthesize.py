@@ -44,7 +44,7 @@ def synthesize(
 ) -> None:
     """Synthesize calibration images from the batch-norm statistics of a network (GENIE-D)."""
     from genie_cli.config import SynthesizeConfig
-    from genie_cli.synthesis.presets import preset_options
+    from genie_cli.synthesis.presets import find_preset
 
     file = opt.read(params)
     names, files = model or [], weights or []
@@ -66,7 +66,7 @@ def synthesize(
         },
         settings,
     )  # fmt: skip
-    config = opt.stage_config(SynthesizeConfig, file.section("synthesize"), flags, preset_options, "synthesize")
+    config = opt.stage_config(SynthesizeConfig, file.section("synthesize"), flags, find_preset, "synthesize")
     _run(model_config, config)
 
 

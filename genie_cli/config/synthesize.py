@@ -106,8 +106,6 @@ class SynthesizeConfig(LongStage):
             raise ValueError(f"margin_low = {self.margin_low} is above margin_high = {self.margin_high}")
         if self.discrepancy_weight and self.student is None:
             raise ValueError("discrepancy_weight needs a quantized student: give --student DIR")
-        if self.preset == "mixmix" and not self.other_teachers:
-            raise ValueError("preset = 'mixmix' needs several networks: give --model more than once")
         if self.student is not None and not self.discrepancy_weight:
             raise ValueError(f"student = {self.student} is not used without a discrepancy_weight above 0")
         return self
