@@ -25,7 +25,14 @@ _LONGEST_WAIT = 30.0
 
 
 class _Group(TyperGroup):
-    """Turns the errors that users can mend into one message on stderr and the exit code of their class."""
+    """Turns the errors that users can fix into one message on stderr and the exit code of their class."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """The ``--help`` option; where it is not given, it is False, as typer imports pydantic to convert a None."""
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.default = False
+        return option
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""

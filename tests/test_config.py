@@ -134,13 +134,13 @@ def test_empty_sections_are_empty() -> None:
 
 def test_model_section_is_under_the_flags() -> None:
     params = Params({"model": {"name": "resnet18", "input_size": 64, "mean": [0.1, 0.2, 0.3]}})
-    config = model_config(params, None, None, 96, None, None, "1,1,1")
+    config = model_config(params, {"input_size": 96, "std": "1,1,1"})
     assert config == ModelConfig(name="resnet18", input_size=96, mean=(0.1, 0.2, 0.3), std=(1.0, 1.0, 1.0))
 
 
 def test_model_must_be_named() -> None:
     with pytest.raises(UsageError, match="No network is named"):
-        model_config(Params({"model": {"input_size": 64}}), None, None, None, None, None, None)
+        model_config(Params({"model": {"input_size": 64}}), {})
 
 
 def test_configurations_are_frozen() -> None:
@@ -439,7 +439,7 @@ def test_file(tmp_path: Path) -> None:
     config = quantize_config(params, "w2a4")
     assert (config.weight_step_lr, config.activation_step_lr, config.weight_bits, config.seed) == (1e-4, 4e-5, 2, 3)
     assert params.section("evaluate") == {}
-    assert model_config(params, None, None, None, None, None, None).mean == (0.5,)
+    assert model_config(params, {}).mean == (0.5,)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from genie_cli.commands import options as opt
+from genie_cli.commands.flags import Fields, Used, takes
 from genie_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -15,60 +16,19 @@ if TYPE_CHECKING:
     from genie_cli.quantization.quantize import QuantizedNetwork
 
 
+@takes(Fields("model"), Fields("quantize"))
 def quantize(
-    model: opt.ModelName = None,
-    weights: opt.Weights = None,
-    input_size: opt.InputSize = None,
-    num_channels: opt.NumChannels = None,
-    mean: opt.Mean = None,
-    std: opt.Std = None,
-    images: opt.Images = None,
-    num_images: opt.FirstImages = None,
-    weight_bits: opt.WeightBits = None,
-    activation_bits: opt.ActivationBits = None,
-    protocol: opt.Protocol = None,
-    bits_override: opt.BitsOverride = None,
-    preset: opt.QuantizePreset = None,
-    num_steps: opt.UnitSteps = None,
-    unit: opt.UnitOption = None,
-    rounding: opt.Rounding = None,
-    drop_prob: opt.DropProb = None,
-    round_weight: opt.RoundWeight = None,
-    batch_size: opt.QuantizeBatchSize = None,
-    holdout: opt.Holdout = None,
-    patience: opt.Patience = None,
-    settings: opt.QuantizeSettings = None,
-    scheme: opt.Scheme = None,
-    seed: opt.Seed = None,
-    device: opt.Device = None,
-    precision: opt.Precision = None,
-    deterministic: opt.Deterministic = None,
-    memory_limit: opt.MemoryLimit = None,
-    checkpoint_interval: opt.CheckpointInterval = None,
-    fresh: opt.Fresh = None,
-    params: opt.ParamsFile = None,
-    out: opt.QuantizedOut = None,
-    performance: opt.Performance = None,
+    used: Used, settings: opt.QuantizeSettings = None, scheme: opt.Scheme = None, params: opt.ParamsFile = None
 ) -> None:
     """Quantize a network's weights and activations on synthesized images (GENIE-M)."""
+    from genie_cli.commands.bits_override import parse_overrides
     from genie_cli.config import QuantizeConfig
     from genie_cli.quantization.presets import find_preset
-    from genie_cli.student.overrides import parse_overrides
 
     file = opt.read(params)
-    model_config = opt.model_config(file, model, weights, input_size, num_channels, mean, std)
-    flags = opt.given(
-        {
-            "unit": unit, "rounding": rounding, "drop_prob": drop_prob, "round_weight": round_weight,
-            "checkpoint_interval": checkpoint_interval, "fresh": fresh,
-            "images": images, "num_images": num_images, "weight_bits": weight_bits, "activation_bits": activation_bits,
-            "protocol": protocol, "preset": preset, "num_steps": num_steps, "batch_size": batch_size,
-            "seed": seed, "device": device, "precision": precision, "memory_limit": memory_limit, "out": out,
-            "deterministic": deterministic, "holdout": holdout, "patience": patience, "performance": performance,
-            "bits_override": parse_overrides(bits_override),
-        },
-        settings,
-    )  # fmt: skip
+    model_config = opt.model_config(file, used["model"])
+    overrides = parse_overrides(used["quantize"].get("bits_override"))
+    flags = opt.given({**used["quantize"], "bits_override": overrides}, settings)
     section = {**file.section("quantize"), **(file.scheme(scheme) if scheme is not None else {})}
     config = opt.stage_config(QuantizeConfig, section, flags, find_preset, "quantize")
     _run(model_config, config)
