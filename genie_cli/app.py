@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from genie_cli import __version__
 from genie_cli.artifacts.disk import is_full
-from genie_cli.commands import clean, evaluate, inspect, models, quantize, report, synthesize, verify
+from genie_cli.commands import clean, config, evaluate, inspect, models, presets, quantize, report, synthesize, verify
 from genie_cli.errors import GenieError, InputError, UsageError
 
 EXIT_INTERRUPTED = 130
@@ -97,6 +97,8 @@ app.command("quantize")(quantize.quantize)
 app.command("evaluate")(evaluate.evaluate)
 app.command("inspect")(inspect.inspect)
 app.command("models")(models.models)
+app.command("presets")(presets.presets)
+app.command("config")(config.config)
 app.command("report")(report.report)
 app.command("verify")(verify.verify)
 app.command("clean")(clean.clean)

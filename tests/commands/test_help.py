@@ -17,7 +17,9 @@ from genie_cli.quantization.presets import PRESETS as QUANTIZATION_PRESETS
 from genie_cli.student.protocol import PROTOCOLS
 from genie_cli.synthesis.presets import PRESETS as SYNTHESIS_PRESETS
 
-COMMANDS = ("synthesize", "quantize", "evaluate", "inspect", "models", "report", "verify", "clean")
+COMMANDS = (
+    "synthesize", "quantize", "evaluate", "inspect", "models", "presets", "config", "report", "verify", "clean",
+)  # fmt: skip
 STAGES = ("synthesize", "quantize", "evaluate")
 HEAVY = ("torch", "torchvision", "numpy", "sklearn", "safetensors", "ruamel.yaml", "pydantic")
 RUN_AND_LIST = """
