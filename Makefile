@@ -30,7 +30,7 @@ test: install  ## all tests
 
 coverage: install  ## all tests; they must cover 95 % of the branches of artifacts, runtime and configuration
 	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal --cov --cov-branch --cov-report=
-	$(RUN) python .ci/branches.py 95 'genie_cli/artifacts/*' 'genie_cli/runtime/*' genie_cli/config.py
+	$(RUN) python .ci/branches.py 95 'genie_cli/artifacts/*' 'genie_cli/runtime/*' 'genie_cli/config/*'
 
 format: install  ## fix what ruff can fix, and format
 	$(RUN) ruff check --fix .

@@ -1,6 +1,6 @@
 """Share of branches that the measured tests took, in each place; below the floor it fails.
 
-After a measured run: ``python .ci/branches.py 95 'genie_cli/runtime/*' genie_cli/config.py``.
+After a measured run: ``python .ci/branches.py 95 'genie_cli/runtime/*' 'genie_cli/config/*'``.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from genie_cli import __version__
-from genie_cli.commands import clean, evaluate, inspect, models, quantize, report, synthesize, verify
+from genie_cli.commands import clean, config, evaluate, inspect, models, presets, quantize, report, synthesize, verify
 from genie_cli.errors import GenieError, InputError, UsageError
 from genie_cli.runtime.full_disk import is_full
 
@@ -26,6 +26,13 @@ _LONGEST_WAIT = 30.0
 
 class _Group(TyperGroup):
     """Turns the errors that users can fix into one message on stderr and the exit code of their class."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """The ``--help`` option; where it is not given, it is False, as typer imports pydantic to convert a None."""
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.default = False
+        return option
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -90,6 +97,8 @@ app.command("quantize")(quantize.quantize)
 app.command("evaluate")(evaluate.evaluate)
 app.command("inspect")(inspect.inspect)
 app.command("models")(models.models)
+app.command("presets")(presets.presets)
+app.command("config")(config.config)
 app.command("report")(report.report)
 app.command("verify")(verify.verify)
 app.command("clean")(clean.clean)

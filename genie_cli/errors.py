@@ -7,7 +7,10 @@ place that turns these into a line on stderr and an exit code.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class GenieError(Exception):
@@ -57,3 +60,28 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for a mistyped name: ``" Did you mean 'x'?"``, or ``""`` where no known name is similar."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" Did you mean '{match[0]}'?" if match else ""
+
+
+def unknown_name(what: str, name: object, known: Iterable[str], told: str | None = None) -> UsageError:
+    """The error of a mistyped name: ``Unknown preset 'zero': genie, zeroq. Did you mean 'zeroq'?``.
+
+    Args:
+        what: kind of thing.
+        name: what was given.
+        known: the names, of which the nearest is the hint.
+        told: words behind the name, where they are not all names.
+    """
+    names = list(known)
+    told = f": {', '.join(names)}" if told is None else told
+    return UsageError(f"Unknown {what} '{name}'{told}.{nearest(str(name), names)}")
+
+
+def look_up(known: Mapping[str, T], what: str, name: str, told: str | None = None) -> T:
+    """The entry of `known` called `name`.
+
+    Raises:
+        UsageError: unknown name, see `unknown_name`.
+    """
+    if name not in known:
+        raise unknown_name(what, name, known, told)
+    return known[name]

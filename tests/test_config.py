@@ -27,7 +27,8 @@ from genie_cli.config import (
     read_params,
 )
 from genie_cli.errors import GenieError, InputError, UsageError
-from genie_cli.quantization.presets import preset_options
+from genie_cli.quantization.presets import find_preset
+from genie_cli.synthesis import presets as synthesis
 
 SECTION_NAMES = (*SECTIONS, "common")
 
@@ -41,7 +42,7 @@ def written(folder: Path, text: str | bytes) -> Path:
 def quantize_config(params: Params, scheme: str | None = None, **flags: Any) -> QuantizeConfig:
     """As the command puts it together."""
     section = {**params.section("quantize"), **(params.scheme(scheme) if scheme is not None else {})}
-    return stage_config(QuantizeConfig, section, used_flags(flags), preset_options, "quantize")
+    return stage_config(QuantizeConfig, section, used_flags(flags), find_preset, "quantize")
 
 
 # --- precedence
@@ -133,13 +134,13 @@ def test_empty_sections_are_empty() -> None:
 
 def test_model_section_is_under_the_flags() -> None:
     params = Params({"model": {"name": "resnet18", "input_size": 64, "mean": [0.1, 0.2, 0.3]}})
-    config = model_config(params, None, None, 96, None, None, "1,1,1")
+    config = model_config(params, {"input_size": 96, "std": "1,1,1"})
     assert config == ModelConfig(name="resnet18", input_size=96, mean=(0.1, 0.2, 0.3), std=(1.0, 1.0, 1.0))
 
 
 def test_model_must_be_named() -> None:
     with pytest.raises(UsageError, match="No network is named"):
-        model_config(Params({"model": {"input_size": 64}}), None, None, None, None, None, None)
+        model_config(Params({"model": {"input_size": 64}}), {})
 
 
 def test_configurations_are_frozen() -> None:
@@ -304,7 +305,6 @@ def test_wrong_types(cls: Any, key: str, value: Any, expected: str) -> None:
         (SynthesizeConfig, {"margin_low": 0.9}, "margin_low = 0.9 is above margin_high = 0.8"),
         (SynthesizeConfig, {"discrepancy_weight": 1}, "needs a quantized student: give --student DIR"),
         (SynthesizeConfig, {"student": "q"}, "student = q is not used without a discrepancy_weight above 0"),
-        (SynthesizeConfig, {"preset": "mixmix"}, "needs several networks: give --model more than once"),
         (QuantizeConfig, {"loss": "kl"}, "loss = 'kl' compares classes: it needs unit = 'network', not 'block'"),
         (QuantizeConfig, {"rounding": "nearest", "activation_step_lr": 0}, "leaves nothing to learn"),
     ],
@@ -323,7 +323,6 @@ def test_options_that_do_not_fit_together(cls: Any, options: dict[str, Any], mes
         (SynthesizeConfig, {"latents": "sampled", "conditioning": "label"}),
         (SynthesizeConfig, {"margin_low": 0.8}),
         (SynthesizeConfig, {"student": "q", "discrepancy_weight": 1}),
-        (SynthesizeConfig, {"preset": "mixmix", "other_teachers": [{"name": "resnet18"}]}),
         (QuantizeConfig, {"loss": "kl", "unit": "network"}),
         (QuantizeConfig, {"rounding": "nearest"}),
         (QuantizeConfig, {"rounding": "nearest", "activation_step_lr": 0, "reconstruct": False}),
@@ -331,6 +330,29 @@ def test_options_that_do_not_fit_together(cls: Any, options: dict[str, Any], mes
 )
 def test_options_that_fit_together(cls: Any, options: dict[str, Any]) -> None:
     assert isinstance(build(cls, options), cls)
+
+
+@pytest.mark.parametrize(
+    ("preset", "message"),
+    [
+        ("mixmix", "needs several networks: give --model more than once"),
+        ("zaq", "needs a quantized student for its discrepancy_weight: give --student DIR"),
+    ],
+)
+@pytest.mark.parametrize("section", [{}, {"other_teachers": [], "student": None}])
+def test_presets_tell_what_they_need(preset: str, message: str, section: dict[str, Any]) -> None:
+    with pytest.raises(UsageError) as caught:
+        stage_config(SynthesizeConfig, section, {"preset": preset}, synthesis.find_preset, "synthesize")
+    assert str(caught.value) == f"synthesize: preset = '{preset}' {message}."
+
+
+@pytest.mark.parametrize(
+    ("preset", "needed"), [("mixmix", {"other_teachers": [{"name": "resnet18"}]}), ("zaq", {"student": "q"})]
+)
+def test_needs_of_a_preset_come_from_any_layer(preset: str, needed: dict[str, Any]) -> None:
+    for section, flags in ((needed, {}), ({}, needed)):
+        config = stage_config(SynthesizeConfig, section, {**flags, "preset": preset}, synthesis.find_preset)
+        assert config.preset == preset
 
 
 @pytest.mark.parametrize("bits", [8, [8], [8, 8, 8], [1, 8], [8, 9], ["8", 8], [True, 8], {"weight": 8}, None])
@@ -417,7 +439,7 @@ def test_file(tmp_path: Path) -> None:
     config = quantize_config(params, "w2a4")
     assert (config.weight_step_lr, config.activation_step_lr, config.weight_bits, config.seed) == (1e-4, 4e-5, 2, 3)
     assert params.section("evaluate") == {}
-    assert model_config(params, None, None, None, None, None, None).mean == (0.5,)
+    assert model_config(params, {}).mean == (0.5,)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from genie_cli.commands import options as opt
+from genie_cli.commands.flags import Fields, Used, takes
 from genie_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,39 +19,15 @@ _MOST_CLASSES, _WEAKEST = 20, 5
 """More classes than the first are not all shown, but the second number of them."""
 
 
-def evaluate(
-    model: opt.ModelName = None,
-    weights: opt.Weights = None,
-    input_size: opt.InputSize = None,
-    num_channels: opt.NumChannels = None,
-    mean: opt.Mean = None,
-    std: opt.Std = None,
-    quantized: opt.Quantized = None,
-    folded: opt.Folded = None,
-    data: opt.Data = None,
-    resize_size: opt.ResizeSize = None,
-    num_images: opt.EvaluatedImages = None,
-    batch_size: opt.EvaluateBatchSize = None,
-    num_workers: opt.NumWorkers = None,
-    device: opt.Device = None,
-    precision: opt.EvaluatePrecision = None,
-    deterministic: opt.Deterministic = None,
-    params: opt.ParamsFile = None,
-    out: opt.MetricsOut = None,
-    as_json: opt.AsJson = False,
-) -> None:
+@takes(Fields("model"), Fields("evaluate"))
+def evaluate(used: Used, params: opt.ParamsFile = None, as_json: opt.AsJson = False) -> None:
     """Measure top-1 and top-5 accuracy, and a quantized network's drop from and agreement with its teacher."""
     from genie_cli.config import EvaluateConfig
 
     file = opt.read(params)
-    model_config = opt.model_config(file, model, weights, input_size, num_channels, mean, std)
-    flags = opt.given(
-        {
-            "quantized": quantized, "folded": folded, "data": data, "resize_size": _resize_size(resize_size),
-            "num_images": num_images, "batch_size": batch_size, "num_workers": num_workers,
-            "device": device, "precision": precision, "deterministic": deterministic, "out": out,
-        }
-    )  # fmt: skip
+    model_config = opt.model_config(file, used["model"])
+    resize_size = _resize_size(used["evaluate"].get("resize_size"))
+    flags = opt.given({**used["evaluate"], "resize_size": resize_size})
     config = opt.stage_config(EvaluateConfig, file.section("evaluate"), flags, where="evaluate")
     if config.data is None:
         raise UsageError("No data is named: give --data digits, cifar10:FOLDER, imagefolder:PATH or a .safetensors.")

@@ -10,24 +10,21 @@ from typing import Annotated, Any
 import typer
 
 from genie_cli.commands import options as opt
+from genie_cli.commands.flags import Fields, Used, takes
 
 _SHOWN_UNFOLDED = 5
 
 
+@takes(
+    Fields("model", without=("name",)),
+    Fields("quantize", only=("weight_bits", "activation_bits", "protocol", "bits_override")),
+)
 def inspect(
+    used: Used,
     subject: Annotated[
         str,
         typer.Argument(metavar="SPEC-OR-ARTIFACT", help="A model SPEC, an image set, or a quantized folder or file."),
     ],
-    weights: opt.Weights = None,
-    input_size: opt.InputSize = None,
-    num_channels: opt.NumChannels = None,
-    mean: opt.Mean = None,
-    std: opt.Std = None,
-    weight_bits: opt.WeightBits = None,
-    activation_bits: opt.ActivationBits = None,
-    protocol: opt.Protocol = None,
-    bits_override: opt.BitsOverride = None,
     as_json: opt.AsJson = False,
 ) -> None:
     """Show a model's layers, batch norms, strided convolutions, units and bits, or what an artifact is."""
@@ -35,21 +32,16 @@ def inspect(
     if path.is_dir() or path.suffix == ".safetensors":
         _show_artifact(path, as_json)
         return
+    from genie_cli.commands.bits_override import parse_overrides
     from genie_cli.commands.describe import describe_model
     from genie_cli.config import Params, QuantizeConfig
     from genie_cli.models.zoo import load_untrained
     from genie_cli.quantization.plan import make_plan
-    from genie_cli.student.overrides import parse_overrides
     from genie_cli.student.protocol import find_protocol
 
-    config = opt.model_config(Params({}), subject, weights, input_size, num_channels, mean, std)
-    flags = opt.given(
-        {
-            "weight_bits": weight_bits, "activation_bits": activation_bits, "protocol": protocol,
-            "bits_override": parse_overrides(bits_override),
-        }
-    )  # fmt: skip
-    bits = opt.stage_config(QuantizeConfig, {}, flags)
+    config = opt.model_config(Params({}), {"name": subject, **used["model"]})
+    overrides = parse_overrides(used["quantize"].get("bits_override"))
+    bits = opt.stage_config(QuantizeConfig, {}, opt.given({**used["quantize"], "bits_override": overrides}))
     find_protocol(bits.protocol)
     teacher = load_untrained(config)
     description = describe_model(teacher, make_plan(teacher, bits, None))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from genie_cli.commands import options as opt
+from genie_cli.commands.flags import Fields, Used, takes
 from genie_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,67 +17,27 @@ if TYPE_CHECKING:
     from genie_cli.quantization.result import QuantizedNetwork
 
 
+@takes(Fields("model"), Fields("quantize"))
 def quantize(
-    model: opt.ModelName = None,
-    weights: opt.Weights = None,
-    input_size: opt.InputSize = None,
-    num_channels: opt.NumChannels = None,
-    mean: opt.Mean = None,
-    std: opt.Std = None,
-    images: opt.Images = None,
-    num_images: opt.FirstImages = None,
-    weight_bits: opt.WeightBits = None,
-    activation_bits: opt.ActivationBits = None,
-    protocol: opt.Protocol = None,
-    bits_override: opt.BitsOverride = None,
-    preset: opt.QuantizePreset = None,
-    num_steps: opt.UnitSteps = None,
-    unit: opt.UnitOption = None,
-    rounding: opt.Rounding = None,
-    drop_prob: opt.DropProb = None,
-    round_weight: opt.RoundWeight = None,
-    batch_size: opt.QuantizeBatchSize = None,
-    holdout: opt.Holdout = None,
-    patience: opt.Patience = None,
-    settings: opt.QuantizeSettings = None,
-    scheme: opt.Scheme = None,
-    seed: opt.Seed = None,
-    device: opt.Device = None,
-    precision: opt.Precision = None,
-    deterministic: opt.Deterministic = None,
-    memory_limit: opt.MemoryLimit = None,
-    checkpoint_interval: opt.CheckpointInterval = None,
-    fresh: opt.Fresh = None,
-    params: opt.ParamsFile = None,
-    out: opt.QuantizedOut = None,
-    performance: opt.Performance = None,
+    used: Used, settings: opt.QuantizeSettings = None, scheme: opt.Scheme = None, params: opt.ParamsFile = None
 ) -> None:
     """Quantize a network's weights and activations on synthesized images (GENIE-M)."""
+    from genie_cli.commands.bits_override import parse_overrides
     from genie_cli.config import QuantizeConfig
-    from genie_cli.quantization.presets import preset_options
-    from genie_cli.student.overrides import parse_overrides
+    from genie_cli.quantization.presets import find_preset
 
     file = opt.read(params)
-    model_config = opt.model_config(file, model, weights, input_size, num_channels, mean, std)
-    flags = opt.given(
-        {
-            "unit": unit, "rounding": rounding, "drop_prob": drop_prob, "round_weight": round_weight,
-            "checkpoint_interval": checkpoint_interval, "fresh": fresh,
-            "images": images, "num_images": num_images, "weight_bits": weight_bits, "activation_bits": activation_bits,
-            "protocol": protocol, "preset": preset, "num_steps": num_steps, "batch_size": batch_size,
-            "seed": seed, "device": device, "precision": precision, "memory_limit": memory_limit, "out": out,
-            "deterministic": deterministic, "holdout": holdout, "patience": patience, "performance": performance,
-            "bits_override": parse_overrides(bits_override),
-        },
-        settings,
-    )  # fmt: skip
+    model_config = opt.model_config(file, used["model"])
+    overrides = parse_overrides(used["quantize"].get("bits_override"))
+    flags = opt.given({**used["quantize"], "bits_override": overrides}, settings)
     section = {**file.section("quantize"), **(file.scheme(scheme) if scheme is not None else {})}
-    config = opt.stage_config(QuantizeConfig, section, flags, preset_options, "quantize")
+    config = opt.stage_config(QuantizeConfig, section, flags, find_preset, "quantize")
     _run(model_config, config)
 
 
 def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
     from genie_cli.commands.running import running
+    from genie_cli.data.sources import names_source
     from genie_cli.models.graph.layers import weight_layers
     from genie_cli.models.graph.repeatable import check_repeatable
     from genie_cli.models.zoo import load_teacher
@@ -88,7 +49,7 @@ def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
         with run.checks():
             if run.workers.is_first:
                 outputs = {"--out": config.out, "--performance": config.performance}
-                images = None if config.images == "digits" else config.images
+                images = None if names_source(config.images) else config.images
                 opt.check_files(outputs, {"--weights": model_config.weights, "--images": images}, ["--out"])
             find_protocol(config.protocol)
             teacher = load_teacher(model_config)
@@ -116,7 +77,6 @@ def _without_images(run: Run, plan: QuantizationPlan, teacher: Teacher) -> None:
 
 def _on_images(run: Run, config: QuantizeConfig, teacher: Teacher) -> None:
     from genie_cli.quantization.disk_need import quantization_need
-    from genie_cli.quantization.export import NOT_DETERMINING
     from genie_cli.quantization.images import calibration_images, open_image_set
     from genie_cli.quantization.plan import make_plan
     from genie_cli.quantization.quantize import quantize_network
@@ -146,7 +106,7 @@ def _on_images(run: Run, config: QuantizeConfig, teacher: Teacher) -> None:
         run.note(f"the batch of {config.batch_size} becomes {num_images}, the number of images.")
     determinants = {
         "command": "quantize",
-        "config": config.model_dump(mode="json", exclude=NOT_DETERMINING),
+        "config": config.determining(),
         "teacher": teacher.sha256,
         "input": teacher.input.model_dump(mode="json"),
         "images": image_set.sha256,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from genie_cli.commands import options as opt
-from genie_cli.errors import UsageError
+from genie_cli.commands.flags import Fields, Used, takes
 
 if TYPE_CHECKING:
     from genie_cli.commands.running import Run
@@ -15,58 +15,17 @@ if TYPE_CHECKING:
     from genie_cli.synthesis.synthesize import Synthesis
 
 
-def synthesize(
-    model: opt.ModelNames = None,
-    weights: opt.WeightsOfEach = None,
-    input_size: opt.InputSize = None,
-    num_channels: opt.NumChannels = None,
-    mean: opt.Mean = None,
-    std: opt.Std = None,
-    student: opt.Student = None,
-    num_images: opt.NumImages = None,
-    num_steps: opt.BatchSteps = None,
-    batch_size: opt.SynthesizeBatchSize = None,
-    preset: opt.SynthesizePreset = None,
-    generator: opt.UseGenerator = None,
-    latents: opt.Latents = None,
-    swing: opt.Swing = None,
-    settings: opt.SynthesizeSettings = None,
-    seed: opt.Seed = None,
-    device: opt.Device = None,
-    precision: opt.Precision = None,
-    checkpoint_interval: opt.CheckpointInterval = None,
-    fresh: opt.Fresh = None,
-    params: opt.ParamsFile = None,
-    deterministic: opt.Deterministic = None,
-    out: opt.ImagesOut = None,
-    performance: opt.Performance = None,
-    log: opt.Log = None,
-) -> None:
+@takes(Fields("model", several_networks=True), Fields("synthesize", last=("deterministic",)))
+def synthesize(used: Used, settings: opt.SynthesizeSettings = None, params: opt.ParamsFile = None) -> None:
     """Synthesize calibration images from the batch-norm statistics of a network (GENIE-D)."""
     from genie_cli.config import SynthesizeConfig
-    from genie_cli.synthesis.presets import preset_options
+    from genie_cli.synthesis.presets import find_preset
 
     file = opt.read(params)
-    names, files = model or [], weights or []
-    name, own_weights, others = next(iter(names), None), next(iter(files), None), None
-    if len(names) > 1:
-        (name, own_weights), *rest = opt.one_each(names, files)
-        shared = {"input_size": input_size, "num_channels": num_channels, "mean": mean, "std": std}
-        others = [{"name": other, "weights": own, **shared} for other, own in rest]
-    elif len(files) > 1:
-        raise UsageError(f"{len(files)} --weights for one network: give one.")
-    model_config = opt.model_config(file, name, own_weights, input_size, num_channels, mean, std)
-    flags = opt.given(
-        {
-            "generator": generator, "latents": latents, "swing": swing, "student": student, "other_teachers": others,
-            "checkpoint_interval": checkpoint_interval, "fresh": fresh,
-            "num_images": num_images, "num_steps": num_steps, "batch_size": batch_size, "preset": preset,
-            "seed": seed, "device": device, "precision": precision,
-            "deterministic": deterministic, "out": out, "log": log, "performance": performance,
-        },
-        settings,
-    )  # fmt: skip
-    config = opt.stage_config(SynthesizeConfig, file.section("synthesize"), flags, preset_options, "synthesize")
+    model, others = opt.split_networks(used["model"])
+    model_config = opt.model_config(file, model)
+    flags = opt.given({**used["synthesize"], "other_teachers": others}, settings)
+    config = opt.stage_config(SynthesizeConfig, file.section("synthesize"), flags, find_preset, "synthesize")
     _run(model_config, config)
 
 
@@ -76,7 +35,6 @@ def _run(model_config: ModelConfig, config: SynthesizeConfig) -> None:
     from genie_cli.models.zoo import load_teacher
     from genie_cli.synthesis.batches import batch_sizes, batches_at_once
     from genie_cli.synthesis.disk_need import synthesis_need
-    from genie_cli.synthesis.export import NOT_DETERMINING
     from genie_cli.synthesis.synthesize import synthesize_images
     from genie_cli.synthesis.teacher_network import check_same_input
 
@@ -104,7 +62,7 @@ def _run(model_config: ModelConfig, config: SynthesizeConfig) -> None:
             )
         determinants = {
             "command": "synthesize",
-            "config": config.model_dump(mode="json", exclude=NOT_DETERMINING),
+            "config": config.determining(),
             "teachers": [one.sha256 for one in (teacher, *others)],
             "inputs": [one.input.model_dump(mode="json") for one in (teacher, *others)],
             "student": student_sha256,

@@ -8,16 +8,13 @@ from typing import Annotated
 import typer
 
 from genie_cli.commands import options as opt
+from genie_cli.commands.flags import Fields, Used, takes
 
 
+@takes(Fields("model"))
 def verify(
+    used: Used,
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An image set, or a quantized folder.")],
-    model: opt.ModelName = None,
-    weights: opt.Weights = None,
-    input_size: opt.InputSize = None,
-    num_channels: opt.NumChannels = None,
-    mean: opt.Mean = None,
-    std: opt.Std = None,
 ) -> None:
     """Check an artifact: schema, hashes, ranges and codes; with --model also that the network computes what it did."""
     from genie_cli.artifacts.images import load_images
@@ -37,12 +34,12 @@ def verify(
         found["activations"] = f"{len(quantized.activations)} step sizes, positive"
         found["hash"] = _hash(quantized.metadata.content_sha256)
         teacher_sha256 = {quantized.metadata.teacher_sha256}
-    if model is not None:
+    if "name" in used["model"]:
         from genie_cli.config import Params
         from genie_cli.models.zoo import load_teacher
         from genie_cli.student.probe import compare_with_record
 
-        config = opt.model_config(Params({}), model, weights, input_size, num_channels, mean, std)
+        config = opt.model_config(Params({}), used["model"])
         teacher = load_teacher(config)
         if "images" in found:
             matches = teacher.sha256 in teacher_sha256

@@ -12,8 +12,13 @@ from genie_cli.data.labeled import LabeledImages
 from genie_cli.data.tensors import open_tensors
 from genie_cli.errors import UsageError, nearest
 
-FORMS = ("digits", "cifar10:FOLDER", "imagefolder:PATH", "FILE.safetensors")
-_PREFIXES = ("digits", "cifar10", "imagefolder")
+_FORMS = {"digits": "digits", "cifar10": "cifar10:FOLDER", "imagefolder": "imagefolder:PATH"}
+"""Kind of data -> how it is written; the other form is a file of tensors, FILE.safetensors."""
+
+
+def names_source(text: str) -> bool:
+    """True if `text` names data by a kind, such as ``digits`` or ``cifar10:FOLDER``, rather than a file."""
+    return text.partition(":")[0] in _FORMS
 
 
 def open_data(
@@ -44,14 +49,13 @@ def open_data(
         return open_image_folder(folder, spec, num_workers, num_images)
     if data.endswith(".safetensors"):
         return open_tensors(Path(data).expanduser(), spec, num_images, labelled=not train)
-    raise UsageError(f"Unknown data '{data}': use {', '.join(FORMS[:-1])} or {FORMS[-1]}.{_hint(data)}")
+    raise UsageError(f"Unknown data '{data}': use {', '.join(_FORMS.values())} or FILE.safetensors.{_hint(data)}")
 
 
 def _hint(data: str) -> str:
     kind = data.partition(":")[0]
     if data and ":" not in data and Path(data).expanduser().is_dir():
         return f" For image files in class folders write imagefolder:{data}."
-    if kind in _PREFIXES:
-        form = next(form for form in FORMS if form.startswith(kind))
-        return f" It is written {form}."
-    return nearest(kind, _PREFIXES)
+    if kind in _FORMS:
+        return f" It is written {_FORMS[kind]}."
+    return nearest(kind, _FORMS)

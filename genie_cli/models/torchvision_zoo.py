@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from genie_cli.config import InputSpec
-from genie_cli.errors import InputError, UsageError, nearest
+from genie_cli.errors import InputError, look_up
 from genie_cli.models.source import Source, looks_like_file, no_weights
 
 _DOWNLOAD_TIMEOUT = 20.0
@@ -69,10 +69,7 @@ def source_of(name: str, weights: str | None) -> Source:
     members = get_model_weights(name).__members__
     chosen = default_weights(name)
     if weights is not None and not looks_like_file(weights):
-        if weights not in members:
-            known = ", ".join(members) or "none"
-            raise UsageError(f"Unknown weights '{weights}' of '{name}': {known}, or a file.{nearest(weights, members)}")
-        chosen = members[weights]
+        chosen = look_up(members, "weights", weights, f" of '{name}': {', '.join(members) or 'none'}, or a file")
     return Source(
         build=lambda: get_model(name, weights=None, **options),
         input=input_of(chosen),

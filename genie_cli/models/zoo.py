@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from genie_cli.config import InputSpec, ModelConfig
-from genie_cli.errors import GenieError, InputError, UsageError, nearest
+from genie_cli.errors import GenieError, InputError, UsageError, unknown_name
 from genie_cli.models import torchvision_zoo
 from genie_cli.models.checkpoints import check_numbers, load_into, read_state
 from genie_cli.models.factories import call_factory
@@ -158,5 +158,5 @@ def _find(name: str, weights: str | None) -> Source:
         return Source(lambda: cifar_resnet(depth), InputSpec(size=32, resize_size=32), lambda: no_weights(name))
     if name in torchvision_zoo.names():
         return torchvision_zoo.source_of(name, weights)
-    hint = nearest(name, known_names())
-    raise UsageError(f"Unknown model '{name}': `genie models` lists the names; own code is FILE.py:FACTORY.{hint}")
+    told = ": `genie models` lists the names; own code is FILE.py:FACTORY"
+    raise unknown_name("model", name, known_names(), told)

@@ -25,8 +25,6 @@ from genie_cli.quantization.result import QuantizedNetwork
 from genie_cli.runtime.device import device_kind
 from genie_cli.student.probe import METRIC, probe_logits
 
-NOT_DETERMINING = {"out", "images", "device", "memory_limit", "performance", "checkpoint_interval", "fresh"}
-
 
 def to_artifact(
     network: QuantizedNetwork, teacher: Teacher, images: ImageSet | None, device: torch.device
@@ -41,9 +39,8 @@ def to_artifact(
         name: QuantizedActivation(float(a.step_size), a.format.bits, a.format.signed)
         for name, a in network.activations.items()
     }
-    determining = config.model_dump(mode="json", exclude=NOT_DETERMINING)
     metadata = QuantizedMetadata(
-        **provenance(determining, config.seed, teacher.input, teacher.name, device_kind(device)),
+        **provenance(config.determining(), config.seed, teacher.input, teacher.name, device_kind(device)),
         teacher_sha256=teacher.sha256,
         protocol=config.protocol,
         preset=config.preset,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from genie_cli.artifacts.images import ImageSet, ImagesMetadata, load_images
 from genie_cli.artifacts.metadata import KEY, provenance
-from genie_cli.data.sources import open_data
+from genie_cli.data.sources import names_source, open_data
 from genie_cli.errors import InputError, UsageError
 from genie_cli.models.teacher import Teacher
 
@@ -51,7 +51,7 @@ def open_image_set(images: str, teacher: Teacher, num_images: int | None, seed: 
 
 def _is_source(images: str) -> bool:
     """True if this names real images: a form of `open_data`, or a file of tensors that is not an artifact."""
-    if images == "digits" or images.partition(":")[0] in ("cifar10", "imagefolder"):
+    if names_source(images):
         return True
     try:
         with safe_open(images, framework="pt") as file:

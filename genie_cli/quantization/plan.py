@@ -40,7 +40,7 @@ class QuantizationPlan:
 
     @property
     def stages(self) -> list[int]:
-        """The number of times that each unit takes its steps: once, or once per layer where layers are learned one by one."""
+        """The steps of each unit are taken so often: once, or once per layer where layers are learned one by one."""
         by_layer = self.config.reconstruct and self.config.unit == "layer"
         return [len(unit.layers) if by_layer else 1 for unit in self.units]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from genie_cli.errors import UsageError, nearest
+from genie_cli.errors import look_up
 from genie_cli.models.graph.cuts import data_nodes
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.student.outputs import handed_on_outputs
@@ -92,9 +92,7 @@ def find_protocol(name: str) -> Protocol:
     Raises:
         UsageError: unknown name.
     """
-    if name not in PROTOCOLS:
-        raise UsageError(f"Unknown protocol '{name}': {', '.join(PROTOCOLS)}.{nearest(name, PROTOCOLS)}")
-    return PROTOCOLS[name]
+    return look_up(PROTOCOLS, "protocol", name)
 
 
 def assign_bits(

@@ -13,12 +13,6 @@ from genie_cli.config import SynthesizeConfig
 from genie_cli.models.teacher import Teacher
 from genie_cli.runtime.device import device_kind
 
-NOT_DETERMINING = {
-    "out", "log", "device", "performance", "checkpoint_interval", "fresh", "batches_at_once", "other_teachers",
-    "student",
-}  # fmt: skip
-"""Paths, what changes no image, and what the metadata say by hash."""
-
 
 def to_artifact(
     images: Tensor,
@@ -37,9 +31,8 @@ def to_artifact(
         student_sha256: hash of the weights file of the student that they were made with.
     """
     teacher, *others = teachers
-    determining = config.model_dump(mode="json", exclude=NOT_DETERMINING)
     metadata = ImagesMetadata(
-        **provenance(determining, config.seed, teacher.input, teacher.name, device_kind(device)),
+        **provenance(config.determining(), config.seed, teacher.input, teacher.name, device_kind(device)),
         teacher_sha256=teacher.sha256,
         other_teachers={other.sha256: other.name for other in others},
         student_sha256=student_sha256,

@@ -33,7 +33,9 @@ from genie_cli.synthesis.presets import PRESETS as SYNTHESIS_PRESETS
 
 USAGE, INPUT, DEVICE = 2, 3, 4
 DIGITS = ["--model", "digits_resnet"]
-COMMANDS = ("synthesize", "quantize", "evaluate", "inspect", "models", "report", "verify", "clean")
+COMMANDS = (
+    "synthesize", "quantize", "evaluate", "inspect", "models", "presets", "config", "report", "verify", "clean",
+)  # fmt: skip
 SYNTHESIZE = ["synthesize", *DIGITS, "--n", "4", "--num-steps", "1"]
 EVALUATE = ["evaluate", *DIGITS, "--data", "digits"]
 
@@ -545,7 +547,10 @@ CASES = [
     case("unknown latents", USAGE, [*SYNTHESIZE, "--latents", "drawn"], "latents = 'drawn'", "'learned' or 'sampled'"),
     case("margins crossed", USAGE, [*SYNTHESIZE, "--set", "margin_low=0.9"], "margin_low = 0.9", "margin_high = 0.8"),
     case("mixmix of one network", USAGE, [*SYNTHESIZE, "--preset", "mixmix"], "'mixmix'", "--model"),
-    case("zaq without a student", USAGE, [*SYNTHESIZE, "--preset", "zaq"], "discrepancy_weight", "--student"),
+    case("zaq without a student", USAGE, [*SYNTHESIZE, "--preset", "zaq"],
+         "'zaq'", "discrepancy_weight", "--student"),
+    case("discrepancy without a student", USAGE, [*SYNTHESIZE, "--set", "discrepancy_weight=1"],
+         "discrepancy_weight", "--student"),
     case("student that is not used", USAGE, lambda p: [*SYNTHESIZE, "--student", str(p.quantized)],
          "student = ", "discrepancy_weight"),
     case("student that is missing", INPUT, [*SYNTHESIZE, "--preset", "zaq", "--student", "no"],
@@ -756,6 +761,16 @@ CASES = [
     case("quantized over this folder", INPUT, lambda p: p.quantize("--out", "."), "current folder", "--out"),
     case("metrics into a missing folder", INPUT, [*EVALUATE, "--out", "no/m.json"], "no does not exist", "--out"),
     case("metrics over a folder", INPUT, [*EVALUATE, "--out", ".."], "is a folder", "--out"),
+    # --- a file to start from
+    case("section to print that is not named", USAGE, ["config"], "Missing argument", "COMMAND"),
+    case("section of an unknown command", USAGE, ["config", "quantise"],
+         "Unknown command 'quantise'", "synthesize, quantize, evaluate", "Did you mean 'quantize'?"),
+    case("values of an unknown preset", USAGE, ["config", "quantize", "--preset", "breq"],
+         "Unknown quantization preset 'breq'", "Did you mean 'brecq'?"),
+    case("values of the other stage's preset", USAGE, ["config", "synthesize", "--preset", "minmax"],
+         f"Unknown synthesis preset 'minmax': {', '.join(SYNTHESIS_PRESETS)}."),
+    case("values of a preset of evaluate", USAGE, ["config", "evaluate", "--preset", "genie"],
+         "genie evaluate has no presets", "leave out --preset genie"),
     # --- devices
     pytest.param(Case("", [*SYNTHESIZE, "--device", "cuda"], DEVICE, ("'cuda'", "no CUDA device", "--device cpu")),
                  id="no-cuda", marks=NO_CUDA),

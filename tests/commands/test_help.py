@@ -1,11 +1,10 @@
-"""Help: fast, complete, and true."""
+"""Help: light, complete, and true."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import sys
-import time
 from typing import Any
 
 import pytest
@@ -18,13 +17,11 @@ from genie_cli.quantization.presets import PRESETS as QUANTIZATION_PRESETS
 from genie_cli.student.protocol import PROTOCOLS
 from genie_cli.synthesis.presets import PRESETS as SYNTHESIS_PRESETS
 
-COMMANDS = ("synthesize", "quantize", "evaluate", "inspect", "models", "report", "verify", "clean")
+COMMANDS = (
+    "synthesize", "quantize", "evaluate", "inspect", "models", "presets", "config", "report", "verify", "clean",
+)  # fmt: skip
 STAGES = ("synthesize", "quantize", "evaluate")
-HEAVY = ("torch", "torchvision", "numpy", "sklearn", "safetensors", "ruamel.yaml", "genie_cli.config")
-"""Not pydantic: typer itself imports it for the parameters of a command."""
-BEST_SECONDS = 1.0
-NOISE = 2.0
-"""Factor that a busy machine is granted."""
+HEAVY = ("torch", "torchvision", "numpy", "sklearn", "safetensors", "ruamel.yaml", "pydantic")
 RUN_AND_LIST = """
 import sys
 from genie_cli.app import main
@@ -45,22 +42,15 @@ def stated_default(text: str) -> str | None:
 
 
 @pytest.mark.parametrize("command", [None, *COMMANDS])
-def test_help_is_fast(command: str | None) -> None:
+def test_help_loads_nothing_heavy(command: str | None) -> None:
     arguments = [sys.executable, "-c", RUN_AND_LIST.format(heavy=HEAVY), *filter(None, [command]), "--help"]
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        done = subprocess.run(arguments, capture_output=True, encoding="utf-8", timeout=60, check=True)
-        seconds.append(time.perf_counter() - start)
-        if seconds[-1] < BEST_SECONDS:
-            break
+    done = subprocess.run(arguments, capture_output=True, encoding="utf-8", timeout=60, check=True)
     assert "Usage:" in done.stdout
     assert done.stderr.split() == ["LOADED"]
-    assert min(seconds) < BEST_SECONDS * NOISE
 
 
 def test_importing_the_app_loads_nothing_heavy() -> None:
-    code = f"import sys, genie_cli.app; print([name for name in {(*HEAVY, 'pydantic')!r} if name in sys.modules])"
+    code = f"import sys, genie_cli.app; print([name for name in {HEAVY!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", timeout=60, check=True)
     assert done.stdout == "[]\n"
 

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from genie_cli.config import InputSpec
 from genie_cli.data.image_folder import ImageFolderImages
-from genie_cli.data.sources import open_data
+from genie_cli.data.sources import names_source, open_data
 from genie_cli.errors import InputError, UsageError
 
 GRAY = InputSpec(num_channels=1, size=16, mean=(0.3,), std=(0.3,))
@@ -77,3 +77,13 @@ def test_bare_folder_gets_the_form(tmp_path: Path):
 def test_no_images_is_refused():
     with pytest.raises(UsageError, match="num_images = 0"):
         open_data("digits", GRAY, num_images=0)
+
+
+@pytest.mark.parametrize("text", ["digits", "cifar10:/data", "cifar10", "imagefolder:a:b"])
+def test_names_of_sources(text: str):
+    assert names_source(text)
+
+
+@pytest.mark.parametrize("text", ["", "images.safetensors", "./digits", "digit", "/data:x/images.safetensors"])
+def test_files_are_no_sources(text: str):
+    assert not names_source(text)

@@ -21,7 +21,7 @@ from genie_cli.models.teacher import Teacher, make_teacher
 from genie_cli.quantization import reconstruction
 from genie_cli.quantization.export import to_artifact
 from genie_cli.quantization.pieces import cut_out, layer_by_layer
-from genie_cli.quantization.presets import PRESETS
+from genie_cli.quantization.presets import PRESETS, preset_options
 from genie_cli.quantization.quantize import QuantizedNetwork
 from genie_cli.quantization.units import reconstruction_units
 from genie_cli.runtime.progress import Advanced, Event, StageStarted
@@ -345,7 +345,7 @@ def test_nearest_keeps_the_codes_while_activation_steps_learn(
 def test_no_preset_falls_apart_on_a_small_budget(preset: str, digits_teacher: Teacher, digits: Tensor):
     """Rates that grow as the steps shrink must not throw the network off."""
     few = {"weight_bits": 3, "num_steps": 40, "batch_size": 16, "activation_range": "minmax"}
-    options = [PRESETS[preset], few, {"preset": preset}]
+    options = [preset_options(preset), few, {"preset": preset}]
     learned, nearest = (
         stages.quantize(digits_teacher, digits, build(QuantizeConfig, *options, more))
         for more in ({}, {"reconstruct": False})
@@ -380,7 +380,7 @@ def test_without_drops_full_precision_inputs_are_never_read(
 # hold-out
 
 
-@pytest.mark.parametrize("preset", [name for name, options in PRESETS.items() if not options.get("data_free")])
+@pytest.mark.parametrize("preset", [name for name in PRESETS if not preset_options(name).get("data_free")])
 def test_held_out_error_is_told_with_every_preset(
     preset: str, digits_teacher: Teacher, digits: Tensor, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ):
@@ -394,7 +394,7 @@ def test_held_out_error_is_told_with_every_preset(
 
     monkeypatch.setattr(reconstruction.Batches, "draw", record)
     few = {"num_steps": 3, "batch_size": 8, "holdout": 0.25, "weight_bits": 3, "activation_range": "minmax"}
-    config = build(QuantizeConfig, PRESETS[preset], few, {"preset": preset})
+    config = build(QuantizeConfig, preset_options(preset), few, {"preset": preset})
     network = stages.quantize(digits_teacher, digits, config)
     assert len(drawn) == (12 if config.reconstruct else 0)
     save_quantized(tmp_path / "q", to_artifact(network, digits_teacher, None, config, CPU))

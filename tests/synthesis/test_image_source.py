@@ -24,7 +24,7 @@ from genie_cli.synthesis.conditioning import draw_superpositions
 from genie_cli.synthesis.distill import Synthesis
 from genie_cli.synthesis.generator import Generator
 from genie_cli.synthesis.image_source import GeneratedImages, LearnedPixels, make_source
-from genie_cli.synthesis.presets import PRESETS
+from genie_cli.synthesis.presets import preset_options
 from genie_cli.synthesis.teacher_network import check_same_input
 from tests.support import CPU, intervals, stages
 from tests.support.networks import StridedNet
@@ -113,7 +113,7 @@ def test_zeroq_learns(digits_teacher: Teacher, monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(image_source, "_new_generator", none)
     few = {"num_images": 16, "batch_size": 16, "num_steps": 60}
-    config = build(SynthesizeConfig, PRESETS["zeroq"], few)
+    config = build(SynthesizeConfig, preset_options("zeroq"), few)
     log = stages.synthesize(digits_teacher, config).log
     assert log[-1].loss < log[0].loss / 4
     assert log[0].latent_lr == pytest.approx(config.pixel_lr)
@@ -177,7 +177,7 @@ def test_log_has_no_rate_where_nothing_learns_image_by_image(small: Teacher):
 
 
 def test_a_generator_learns_from_sampled_latents(digits_teacher: Teacher):
-    config = build(SynthesizeConfig, PRESETS["gba"], {"num_images": 16, "batch_size": 16, "num_steps": 60})
+    config = build(SynthesizeConfig, preset_options("gba"), {"num_images": 16, "batch_size": 16, "num_steps": 60})
     log = stages.synthesize(digits_teacher, config).log
     assert log[-1].loss < log[0].loss / 2
 

@@ -1,0 +1,97 @@
+"""The base of all configurations, the network and its input, and the keys that every stage has."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from genie_cli.config.marks import NOT_DETERMINING, Flag
+
+
+class Frozen(BaseModel):
+    """Base of all configurations: immutable, unknown keys and NaN refused, field docstrings kept."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class InputSpec(Frozen):
+    """A network's input: images ``[B, num_channels, size, size]``, normalised by mean and std.
+
+    Normalised value = (pixel / 255 - mean) / std, per channel.
+    """
+
+    num_channels: int = Field(3, ge=1)
+    size: int = Field(224, ge=1)
+    """Side of the square input, pixels."""
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    resize_size: int | None = None
+    """Image files: the shorter side is resized to this before the centre crop; None: no resize."""
+    interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
+
+    @model_validator(mode="after")
+    def _fits(self) -> InputSpec:
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if len(values) != self.num_channels:
+                raise ValueError(
+                    f"{name} has {len(values)} values for {self.num_channels} channels; give one per channel"
+                )
+        if any(s <= 0 for s in self.std):
+            raise ValueError(f"std must be positive, got {self.std}")
+        return self
+
+
+class ModelConfig(Frozen):
+    """The network, its weights and its input; the ``model`` section serves every command."""
+
+    name: Annotated[str, Flag("Model", "--model", default="", several="more than one: images that fit them all")] = (
+        "digits_resnet"
+    )
+    """A name of `genie models`, or FILE.py:FACTORY, code that is run."""
+    weights: Annotated[str | None, Flag("Model", default="the model's own", several="one per --model")] = None
+    """A torchvision weights name, or a local .safetensors or .pth file."""
+    input_size: Annotated[int | None, Flag("Model", default="the model's own")] = Field(None, ge=8, le=4096)
+    """Side of the square input in pixels."""
+    num_channels: Annotated[int | None, Flag("Model", default="the model's own")] = Field(None, ge=1, le=64)
+    """Channels of the input."""
+    mean: Annotated[tuple[float, ...] | None, Flag("Model", default="the model's own")] = None
+    """Normalisation: mean of each channel, e.g. 0.5,0.5,0.5."""
+    std: Annotated[tuple[float, ...] | None, Flag("Model", default="the model's own")] = None
+    """Normalisation: standard deviation of each channel."""
+
+    @field_validator("mean", "std", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        """Take ``0.5,0.5,0.5`` and a single number too."""
+        if isinstance(value, str):
+            return tuple(value.split(","))
+        return (value,) if isinstance(value, int | float) else value
+
+
+class Stage(Frozen):
+    """Keys of every stage: the device, and how it computes."""
+
+    device: Annotated[str, Flag("Run"), NOT_DETERMINING] = "auto"
+    """auto, cpu, cuda or cuda:INDEX."""
+    precision: Annotated[Literal["auto", "fp32", "bf16"], Flag("Run")] = "auto"
+    """Arithmetic: fp32, bf16, or auto (bf16 where the hardware has it).
+
+    It is that of the networks' forward and backward passes, and of kept activations."""
+    deterministic: Annotated[bool, Flag("Run")] = True
+    """CUDA: kernels that give the same bytes in every run. CPU kernels always do."""
+
+
+class LongStage(Stage):
+    """Keys of a stage of hours, which can go on after it was killed."""
+
+    checkpoint_interval: Annotated[float, Flag("Run"), NOT_DETERMINING] = Field(180.0, ge=0)
+    """Seconds between checkpoints inside a batch or unit."""
+    fresh: Annotated[bool, Flag("Run"), NOT_DETERMINING] = False
+    """Start anew instead of going on where a killed run was. What that run left is deleted."""
+
+    def determining(self) -> dict[str, Any]:
+        """The keys that determine the result, as JSON values: for artifacts, and to know a killed run again."""
+        others = {name for name, field in type(self).model_fields.items() if NOT_DETERMINING in field.metadata}
+        return self.model_dump(mode="json", exclude=others)

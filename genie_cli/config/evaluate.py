@@ -1,0 +1,36 @@
+"""The configuration of ``genie evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from genie_cli.config.base import Stage
+from genie_cli.config.marks import Flag
+
+
+class EvaluateConfig(Stage):
+    """``genie evaluate``."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    quantized: Annotated[Path | None, Flag("Model", default="evaluate the teacher")] = None
+    """Folder written by `genie quantize`."""
+    folded: Annotated[bool, Flag("Model", "--folded")] = False
+    """Evaluate the teacher with its batch norms folded."""
+    data: Annotated[str | None, Flag("Data")] = None
+    """digits, cifar10:FOLDER, imagefolder:PATH, or a .safetensors with images and labels."""
+    resize_size: Annotated[
+        Annotated[int, Field(ge=1)] | Literal["none"] | None,
+        Flag("Data", default="the model's own, else input size / 0.875"),
+    ] = None
+    """Image files: shorter side before the centre crop in pixels, or none."""
+    num_images: Annotated[int | None, Flag("Data", default="all")] = Field(None, ge=1)
+    """Evaluate the first so many images."""
+    batch_size: Annotated[int, Flag("Data")] = Field(128, ge=1)
+    """Images at once; the result does not depend on it."""
+    num_workers: Annotated[int, Flag("Data")] = Field(0, ge=0)
+    """Processes that decode image files; 0 decodes in this one."""
+    out: Annotated[Path | None, Flag("Output")] = None
+    """Metrics file to write, as JSON."""

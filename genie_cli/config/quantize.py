@@ -1,0 +1,147 @@
+"""The configuration of ``genie quantize``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from genie_cli.config.base import LongStage
+from genie_cli.config.marks import NOT_DETERMINING, Flag
+from genie_cli.sizes import parse_size
+
+MIN_BITS, MAX_BITS = 2, 8
+_ROUNDING_LR, _ACTIVATION_STEP_LR, _PAPER_STEPS = 1e-3, 4e-5, 20000
+"""The paper's rates of the softbits and the activation step sizes, and the steps that they are for."""
+_LARGEST_ROUNDING_LR = 0.1
+"""The most that the softbits' rate grows to where there are fewer steps."""
+_LARGEST_WEIGHT_LR = 0.01
+"""The same for a weight behind nearest rounding, in its step sizes: more of it throws whole networks off."""
+
+MemorySize = Annotated[int, BeforeValidator(parse_size), Field(ge=1)]
+"""Bytes, also written as ``2GiB`` or ``500 MB``."""
+
+
+class QuantizeConfig(LongStage):
+    """``genie quantize`` (GENIE-M, paper section 3.2)."""
+
+    images: Annotated[str, BeforeValidator(str), Flag("Images"), NOT_DETERMINING] = "images.safetensors"
+    """Image set to calibrate on, or real images: digits, cifar10:FOLDER, imagefolder:PATH, or a .safetensors."""
+    num_images: Annotated[int | None, Flag("Images", default="all")] = Field(None, ge=2)
+    """Number of images to use: the first of a set, a draw of real ones under the seed."""
+    weight_bits: Annotated[int, Flag("Recipe")] = Field(4, ge=MIN_BITS, le=MAX_BITS)
+    """Bits of the weights, 2 to 8."""
+    activation_bits: Annotated[int, Flag("Recipe")] = Field(4, ge=MIN_BITS, le=MAX_BITS)
+    """Bits of the activations, 2 to 8."""
+    protocol: Annotated[str, Flag("Recipe")] = "genie"
+    """Who gets which bits: genie, qdrop, ait, hardware. `genie inspect MODEL --protocol NAME` prints it."""
+    bits_override: Annotated[
+        dict[str, tuple[int, int]] | None, Flag("Recipe", metavar="PATTERN=W,A", repeated=True)
+    ] = None
+    """Bits of weight and input of the layers that match, such as 'layer1.*=8,8'; may be repeated.
+
+    They rank above the protocol. A params file holds shell-style patterns over layer names, quoted where they begin
+    with a star: `{layer1.*: [8, 8]}`. Later patterns win."""
+    preset: Annotated[str, Flag("Recipe")] = "genie-m"
+    """Named recipe: genie-m, minmax, mse, dfq, adaround, adaquant, brecq, qdrop, lsq, ait."""
+    num_steps: Annotated[int, Flag("Recipe")] = Field(20000, ge=1)
+    """Optimisation steps of each reconstruction unit."""
+    seed: Annotated[int, Flag("Run", before="device")] = Field(0, ge=0, lt=2**63)
+    """Seed of every random number."""
+    reconstruct: bool = True
+    """Learn rounding and step sizes unit by unit; false: ranges only, nearest rounding."""
+    data_free: bool = False
+    """Without images: equalised weights, ranges and bias correction from the batch-norm statistics (DFQ)."""
+    equalize: bool = True
+    """DFQ: cross-layer equalization. It helps networks of uneven channels; grids per channel do better on others."""
+    unit: Annotated[Literal["layer", "block", "network"], Flag("Recipe")] = "block"
+    """Learned together: layer, block (residual blocks, single layers outside) or network."""
+    rounding: Annotated[Literal["nearest", "adaround", "genie", "adaquant"], Flag("Recipe")] = "genie"
+    """How weights learn: nearest, adaround, genie or adaquant.
+
+    nearest: not at all. adaround: softbits on a fixed step size (AdaRound). genie: softbits and step size together
+    (Eq. 10). adaquant: the weight itself behind nearest rounding, with its step size (AdaQuant, LSQ)."""
+    loss: Literal["squared", "kl"] = "squared"
+    """Loss at a unit's output: the squared error, or the KL divergence of the class probabilities."""
+    weight_range: Literal["search", "minmax"] = "search"
+    """Initial weight step size: least |w - q(w)|^2.4 over 100 clipping ratios, or the full range."""
+    activation_range: Literal["search", "minmax"] = "search"
+    """Initial activation step size: by the same search, or the full range."""
+    weight_step_lr: float = Field(1e-4, ge=0)
+    """Learning rate of the weight step sizes, in the units of `weight_step_space`."""
+    weight_step_space: Literal["checkpoint", "relative"] = "checkpoint"
+    """The quantity that the rate moves: the step of the unfolded weight, as the paper does, or step / start."""
+    activation_step_lr: float | None = Field(None, ge=0)
+    """Learning rate of the activation step sizes; null: the rate that suits the number of steps.
+
+    That is the paper's 4e-5 for its 20000 steps, and more for fewer with the square root of their share: in
+    proportion costs accuracy at 4 bits."""
+    rounding_lr: float | None = Field(None, ge=0)
+    """Learning rate of the softbits' logits; null: the rate that suits the number of steps.
+
+    Where `rounding` is adaquant, it is the rate of the weights, in step sizes. The default is the paper's 0.001 for
+    its 20000 steps, and in proportion more for fewer, up to 0.1 (adaquant 0.01): the way is as long."""
+    drop_prob: Annotated[float, Flag("Recipe")] = Field(0.5, ge=0, le=1)
+    """QDrop: probability that an activation keeps full precision during reconstruction."""
+    round_weight: Annotated[float, Flag("Recipe")] = Field(1.0, ge=0)
+    """Weight of the rounding regularizer."""
+    warmup: float = Field(0.2, ge=0, lt=1)
+    """Share of the steps before the rounding regularizer starts."""
+    beta_start: float = Field(20.0, gt=0)
+    """Exponent of the rounding regularizer when it starts."""
+    beta_end: float = Field(2.0, gt=0)
+    """Exponent of the rounding regularizer at the last step."""
+    batch_size: Annotated[int, Flag("Recipe")] = Field(32, ge=1)
+    """Images in each step."""
+    holdout: Annotated[float, Flag("Recipe")] = Field(0.0, ge=0, lt=1)
+    """Share of the images never trained on; with --patience 0.125."""
+    patience: Annotated[int | None, Flag("Recipe", default="all steps")] = Field(None, ge=2)
+    """End a unit when its held-out loss has not improved for so many steps."""
+    memory_limit: Annotated[
+        MemorySize | None,
+        Flag("Run", default="from the free memory", metavar="SIZE", before="checkpoint_interval"),
+        NOT_DETERMINING,
+    ] = None
+    """Most memory for calibration activations and the step's working set, e.g. 2GiB."""
+    out: Annotated[Path, Flag("Output"), NOT_DETERMINING] = Path("quantized")
+    """Folder to write."""
+    performance: Annotated[Path | None, Flag("Output"), NOT_DETERMINING] = None
+    """Seconds and peak memory to write, as JSON."""
+
+    @property
+    def own_rounding_lr(self) -> float:
+        """`rounding_lr`, or its default for these steps."""
+        if self.rounding_lr is not None:
+            return self.rounding_lr
+        largest = _LARGEST_WEIGHT_LR if self.rounding == "adaquant" else _LARGEST_ROUNDING_LR
+        return min(_ROUNDING_LR * max(1.0, _PAPER_STEPS / self.num_steps), largest)
+
+    @property
+    def own_activation_step_lr(self) -> float:
+        """`activation_step_lr`, or its default for these steps."""
+        if self.activation_step_lr is not None:
+            return self.activation_step_lr
+        return _ACTIVATION_STEP_LR * math.sqrt(max(1.0, _PAPER_STEPS / self.num_steps))
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> QuantizeConfig:
+        if self.loss == "kl" and self.unit != "network":
+            raise ValueError(f"loss = 'kl' compares classes: it needs unit = 'network', not '{self.unit}'")
+        if self.reconstruct and self.rounding == "nearest" and self.activation_step_lr == 0:
+            raise ValueError("rounding = 'nearest' with activation_step_lr = 0 leaves nothing to learn")
+        return self
+
+    @field_validator("bits_override", mode="before")
+    @classmethod
+    def _two_bits_each(cls, value: Any) -> Any:
+        """Name the pattern whose bits cannot be used."""
+        for pattern, bits in value.items() if isinstance(value, Mapping) else ():
+            listed = bits if isinstance(bits, list | tuple) else ()
+            if len(listed) != 2 or any(type(n) is not int or not MIN_BITS <= n <= MAX_BITS for n in listed):
+                raise ValueError(
+                    f"{pattern!r} needs two numbers from {MIN_BITS} to {MAX_BITS}, bits of weight and input: [8, 8]"
+                )
+        return value
