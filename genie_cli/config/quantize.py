@@ -60,7 +60,7 @@ class QuantizeConfig(LongStage):
     unit: Annotated[Literal["layer", "block", "network"], Flag("Recipe")] = "block"
     """Learned together: layer, block (residual blocks, single layers outside) or network."""
     rounding: Annotated[Literal["nearest", "adaround", "genie", "adaquant"], Flag("Recipe")] = "genie"
-    """How weights learn: nearest, adaround, genie or adaquant.
+    """The way that weights learn: nearest, adaround, genie or adaquant.
 
     nearest: not at all. adaround: softbits on a fixed step size (AdaRound). genie: softbits and step size together
     (Eq. 10). adaquant: the weight itself behind nearest rounding, with its step size (AdaQuant, LSQ)."""

@@ -64,9 +64,9 @@ def evaluate(
         network: from normalised images ``[B, C, S, S]`` to logits ``[B, num_classes]``.
         data: images with labels.
         num_classes: width of the logits.
-        batch_size: images at once, fewer where memory runs out; it does not enter the result.
+        batch_size: images at once, fewer where memory runs out; the result does not depend on it.
         context: what to run on; its processes share the batches, and each returns the whole result.
-        teacher: the network to agree with.
+        teacher: the network to compare predictions with.
 
     Raises:
         InputError: an image that cannot be used.
@@ -76,7 +76,7 @@ def evaluate(
     num_images = data.num_images
     workers = context.workers
     context.report(StageStarted(STAGE, num_images, "images"))
-    # Whole batches, as one process has them: in a batch of another size, the last bits of the logits may differ.
+    # Each process takes whole batches: in a batch of another size, the last bits of the logits may differ.
     own_batches = workers.share(data.num_batches(batch_size))
     seen, right = torch.zeros(num_classes, dtype=torch.int64), torch.zeros(num_classes, dtype=torch.int64)
     right_top5 = right_teacher = agreeing = done = 0

@@ -24,10 +24,10 @@ class QuantizationPlan:
         config: the recipe.
         protocol: who gets which bits.
         folded: the teacher with its batch norms folded; it names those that stay in float.
-        equalized: for DFQ, layer -> ``[O]``, what its output was divided by; else empty.
+        equalized: for DFQ, layer -> ``[O]``, the divisors of its output; else empty.
         bits: the bits of each weight and activation site.
-        units: what is learned one by one, front to back.
-        budget: memory for calibration activations; None where there are none, or nothing will be run.
+        units: the reconstruction units, front to back.
+        budget: memory for calibration activations; None where there are none, or where nothing will run.
     """
 
     config: QuantizeConfig
@@ -40,7 +40,11 @@ class QuantizationPlan:
 
     @property
     def stages(self) -> list[int]:
+<<<<<<< HEAD
         """The steps of each unit are taken so often: once, or once per layer where layers are learned one by one."""
+=======
+        """Rounds of steps of each unit: one, or one per layer where layers are learned one by one."""
+>>>>>>> wt-docs
         by_layer = self.config.reconstruct and self.config.unit == "layer"
         return [len(unit.layers) if by_layer else 1 for unit in self.units]
 

@@ -97,8 +97,8 @@ class _Progress:
 
     Attributes:
         report: receives the events.
-        part: what the unit is called in the work folder.
-        where: what a person reads.
+        part: the unit's name in the work folder.
+        where: the place of the work, for a person to read.
         before: steps of the network before those that are counted.
     """
 

@@ -22,10 +22,10 @@ class RunContext:
             float32 either way.
         workers: processes that work on the stage together.
         report: receives progress and notes.
-        work: where finished parts and checkpoints are kept, and found again.
-        splitter: how many images pass at once where memory runs out; it remembers what did not fit.
-        log_every: steps between two looks at a loss, which make a GPU wait; checkpoints are possible there
-            alone. None: the stage's own number.
+        work: keeps finished parts and checkpoints, and finds them again.
+        splitter: number of images that pass at once where memory runs out; it remembers a size that did not fit.
+        log_every: steps between two readings of a loss, which make a GPU wait; checkpoints are possible only
+            there. None: the stage's own number.
     """
 
     device: torch.device

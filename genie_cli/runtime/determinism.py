@@ -78,7 +78,7 @@ class RandomMasks:
         return self.generator.device.type == "cpu" and like.numel() <= MASK_POOL // 2
 
     def draw(self, like: Tensor) -> Tensor:
-        """A mask in the shape, memory layout and dtype of `like`; it is not to be written to."""
+        """A mask in the shape, memory layout and dtype of `like`; do not write to it."""
         if self._given is not None:
             return next(self._given)
         if self._watcher is not None:

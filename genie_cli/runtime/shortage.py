@@ -1,4 +1,4 @@
-"""Running out of memory: told apart from other errors, and met with smaller batches where they change nothing."""
+"""Recognise errors of memory that has run out, and go on with smaller batches where they change no result."""
 
 from __future__ import annotations
 

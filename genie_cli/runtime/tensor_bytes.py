@@ -29,7 +29,7 @@ def write_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> byte
     storages: set[int] = set()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
-        # safetensors refuses tensors that share memory; most do not, and large ones are not copied for it.
+        # safetensors refuses tensors that share memory: only these are copied, so that large ones are not.
         if tensor.untyped_storage().data_ptr() in storages:
             tensor = tensor.clone()
         storages.add(tensor.untyped_storage().data_ptr())

@@ -42,7 +42,7 @@ class Generator(nn.Module):
         x = _upsampled_convolution(self.activation(self.bn2(x)), self.conv2)
         margin = (x.shape[-1] - self.size) // 2
         x = x[:, :, margin : margin + self.size, margin : margin + self.size]
-        # one plane a channel: with channels last, three of them would be too few for a CPU's vectors
+        # one plane per channel: with channels last, three of them would be too few for a CPU's vectors
         planes = x.float().contiguous().tanh()
         images: Tensor = _standardized(planes, self.bn3.eps) if x.is_cuda else self.bn3(planes)
         return images

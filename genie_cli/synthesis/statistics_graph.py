@@ -17,11 +17,11 @@ from genie_cli.synthesis.statistics import StatisticsSite
 
 
 def statistics_graph(teacher: fx.GraphModule, dtype: torch.dtype, with_logits: bool = False) -> fx.GraphModule:
-    """The part of a teacher that the loss needs: images in, a tuple of one loss a batch-norm site out.
+    """The part of a teacher that the loss needs: images in, a tuple of one loss per batch-norm site out.
 
-    Nothing behind the last site is run, unless `with_logits`: then (losses, logits, features) come out, the
-    features being the input of the last weight layer. No parameter needs a gradient, weights are in `dtype`;
-    statistics and losses stay float32.
+    Nothing behind the last site is run, unless `with_logits` is set. Then the graph returns (losses, logits,
+    features), where the features are the input of the last weight layer. No parameter needs a gradient.
+    Weights are in `dtype`; statistics and losses stay float32.
 
     Raises:
         InputError: a network without batch norms has no statistics to synthesize from.
@@ -69,9 +69,9 @@ def _logits_and_features(teacher: fx.GraphModule) -> list[fx.Node]:
 
 
 def _work_in_place(graph: fx.Graph) -> None:
-    """Let a sum or a ReLU overwrite a normalised tensor that nothing else reads: no pass through new memory.
+    """Let a sum or a ReLU overwrite a normalised tensor that nothing else reads, which saves new memory.
 
-    No backward pass wants the overwritten value: a site keeps its input, a sum nothing, a ReLU its result.
+    No backward pass needs the overwritten value: a site keeps its input, a sum nothing, a ReLU its result.
     """
     overwritable = {_first, aten.add.Tensor, aten.add_.Tensor}
     for node in graph.nodes:

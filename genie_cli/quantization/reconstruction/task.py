@@ -63,7 +63,7 @@ class UnitTask:
     Attributes:
         name: the unit's name.
         student: graph of the unit; its weights come from `slots`.
-        slots: layer name -> where the graph reads its weight.
+        slots: layer name -> the place where the graph reads its weight.
         weights: layer name -> the weight that learns.
         activations: site name -> the quantizer that learns.
         data: the activations that it learns from.
