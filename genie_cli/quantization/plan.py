@@ -40,11 +40,7 @@ class QuantizationPlan:
 
     @property
     def stages(self) -> list[int]:
-<<<<<<< HEAD
-        """The steps of each unit are taken so often: once, or once per layer where layers are learned one by one."""
-=======
         """Rounds of steps of each unit: one, or one per layer where layers are learned one by one."""
->>>>>>> wt-docs
         by_layer = self.config.reconstruct and self.config.unit == "layer"
         return [len(unit.layers) if by_layer else 1 for unit in self.units]
 
