@@ -27,9 +27,19 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("cpu")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if int(index or 0) >= count:
-        found = f"{count} CUDA device(s)" if count else "no CUDA device"
+        found = f"{count} CUDA device(s)" if count else f"no CUDA device that PyTorch can use{_obstacle()}"
         raise DeviceError(f"Device '{name}' was asked for, and this machine has {found}: use --device cpu or auto.")
     return torch.device(name)
+
+
+def _obstacle() -> str:
+    """The reason in PyTorch's words, such as a driver that is too old, in brackets; or an empty text."""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition(". ")[0].rstrip(".").strip()
+        return f" ({' '.join(reason.split())})" if reason else ""
+    return ""
 
 
 def resolve_dtype(precision: Precision, device: torch.device) -> torch.dtype:
