@@ -23,7 +23,8 @@ from genie_cli.errors import InputError
 from genie_cli.runtime.tensor_bytes import tensors_sha256, write_bytes
 from genie_cli.version import __version__
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""The format that is written; older ones are read."""
 KEY = "genie"
 FOLDER_FILES = ("weights.safetensors", "step_sizes.safetensors", "metrics.json")
 """The files of a quantized folder; a folder that holds anything else is not ours to replace."""
@@ -36,6 +37,16 @@ _NAMES = {
 _WRITERS = {"images": "genie synthesize", "quantized_weights": "genie quantize", "step_sizes": "genie quantize"}
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+class Arithmetic(Frozen):
+    """Everything about a machine that decides about the last bits of a result."""
+
+    dtype: str
+    """float32 or bfloat16."""
+    kernels: str
+    """The processor's instruction set, or the GPU with its libraries."""
+    deterministic: bool
 
 
 class ArtifactMetadata(Frozen):
@@ -54,12 +65,14 @@ class ArtifactMetadata(Frozen):
     torch_version: str
     device_kind: str
     """cpu, or the name of the accelerator."""
+    arithmetic: Arithmetic | None = None
+    """The arithmetic and kernels that computed it; None in files of format 1."""
     content_sha256: str | None = None
     """Hash of the file's tensors, filled in when it is written and compared when it is read."""
 
 
 def provenance(
-    config: Mapping[str, Any], seed: int | None, input: InputSpec, teacher: str | None, device_kind: str
+    config: Mapping[str, Any], seed: int | None, input: InputSpec, teacher: str | None, arithmetic: Arithmetic | None
 ) -> dict[str, Any]:
     """The fields of `ArtifactMetadata` that every writer fills in alike, but for the teacher's hash.
 
@@ -68,14 +81,15 @@ def provenance(
         seed: of its random numbers.
         input: of the network.
         teacher: its name.
-        device_kind: ``cpu`` or ``cuda``.
+        arithmetic: that of the work; None where nothing was computed.
     """
     return {
         "config": config,
         "seed": seed,
         "input": input,
         "teacher": teacher,
-        "device_kind": device_kind,
+        "device_kind": "cpu" if arithmetic is None else arithmetic.kernels.partition(":")[0],
+        "arithmetic": arithmetic,
         "tool_version": __version__,
         "torch_version": str(torch.__version__),
     }
@@ -202,8 +216,10 @@ def _read_header(path: Path, wanted: str | None = None) -> dict[str, Any]:
     version = fields.get("format_version") if isinstance(fields, dict) else None
     # The version is checked first: a newer format may have kinds that this one does not know.
     if type(version) is int and version > FORMAT_VERSION:
+        writer = fields.get("tool_version", "of a later version")
         raise InputError(
-            f"{path} has format version {version}, and this genie reads up to {FORMAT_VERSION}: update genie."
+            f"{path} has format version {version}, and this genie reads up to {FORMAT_VERSION}: it was written by "
+            f"genie {writer}, so install that version or a later one."
         )
     if type(version) is not int or version < 1 or not isinstance(kind, str) or kind not in _NAMES:
         raise InputError(f"{path} has damaged metadata: no known kind and format version. {mend}")

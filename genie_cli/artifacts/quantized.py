@@ -42,6 +42,11 @@ class WeightEntry(Frozen):
 
     bits: Bits
     shape: tuple[Side, ...] = Field(min_length=1, max_length=8)
+    """Of the codes: output channels first, whatever the layout of the network's own weight."""
+    axis: int = Field(0, ge=0)
+    """The dimension of `shape` that the scales belong to."""
+    grid: Literal["asymmetric"] = "asymmetric"
+    """The codes' relation to zero: asymmetric, with a zero point per channel."""
 
 
 class ActivationEntry(Frozen):
@@ -49,6 +54,15 @@ class ActivationEntry(Frozen):
 
     bits: Bits
     signed: bool
+
+
+class CoverageEntry(Frozen):
+    """The part of the network that is quantized."""
+
+    parameters: float = Field(ge=0, le=1)
+    multiplications: float = Field(ge=0, le=1)
+    in_float: dict[str, str]
+    """Weight that stays in float -> the reason."""
 
 
 class QuantizedMetadata(ArtifactMetadata):
@@ -68,6 +82,14 @@ class QuantizedMetadata(ArtifactMetadata):
     """Hash of the file of calibration images, or of the pixels of real images; None: no images were used."""
     images_teacher_sha256: str | None
     """Hash of the network that the images were made for; None for real images."""
+    unfolded: tuple[str, ...] = ()
+    """Batch norms that stay in float."""
+    coverage: CoverageEntry | None = None
+    """None in files of format 1."""
+    checks: dict[str, float] = Field(default_factory=dict)
+    """Rewrite -> relative distance of the rewritten network's answers from those of the network itself."""
+    outputs: tuple[str, ...] = ("logits",)
+    """Names of what the network returns."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-from torch import fx
-
 from genie_cli.models.graph.batch_norm import batch_norm_sites
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.tensors import get_tensor
@@ -23,10 +21,9 @@ def describe_model(teacher: Teacher, plan: QuantizationPlan) -> dict[str, Any]:
     layers = []
     readers: dict[str, list[str]] = defaultdict(list)
     for layer in weight_layers(folded.graph):
-        source = layer.node.args[0]
-        assert isinstance(source, fx.Node)
-        site = site_of.get(source.name)
-        readers[source.name].append(layer.name)
+        site = site_of.get(layer.sources[0].name)
+        for source in layer.sources:
+            readers[source.name].append(layer.name)
         layers.append(
             {
                 "name": layer.name,
@@ -49,8 +46,15 @@ def describe_model(teacher: Teacher, plan: QuantizationPlan) -> dict[str, Any]:
         "protocol": f"{plan.protocol.name}: {plan.protocol.summary}",
         "layers": layers,
         "batch_norms": [site.name for site in sites],
-        "strided": [layer.name for layer in weight_layers(teacher.graph) if any(s != 1 for s in layer.stride)],
+        "strided": [layer.name for layer in weight_layers(teacher.graph) if layer.is_strided_convolution],
         "units": [{"name": unit.name, "layers": list(unit.layers)} for unit in plan.units],
         "sites": [{"name": site.name, "bits": site.bits, "layers": readers[site.node]} for site in bits.activations],
         "unfolded": folded.unfolded,
+        "coverage": {
+            "parameters": plan.coverage.parameters,
+            "multiplications": plan.coverage.multiplications,
+            "in_float": plan.coverage.in_float,
+        },
+        "checks": plan.checks,
+        "notes": list(teacher.notes),
     }

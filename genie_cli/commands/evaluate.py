@@ -94,6 +94,7 @@ def _measure(run: Run, model_config: ModelConfig, config: EvaluateConfig, source
             network, reference = load_student(teacher, artifact), move(teacher.graph, run.device)
         elif config.folded:
             network = fold_batch_norms(teacher.graph).graph
+    run.tell(teacher.notes)
     num_batches = data.num_batches(config.batch_size)
     if run.workers.size > num_batches:
         run.note(

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from genie_cli.commands import options as opt
 from genie_cli.commands.flags import Fields, Used, takes
+
+if TYPE_CHECKING:
+    from genie_cli.quantization.plan import QuantizationPlan
 
 _SHOWN_UNFOLDED = 5
 
@@ -44,11 +47,12 @@ def inspect(
     bits = opt.stage_config(QuantizeConfig, {}, opt.given({**used["quantize"], "bits_override": overrides}))
     find_protocol(bits.protocol)
     teacher = load_untrained(config)
-    description = describe_model(teacher, make_plan(teacher, bits, None))
+    plan = make_plan(teacher, bits, None)
+    description = describe_model(teacher, plan)
     if as_json:
         typer.echo(json.dumps(description, indent=2))
     else:
-        _show_model(description)
+        _show_model(description, plan)
 
 
 def _show_artifact(path: Path, as_json: bool) -> None:
@@ -91,7 +95,7 @@ def _by(sides: Sequence[int]) -> str:
     return "x".join(map(str, sides))
 
 
-def _show_model(description: dict[str, Any]) -> None:
+def _show_model(description: dict[str, Any], plan: QuantizationPlan) -> None:
     from genie_cli.commands.display import rows_table, summary
 
     spec = description["input"]
@@ -124,5 +128,12 @@ def _show_model(description: dict[str, Any]) -> None:
             "batch norms that cannot be folded": "; ".join(unfolded) or "none",
             "strided convolutions (swing)": ", ".join(description["strided"]) or "none",
             "activation sites": len(description["sites"]),
+            "quantized": plan.coverage.described(),
+            "rewrites": _checks(description["checks"]),
         },
     )
+
+
+def _checks(distances: dict[str, float]) -> str:
+    """How far each rewrite of the network is from the network itself."""
+    return ", ".join(f"{name} {distance:.1e}" for name, distance in distances.items()) + " from the network's output"

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from genie_cli.quantization.result import QuantizedNetwork
 
 
+MANY_LAYERS = 12
+"""Weight layers of a unit that is named before the work."""
+
+
 @takes(Fields("model"), Fields("quantize"))
 def quantize(
     used: Used, settings: opt.QuantizeSettings = None, scheme: opt.Scheme = None, params: opt.ParamsFile = None
@@ -55,12 +59,25 @@ def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
             teacher = load_teacher(model_config)
             check_repeatable(teacher, run.device)
             layer_bits([layer.name for layer in weight_layers(teacher.graph)], config.bits_override or {})
+        run.tell(teacher.notes)
         if config.data_free:
             with run.checks():
                 plan = make_plan(teacher, config, run.device)
+            _tell_of_plan(run, plan)
             _without_images(run, plan, teacher)
         else:
             _on_images(run, config, teacher)
+
+
+def _tell_of_plan(run: Run, plan: QuantizationPlan) -> None:
+    """Name, before the work, what stays in float and what is learned in unusually large pieces."""
+    if plan.coverage.is_low:
+        run.note(f"only a part of the network is quantized: {plan.coverage.described()}.", warning=True)
+    elif plan.coverage.in_float or plan.coverage.batch_norms:
+        run.note(f"quantized: {plan.coverage.described()}.")
+    large = [f"{unit.name} ({len(unit.layers)} layers)" for unit in plan.units if len(unit.layers) > MANY_LAYERS]
+    if large and plan.config.unit != "network":
+        run.note(f"no cut divides these reconstruction units, which take more memory and time: {', '.join(large)}.")
 
 
 def _without_images(run: Run, plan: QuantizationPlan, teacher: Teacher) -> None:
@@ -99,6 +116,7 @@ def _on_images(run: Run, config: QuantizeConfig, teacher: Teacher) -> None:
             )
         plan = make_plan(teacher, config, run.device)
         need = quantization_need(plan, len(inputs), run.dtype, workers.size)
+    _tell_of_plan(run, plan)
     made_for = {image_set.metadata.teacher_sha256, *image_set.metadata.other_teachers}
     if not made_for & {teacher.sha256, None}:
         run.note(f"the images were made for another teacher, '{image_set.metadata.teacher}'.", warning=True)
@@ -124,7 +142,7 @@ def _finish(run: Run, teacher: Teacher, image_set: ImageSet | None, network: Qua
     from genie_cli.quantization.export import to_artifact
 
     config = network.plan.config
-    save_quantized(config.out, to_artifact(network, teacher, image_set, run.device))
+    save_quantized(config.out, to_artifact(network, teacher, image_set, run.arithmetic(config)))
     size = sum(file.stat().st_size for file in config.out.iterdir())
     taken = sum(unit.num_steps for unit in network.units)
     run.write_performance(config.performance, {"steps": taken, "activations": network.memory})
@@ -143,6 +161,10 @@ def _finish(run: Run, teacher: Teacher, image_set: ImageSet | None, network: Qua
     if network.units:
         rows["units"] = str(len(network.units))
         rows["error"] = f"{network.units[-1].relative_error:.4f} of the output's energy"
+    rows["quantized"] = network.plan.coverage.described()
+    if network.output_error is not None:
+        rows["output"] = f"{network.output_error:.4f} of the network's own energy away from it, batch norms unfolded"
+    rows["rewrites"] = f"{max(network.plan.checks.values()):.1e} from the network's own output at most"
     rows["device"] = run.description()
     rows["time"] = duration(run.seconds)
     rows["memory"] = f"{run.peak_memory()} at most{f'; activations {stored}' if stored else ''}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from genie_cli.errors import DeviceError, DiskFullError, GenieError
 if TYPE_CHECKING:
     import torch
 
+    from genie_cli.artifacts.metadata import Arithmetic
     from genie_cli.config import LongStage, Stage
     from genie_cli.runtime.context import RunContext
     from genie_cli.runtime.distribution import Workers
@@ -159,6 +160,11 @@ class Run:
         else:
             note(message, warning)
 
+    def tell(self, notes: Iterable[str]) -> None:
+        """Notes, one line each."""
+        for note in notes:
+            self.note(note)
+
     def _warn(self, message: str) -> None:
         self.note(message, warning=True)
 
@@ -171,6 +177,14 @@ class Run:
         """Device, arithmetic and processes, for the closing table."""
         processes = f", {self.workers.size} processes" if self.workers.size > 1 else ""
         return f"{self.device}, {str(self.dtype).removeprefix('torch.')}{processes}"
+
+    def arithmetic(self, config: Stage) -> Arithmetic:
+        """Everything about this run that decides about the last bits of its result."""
+        from genie_cli.artifacts.metadata import Arithmetic
+        from genie_cli.runtime.device import kernel_kind
+
+        dtype = str(self.dtype).removeprefix("torch.")
+        return Arithmetic(dtype=dtype, kernels=kernel_kind(self.device), deterministic=config.deterministic)
 
     def peak_memory(self) -> str:
         """The most memory that this process has held, for the closing table."""

@@ -51,6 +51,8 @@ def _run(model_config: ModelConfig, config: SynthesizeConfig) -> None:
             for each in (teacher, *others):
                 check_repeatable(each, run.device)
             student, student_sha256 = _load_student(config, teacher, run)
+        for each in (teacher, *others):
+            run.tell(each.notes)
         if config.batch_size > config.num_images:
             run.note(f"the batch of {config.batch_size} becomes {config.num_images}, the number of images.")
         num_batches = len(batch_sizes(config.num_images, config.batch_size))
@@ -98,7 +100,7 @@ def _finish(
     from genie_cli.synthesis.batches import batch_sizes
     from genie_cli.synthesis.export import to_artifact
 
-    images, metadata = to_artifact(result.images, teachers, config, run.device, student_sha256)
+    images, metadata = to_artifact(result.images, teachers, config, run.arithmetic(config), student_sha256)
     if config.log is not None:
         lines = [f"{row.batch},{row.step},{row.loss:.6g},{row.latent_lr:.6g}" for row in result.log]
         atomic_write_text(config.log, "\n".join(["batch,step,loss,latent_lr", *lines]) + "\n")

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from genie_cli.config import InputSpec
+from genie_cli.errors import InputError
 from genie_cli.models.checkpoints import state_sha256
 from genie_cli.models.graph.capture import capture
+from genie_cli.models.graph.equivalence import Reference, make_reference
+from genie_cli.models.preparation import prepared
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,9 @@ class Teacher:
         input: the images it takes.
         sha256: hash of its state.
         num_classes: width of its output.
+        reference: the answers of the user's own module, with which rewrites are compared.
+        capture_error: distance of `graph` from it.
+        notes: what the user should know of how the network was taken.
     """
 
     name: str
@@ -28,15 +34,27 @@ class Teacher:
     input: InputSpec
     sha256: str
     num_classes: int
+    reference: Reference
+    capture_error: float
+    notes: tuple[str, ...] = ()
 
 
 def make_teacher(name: str, network: nn.Module, spec: InputSpec) -> Teacher:
     """Capture `network` as the teacher called `name`.
 
     Raises:
-        InputError: the network cannot be captured.
+        InputError: the network cannot be captured, does not agree with itself, or its graph does not agree with it.
     """
+    network, notes = prepared(network)
     graph = capture(network, spec)
+    reference, more_notes = make_reference(network, spec)
+    error = reference.distance(graph)
+    if not reference.holds(error):
+        raise InputError(
+            f"The captured graph of '{name}' does not compute what the network does: on two images of noise its output "
+            f"differs by {error:.2g} of its size. Look for values that forward() reads out of tensors, or keeps from "
+            "call to call, and take them out."
+        )
     output = next(iter(reversed(graph.graph.nodes))).args[0]
     num_classes = int(output.meta["val"].shape[-1])
-    return Teacher(name, graph, spec, state_sha256(network), num_classes)
+    return Teacher(name, graph, spec, state_sha256(network), num_classes, reference, error, (*notes, *more_notes))

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from genie_cli.artifacts.images import ImageSet
-from genie_cli.artifacts.metadata import provenance
+from genie_cli.artifacts.metadata import Arithmetic, provenance
 from genie_cli.artifacts.quantized import (
     ActivationEntry,
+    CoverageEntry,
     QuantizedActivation,
     QuantizedArtifact,
     QuantizedMetadata,
@@ -22,12 +22,11 @@ from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.tensors import named_tensors
 from genie_cli.models.teacher import Teacher
 from genie_cli.quantization.result import QuantizedNetwork
-from genie_cli.runtime.device import device_kind
 from genie_cli.student.probe import METRIC, probe_logits
 
 
 def to_artifact(
-    network: QuantizedNetwork, teacher: Teacher, images: ImageSet | None, device: torch.device
+    network: QuantizedNetwork, teacher: Teacher, images: ImageSet | None, arithmetic: Arithmetic
 ) -> QuantizedArtifact:
     """Integers, step sizes and all other tensors of `network`, with where they come from; images are None for DFQ."""
     config = network.plan.config
@@ -40,7 +39,7 @@ def to_artifact(
         for name, a in network.activations.items()
     }
     metadata = QuantizedMetadata(
-        **provenance(config.determining(), config.seed, teacher.input, teacher.name, device_kind(device)),
+        **provenance(config.determining(), config.seed, teacher.input, teacher.name, arithmetic),
         teacher_sha256=teacher.sha256,
         protocol=config.protocol,
         preset=config.preset,
@@ -48,6 +47,13 @@ def to_artifact(
         activations={n: ActivationEntry(bits=a.bits, signed=a.signed) for n, a in activations.items()},
         images_sha256=images.sha256 if images is not None else None,
         images_teacher_sha256=images.metadata.teacher_sha256 if images is not None else None,
+        unfolded=tuple(network.plan.folded.unfolded),
+        coverage=CoverageEntry(
+            parameters=network.plan.coverage.parameters,
+            multiplications=network.plan.coverage.multiplications,
+            in_float=network.plan.coverage.in_float,
+        ),
+        checks=network.plan.checks,
     )
     return QuantizedArtifact(weights, activations, _other_tensors(network), metadata, _metrics(network, teacher))
 
@@ -70,6 +76,14 @@ def _metrics(network: QuantizedNetwork, teacher: Teacher) -> dict[str, Any]:
         "protocol": config.protocol,
         "weight_bits": config.weight_bits,
         "activation_bits": config.activation_bits,
+        "output_error": network.output_error,
+        "coverage": {
+            "parameters": network.plan.coverage.parameters,
+            "multiplications": network.plan.coverage.multiplications,
+            "in_float": network.plan.coverage.in_float,
+            "batch_norms": network.plan.coverage.batch_norms,
+        },
+        "checks": network.plan.checks,
         "relative_error": network.units[-1].relative_error if network.units else None,
         "units": [{**asdict(unit), "layers": list(unit.layers)} for unit in network.units],
     }

@@ -41,7 +41,7 @@ def open_image_set(images: str, teacher: Teacher, num_images: int | None, seed: 
         rows = torch.randperm(data.num_images, generator=torch.Generator().manual_seed(seed))[:wanted]
     pixels = data.pixels(rows.tolist()).contiguous()
     metadata = ImagesMetadata(
-        **provenance({}, None if num_images is None else seed, teacher.input, None, "cpu"),
+        **provenance({}, None if num_images is None else seed, teacher.input, None, None),
         teacher_sha256=None,
         num_images=len(pixels),
         dtype="uint8",

@@ -5,14 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from genie_cli.config import QuantizeConfig
+from genie_cli.errors import InputError
+from genie_cli.models.graph.coverage import Coverage, coverage
 from genie_cli.models.graph.equalization import EqualizedGraph, equalize
 from genie_cli.models.graph.folding import FoldedGraph, fold_batch_norms
+from genie_cli.models.graph.layers import weight_layers
+from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.models.teacher import Teacher
 from genie_cli.quantization.activations.budget import ActivationBudget, activation_budget
 from genie_cli.quantization.units.partition import Unit, reconstruction_units
+from genie_cli.student.build import insert_quantizers
+from genie_cli.student.modules import FloatWeight
 from genie_cli.student.protocol import BitPlan, Protocol, assign_bits, find_protocol
 
 
@@ -24,6 +30,9 @@ class QuantizationPlan:
         config: the recipe.
         protocol: who gets which bits.
         folded: the teacher with its batch norms folded; it names those that stay in float.
+        teacher: the network.
+        coverage: the share of the network that is quantized, and what stays in float.
+        checks: rewrite -> distance of the rewritten network's answers from those of the user's own module.
         equalized: for DFQ, layer -> ``[O]``, the divisors of its output; else empty.
         bits: the bits of each weight and activation site.
         units: the reconstruction units, front to back.
@@ -31,8 +40,11 @@ class QuantizationPlan:
     """
 
     config: QuantizeConfig
+    teacher: Teacher
     protocol: Protocol
     folded: FoldedGraph
+    coverage: Coverage
+    checks: dict[str, float]
     equalized: dict[str, Tensor]
     bits: BitPlan
     units: tuple[Unit, ...]
@@ -58,7 +70,7 @@ def make_plan(teacher: Teacher, config: QuantizeConfig, device: torch.device | N
         InputError: the network has nothing to quantize, or a batch norm cannot be folded.
     """
     protocol = find_protocol(config.protocol)
-    folded = fold_batch_norms(teacher.graph)
+    folded = fold_batch_norms(teacher.graph, teacher.reference)
     equalized = EqualizedGraph(folded, {})
     if config.data_free and config.equalize:
         equalized = equalize(folded)
@@ -67,4 +79,33 @@ def make_plan(teacher: Teacher, config: QuantizeConfig, device: torch.device | N
     units = tuple(reconstruction_units(graph, whole=config.unit == "network"))
     has_budget = device is not None and not config.data_free
     budget = activation_budget(graph, units, config, device) if has_budget and device is not None else None
-    return QuantizationPlan(config, protocol, equalized.folded, equalized.scales, bits, units, budget)
+    return QuantizationPlan(
+        config=config,
+        teacher=teacher,
+        protocol=protocol,
+        folded=equalized.folded,
+        coverage=coverage(graph, equalized.folded.unfolded),
+        checks=_checked(teacher, folded, equalized.folded, bits),
+        equalized=equalized.scales,
+        bits=bits,
+        units=units,
+        budget=budget,
+    )
+
+
+def _checked(teacher: Teacher, folded: FoldedGraph, final: FoldedGraph, bits: BitPlan) -> dict[str, float]:
+    """Distances of the captured graph, the folded one, and a student whose quantizers do nothing.
+
+    Raises:
+        InputError: the student computes another function.
+    """
+    layers = {layer.name: get_tensor(final.graph, layer.weight_key) for layer in weight_layers(final.graph)}
+    weights = {name: FloatWeight(weight) for name, weight in layers.items()}
+    activations = {site.name: nn.Identity() for site in bits.activations}
+    student = teacher.reference.distance(insert_quantizers(final.graph, bits, weights, activations))
+    if not teacher.reference.holds(student):
+        raise InputError(
+            f"A quantized network of '{teacher.name}' would not compute what the network does: with quantizers that do "
+            f"nothing its output differs by {student:.2g} of its size. Please report this network."
+        )
+    return {"capture": teacher.capture_error, "folding": folded.error or 0.0, "student": student}

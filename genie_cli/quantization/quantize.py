@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from genie_cli.errors import NumbersError
+from genie_cli.models.graph.cuts import data_nodes
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.placement import move
 from genie_cli.models.graph.tensors import get_tensor
@@ -24,7 +25,7 @@ from genie_cli.quantization.reconstruction.learned_unit import LearnedUnit, fini
 from genie_cli.quantization.reconstruction.reconstruct import reconstruct
 from genie_cli.quantization.reconstruction.task import UnitData, make_task
 from genie_cli.quantization.result import STAGE, QuantizedNetwork, UnitReport
-from genie_cli.quantization.units.unit_graph import UnitGraph, cut_out, layer_by_layer
+from genie_cli.quantization.units.unit_graph import UnitGraph, cut_out, layer_by_layer, rows_at_once
 from genie_cli.runtime.context import RunContext
 from genie_cli.runtime.progress import Advanced, Reporter, StageFinished, StageStarted
 from genie_cli.runtime.retry import float32_retried
@@ -70,10 +71,27 @@ def quantize_network(plan: QuantizationPlan, images: ImageRows, context: RunCont
             release_freed_memory()
             weights.update((name, weight.cpu()) for name, weight in learned.weights.items())
             activations.update((name, activation.cpu()) for name, activation in learned.activations.items())
+        output_error = _output_error(plan, images, carried.quantized, context)
         memory = pool.peak
     move(graph, torch.device("cpu"))
     context.report(StageFinished(STAGE))
-    return QuantizedNetwork(plan, weights, activations, tuple(reports), memory)
+    return QuantizedNetwork(plan, weights, activations, tuple(reports), memory, output_error)
+
+
+@torch.no_grad()
+def _output_error(plan: QuantizationPlan, images: ImageRows, outputs: ActivationStore, context: RunContext) -> float:
+    """Squared error of the quantized network's output against the unfolded teacher's, over the teacher's own norm."""
+    teacher = move(plan.teacher.graph, context.device)
+    sums = torch.zeros(2, dtype=torch.float64)
+    rows = rows_at_once(data_nodes(teacher), context.device)
+    for first in range(0, len(outputs), rows):
+        last = min(first + rows, len(outputs))
+        wanted = context.splitter(teacher, images[first:last].to(context.device)).double()
+        found = outputs.read(first, last).double()
+        sums += torch.stack([(found - wanted).square().sum(), wanted.square().sum()]).cpu()
+    move(teacher, torch.device("cpu"))
+    error, norm = context.workers.sum_(sums).tolist()
+    return error / norm if norm else 0.0
 
 
 @dataclass(frozen=True)

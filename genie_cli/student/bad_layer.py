@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from genie_cli.models.graph.capture import WEIGHT_LAYERS
+from genie_cli.models.graph.operations import operation_of
 
 
 @torch.no_grad()
@@ -36,7 +36,8 @@ class _Watch(fx.Interpreter):
         value = super().run_node(n)
         if self._is_over:
             return value
-        weight = n.args[1] if n.target in WEIGHT_LAYERS else None
+        operation = operation_of(n)
+        weight = n.args[operation.weight] if operation is not None else None
         if isinstance(weight, fx.Node):
             self._layer = _layer_name(str(weight.target))
         if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):

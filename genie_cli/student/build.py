@@ -39,9 +39,9 @@ def insert_quantizers(
         student.add_submodule(target, weights[layer.name])
         with graph.inserting_before(layer.node):
             weight = graph.call_module(target)
-        constant = layer.node.args[1]
+        constant = layer.node.args[layer.operation.weight]
         assert isinstance(constant, fx.Node)
-        layer.node.args = (layer.node.args[0], weight, *layer.node.args[2:])
+        layer.read_weight_from(weight)
         graph.erase_node(constant)
         delete_tensor(student, layer.weight_key)
     for site in plan.activations:

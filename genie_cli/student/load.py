@@ -15,6 +15,7 @@ from genie_cli.models.graph.equalization import add_channel_clips, has_channel_c
 from genie_cli.models.graph.folding import fold_batch_norms
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.tensors import named_tensors, set_tensor
+from genie_cli.models.preparation import prepared
 from genie_cli.models.teacher import Teacher
 from genie_cli.models.zoo import load_architecture
 from genie_cli.student.build import insert_quantizers
@@ -39,7 +40,8 @@ def load(model: str | nn.Module, folder: str | Path) -> nn.Module:
     """
     artifact = load_quantized(Path(folder))
     network = copy.deepcopy(model) if isinstance(model, nn.Module) else load_architecture(ModelConfig(name=model))
-    return restore(fold_batch_norms(capture(network, artifact.metadata.input)).graph, artifact)
+    graph = capture(prepared(network)[0], artifact.metadata.input)
+    return restore(fold_batch_norms(graph, keep=artifact.metadata.unfolded).graph, artifact)
 
 
 def load_student(teacher: Teacher, artifact: QuantizedArtifact) -> fx.GraphModule:
@@ -54,7 +56,7 @@ def load_student(teacher: Teacher, artifact: QuantizedArtifact) -> fx.GraphModul
             f"{artifact.metadata.teacher_sha256[:12]}, and this teacher '{teacher.name}' has {teacher.sha256[:12]}: "
             "name the same --model and --weights as at its quantization."
         )
-    return restore(fold_batch_norms(teacher.graph).graph, artifact)
+    return restore(fold_batch_norms(teacher.graph, keep=artifact.metadata.unfolded).graph, artifact)
 
 
 def restore(folded: fx.GraphModule, artifact: QuantizedArtifact) -> fx.GraphModule:

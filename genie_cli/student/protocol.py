@@ -8,14 +8,14 @@ comes from.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import fx
 
 from genie_cli.errors import look_up
 from genie_cli.models.graph.cuts import data_nodes
-from genie_cli.models.graph.layers import weight_layers
+from genie_cli.models.graph.layers import WeightLayer, weight_layers
 from genie_cli.student.outputs import handed_on_outputs
 from genie_cli.student.overrides import layer_bits
 
@@ -120,25 +120,66 @@ def assign_bits(
     """
     layers = weight_layers(folded)
     own = layer_bits([layer.name for layer in layers], overrides)
-    edges = {layers[0].name, layers[-1].name} if layers and protocol.edge_weights_8bit else set()
-    weights = {layer.name: EDGE_BITS if layer.name in edges else weight_bits for layer in layers}
+    images = _images(folded, {layer.node for layer in layers})
+    edges = _edges(layers, images)
+    exempt_weights = {*edges.first, *edges.last} if protocol.edge_weights_8bit else set()
+    exempt_inputs = edges.second if protocol.second_input_8bit else set()
+    exempt_inputs = exempt_inputs | (edges.last if protocol.last_input_8bit else set())
+    weights = {layer.name: EDGE_BITS if layer.node in exempt_weights else weight_bits for layer in layers}
     weights.update((name, bits) for name, (bits, _) in own.items())
     bits_of: dict[fx.Node, int] = {}
-    images = _images(folded, {layer.node for layer in layers})
-    for i, layer in enumerate(layers):
-        source = layer.node.args[0]
-        assert isinstance(source, fx.Node)
-        if source in images:
-            continue  # images are 8-bit already
-        exempt = (i == 1 and protocol.second_input_8bit) or (i == len(layers) - 1 and protocol.last_input_8bit)
-        bits = own[layer.name][1] if layer.name in own else EDGE_BITS if exempt else activation_bits
-        bits_of[source] = max(bits, bits_of.get(source, 0))
+    for layer in layers:
+        is_exempt = layer.node in exempt_inputs
+        bits = own[layer.name][1] if layer.name in own else EDGE_BITS if is_exempt else activation_bits
+        for source in layer.sources:
+            if source not in images:  # which are 8-bit already
+                bits_of[source] = max(bits, bits_of.get(source, 0))
     for node in handed_on_outputs(folded) if protocol.outputs else ():
         if node not in images:
             bits_of.setdefault(node, activation_bits)
     names = {node: name for name, node in tensor_names(folded).items()}
     order = [node for node in folded.graph.nodes if node in bits_of]
     return BitPlan(weights, tuple(ActivationSite(names[node], node.name, bits_of[node]) for node in order))
+
+
+@dataclass(frozen=True)
+class _Edges:
+    """The layers at the ends of a network, as nodes; stems and heads that stand side by side are all among them.
+
+    Attributes:
+        first: layers that read the images alone.
+        second: for each first layer the next one in data-flow order that depends on it.
+        last: layers behind which there is no other.
+    """
+
+    first: set[fx.Node]
+    second: set[fx.Node]
+    last: set[fx.Node]
+
+
+def _edges(layers: Sequence[WeightLayer], images: set[fx.Node]) -> _Edges:
+    nodes = [layer.node for layer in layers]
+    first = {layer.node for layer in layers if all(source in images for source in layer.sources)}
+    second, last = set(), set()
+    for node in nodes:
+        behind = _behind(node)
+        if not behind.intersection(nodes):
+            last.add(node)
+        if node in first:
+            second.update([other for other in nodes if other in behind and other not in first][:1])
+    return _Edges(first, second, last)
+
+
+def _behind(node: fx.Node) -> set[fx.Node]:
+    """All nodes that depend on a node."""
+    found: set[fx.Node] = set()
+    waiting = list(node.users)
+    while waiting:
+        reader = waiting.pop()
+        if reader not in found:
+            found.add(reader)
+            waiting += reader.users
+    return found
 
 
 def _images(folded: fx.GraphModule, layers: set[fx.Node]) -> set[fx.Node]:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from genie_cli.artifacts.images import ImagesMetadata, encode_images
-from genie_cli.artifacts.metadata import provenance
+from genie_cli.artifacts.metadata import Arithmetic, provenance
 from genie_cli.config import SynthesizeConfig
 from genie_cli.models.teacher import Teacher
-from genie_cli.runtime.device import device_kind
 
 
 def to_artifact(
     images: Tensor,
     teachers: Sequence[Teacher],
     config: SynthesizeConfig,
-    device: torch.device,
+    arithmetic: Arithmetic,
     student_sha256: str | None = None,
 ) -> tuple[Tensor, ImagesMetadata]:
     """Encoded images and their metadata.
@@ -27,12 +25,12 @@ def to_artifact(
         images: ``[n, C, S, S]``, float32, normalised.
         teachers: the networks they were made for; they are in the normalised space of the first.
         config: how they were made.
-        device: where they were made.
+        arithmetic: that of the work.
         student_sha256: hash of the weights file of the student that they were made with.
     """
     teacher, *others = teachers
     metadata = ImagesMetadata(
-        **provenance(config.determining(), config.seed, teacher.input, teacher.name, device_kind(device)),
+        **provenance(config.determining(), config.seed, teacher.input, teacher.name, arithmetic),
         teacher_sha256=teacher.sha256,
         other_teachers={other.sha256: other.name for other in others},
         student_sha256=student_sha256,

@@ -63,7 +63,7 @@ def statistics_graph(teacher: fx.GraphModule, dtype: torch.dtype, with_logits: b
 
 def _logits_and_features(teacher: fx.GraphModule) -> list[fx.Node]:
     logits = next(iter(reversed(teacher.graph.nodes))).args[0]
-    features = weight_layers(teacher)[-1].node.args[0]
+    features = weight_layers(teacher)[-1].sources[0]
     assert isinstance(logits, fx.Node) and isinstance(features, fx.Node)
     return [logits, features]
 

@@ -95,7 +95,7 @@ def swing_strided_convolutions(graph_module: fx.GraphModule) -> list[SwingShift]
     """Put a shift before every convolution whose stride is not 1, in place; returns the shifts."""
     shifts: list[SwingShift] = []
     for layer in weight_layers(graph_module):
-        if all(stride == 1 for stride in layer.stride):
+        if not layer.is_strided_convolution:
             continue
         shift = SwingShift()
         target = f"swing_shifts.{len(shifts)}"

@@ -5,8 +5,10 @@ The normal form of a captured ``GraphModule``:
 - one placeholder, an image batch ``[B, C, H, W]`` with any B; one output tensor ``[B, num_classes]``;
 - no in-place operation, no dropout; the batch size is read only where a tensor of that size is made;
 - batch norms are ``aten.batch_norm`` nodes in evaluation mode (functional ones included);
-- each weight layer (convolution or linear node) reads a weight and a bias of its own: shared
-  parameters are copied once per reader, weights computed from parameters are evaluated once;
+- each weight layer (`operations.py`) has a weight with its output channels first;
+- weight layers and batch norms read parameters of their own: what another node reads too is copied, and weights
+  computed from parameters are evaluated once;
+- constants are real: a complex one is stored as pairs of numbers;
 - ``node.meta["val"]`` holds the shape of the value and ``node.meta["modules"]`` the paths of the
   modules around the node, outermost first.
 """
@@ -26,18 +28,13 @@ from torch import Tensor, fx, nn
 
 from genie_cli.config import InputSpec
 from genie_cli.errors import DeviceError, InputError
+from genie_cli.models.evaluation_mode import EvaluationMode
+from genie_cli.models.graph.operations import operation_of
+from genie_cli.models.graph.rows_first import rows_first
 from genie_cli.models.graph.tensors import delete_tensor, get_tensor, named_tensors, set_tensor
 from genie_cli.runtime.shortage import is_out_of_memory
 
 aten = torch.ops.aten
-WEIGHT_LAYERS = (
-    aten.conv1d.default,
-    aten.conv2d.default,
-    aten.conv2d.padding,
-    aten.conv3d.default,
-    aten.linear.default,
-)
-"""Operations whose second argument is a weight ``[O, ...]`` and whose third is a bias ``[O]``."""
 _TRACE_BATCH = 2
 _NO_MODULE = "_empty_nn_module_stack"
 """Beginning of the exporter's path of a node outside all modules."""
@@ -54,7 +51,7 @@ def capture(model: nn.Module, spec: InputSpec) -> fx.GraphModule:
     model = model.eval()
     example = torch.zeros(_TRACE_BATCH, spec.num_channels, spec.size, spec.size)
     try:
-        with _quiet():
+        with _quiet(), EvaluationMode():
             exported = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
             traced = exported.run_decompositions({}).module(check_guards=False)
     except Exception as error:  # torch.export raises many types; each means the same to the user
@@ -71,7 +68,9 @@ def capture(model: nn.Module, spec: InputSpec) -> fx.GraphModule:
     for node in list(graph.nodes):
         _normalize(graph, node)
     _drop_unread(graph_module)
+    _bring_rows_first(graph_module, computed)
     _own_parameters(graph_module, computed)
+    _store_as_real(graph_module)
     _drop_unread(graph_module)
     graph.lint()
     graph_module.recompile()
@@ -213,35 +212,104 @@ def _free_batch_size(node: fx.Node) -> None:
     node.args = (source, sizes, *node.args[2:])
 
 
-def _own_parameters(graph_module: fx.GraphModule, computed: set[str]) -> None:
-    """Give each weight layer and batch norm parameters of its own, copying shared ones.
+def _bring_rows_first(graph_module: fx.GraphModule, computed: set[str]) -> None:
+    """Rewrite the operations whose weight does not have its output channels first."""
+    graph = graph_module.graph
+    weights = {n: get_tensor(graph_module, str(n.target)) for n in graph.nodes if n.op == "get_attr"}
+    for node in list(graph.nodes):
+        found = rows_first(node, weights)
+        if found is None:
+            continue
+        old, new = found
+        key = str(old.target)
+        if len(old.users) > 1:
+            key = _free_key(key, set(named_tensors(graph_module)))
+        set_tensor(graph_module, key, new.rows)
+        is_bias = isinstance(new.bias, fx.Node) and new.bias in weights and weights[new.bias].dim() == 1
+        as_argument = is_bias and new.target is aten.linear.default
+        with graph.inserting_before(node):
+            rows = graph.get_attr(key)
+            rest = (*new.rest, new.bias) if as_argument else new.rest
+            result = graph.call_function(new.target, (new.source, rows, *rest))
+            if new.bias is not None and not as_argument:
+                product = result
+                product.meta = dict(node.meta)
+                result = graph.call_function(aten.add.Tensor, (product, new.bias))
+        rows.meta, result.meta = dict(old.meta), dict(node.meta)
+        node.replace_all_uses_with(result)
+        graph.erase_node(node)
+        if not old.users:
+            graph.erase_node(old)
+        weights[rows] = new.rows
 
-    Weights in `computed` are named after their layer, as if they were its parameters.
+
+def _own_parameters(graph_module: fx.GraphModule, computed: set[str]) -> None:
+    """Give each weight layer and batch norm parameters of its own, copying those that another node reads too.
+
+    The first weight layer keeps the name. Weights in `computed` are named after their layer, as if they were its
+    parameters.
     """
     graph = graph_module.graph
     taken: set[str] = set()
+    owned: set[fx.Node] = set()
     for node in list(graph.nodes):
-        if node.op != "call_function" or node.target not in (*WEIGHT_LAYERS, aten.batch_norm.default):
+        operation = operation_of(node)
+        if operation is not None:
+            leaves = {operation.weight: "weight"}
+            if operation.bias is not None:
+                leaves[operation.bias] = "bias"
+        elif node.target is aten.batch_norm.default:
+            leaves = {1: "weight", 2: "bias", 3: "running_mean", 4: "running_var"}
+        else:
             continue
         args = list(node.args)
-        for index in range(1, min(len(args), 5)):
-            attribute = args[index]
+        for index, leaf in leaves.items():
+            attribute = args[index] if index < len(args) else None
             if not isinstance(attribute, fx.Node) or attribute.op != "get_attr":
                 continue
             key = str(attribute.target)
-            if key in computed and node.target in WEIGHT_LAYERS:
-                key = ".".join((*node.meta["modules"][-1:], ("weight", "bias")[index - 1]))
+            if key in computed and operation is not None:
+                key = ".".join((*node.meta["modules"][-1:], leaf))
                 taken |= {key} & set(named_tensors(graph_module))
             if key in taken:
-                owner, _, leaf = key.rpartition(".")
-                count = 1
-                while (key := ".".join(filter(None, (owner, f"reuse{count}", leaf)))) in taken:
-                    count += 1
+                key = _free_key(key, taken)
             if key != attribute.target:
                 set_tensor(graph_module, key, get_tensor(graph_module, str(attribute.target)).clone())
             taken.add(key)
             with graph.inserting_before(node):
                 own = graph.get_attr(key)
             own.meta = dict(attribute.meta)
+            owned.add(own)
             args[index] = own
         node.args = tuple(args)
+    for node in list(graph.nodes):
+        if node.op == "get_attr" and node not in owned and node.users and str(node.target) in taken:
+            key = _free_key(str(node.target), taken | set(named_tensors(graph_module)))
+            set_tensor(graph_module, key, get_tensor(graph_module, str(node.target)).clone())
+            node.target = key
+
+
+def _free_key(key: str, taken: set[str]) -> str:
+    """A name beside `key` that is not taken: ``conv.reuse1.weight`` for ``conv.weight``."""
+    owner, _, leaf = key.rpartition(".")
+    count = 1
+    while (free := ".".join(filter(None, (owner, f"reuse{count}", leaf)))) in taken:
+        count += 1
+    return free
+
+
+def _store_as_real(graph_module: fx.GraphModule) -> None:
+    """Keep complex constants as pairs of real numbers, which files and other arithmetic can hold."""
+    graph = graph_module.graph
+    for node in list(graph.nodes):
+        if node.op != "get_attr":
+            continue
+        value = get_tensor(graph_module, str(node.target))
+        if not value.is_complex():
+            continue
+        if value.numel():
+            set_tensor(graph_module, str(node.target), torch.view_as_real(value.resolve_conj()).contiguous())
+        with graph.inserting_after(node):
+            joined = graph.call_function(aten.view_as_complex.default, (node,))
+        joined.meta = dict(node.meta)
+        node.replace_all_uses_with(joined, delete_user_cb=lambda user, own=joined: user is not own)

@@ -11,7 +11,7 @@ def data_nodes(graph_module: fx.GraphModule) -> list[fx.Node]:
 
 
 def cut_points(graph_module: fx.GraphModule) -> list[int]:
-    """Indices i into `data_nodes` such that after node i only node i's value is still needed.
+    """Indices i into `data_nodes` such that after node i only node i's value is still needed, a row per image.
 
     The placeholder (index 0) and the last node are always among them.
     """
@@ -26,6 +26,14 @@ def cut_points(graph_module: fx.GraphModule) -> list[int]:
     alive: set[int] = set()
     for i, node in enumerate(nodes):
         alive = {j for j in alive if last_use[j] > i} | ({i} if last_use[i] > i else set())
-        if alive == {i} and isinstance(node.meta.get("val"), Tensor):
+        if alive == {i} and _has_a_row_per_image(node, nodes[0]):
             cuts.append(i)
     return cuts
+
+
+def _has_a_row_per_image(node: fx.Node, images: fx.Node) -> bool:
+    """True if a node's value is a tensor whose first dimension is the batch, and not, say, patches of it."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or not value.dim():
+        return False
+    return bool(value.shape[0] == images.meta["val"].shape[0])

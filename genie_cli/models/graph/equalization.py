@@ -23,7 +23,7 @@ from torch import Tensor, fx
 
 from genie_cli.models.graph.capture import aten
 from genie_cli.models.graph.folding import FoldedGraph
-from genie_cli.models.graph.layers import WeightLayer, weight_layers
+from genie_cli.models.graph.layers import WeightLayer, input_axis, output_axis, weight_layers
 from genie_cli.models.graph.tensors import get_tensor, set_tensor
 
 CHANNEL_CLIPS = "channel_clips"
@@ -150,23 +150,6 @@ def layer_pairs(graph_module: fx.GraphModule) -> list[LayerPair]:
     by_node = {layer.node: layer for layer in layers}
     pairs = (_pair_of(graph_module, layer, by_node) for layer in layers)
     return [pair for pair in pairs if pair is not None]
-
-
-def output_axis(graph_module: fx.GraphModule, layer: WeightLayer) -> int | None:
-    """The axis of the channels in the layer's output; None for an output without a batch dimension."""
-    return _channel_axis(graph_module, layer, layer.node)
-
-
-def input_axis(graph_module: fx.GraphModule, layer: WeightLayer) -> int | None:
-    """The axis of the channels in the layer's input; None for an input without a batch dimension."""
-    return _channel_axis(graph_module, layer, layer.node.args[0])
-
-
-def _channel_axis(graph_module: fx.GraphModule, layer: WeightLayer, tensor: Any) -> int | None:
-    num_dims = int(tensor.meta["val"].dim())
-    if layer.kind == "linear":
-        return num_dims - 1
-    return 1 if num_dims == get_tensor(graph_module, layer.weight_key).dim() else None
 
 
 def follow_channels(node: fx.Node, axis: int) -> tuple[int, int] | None:

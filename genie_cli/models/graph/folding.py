@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx
 
 from genie_cli.errors import InputError
 from genie_cli.models.graph.batch_norm import BatchNormSite, batch_norm_sites
-from genie_cli.models.graph.layers import WeightLayer, weight_layers
+from genie_cli.models.graph.equivalence import Reference
+from genie_cli.models.graph.layers import WeightLayer, output_axis, weight_layers
 from genie_cli.models.graph.tensors import delete_tensor, get_tensor, named_tensors, set_tensor
 
 
@@ -22,31 +24,63 @@ class FoldedGraph:
         graph: the new graph module; the given one is left as it was.
         multipliers: a layer with a folded batch norm -> ``[O]``, folded weight / checkpoint weight.
         unfolded: batch norms that stay in the graph -> the reason.
+        error: distance of the new graph's answers from the module's own; None: not compared.
     """
 
     graph: fx.GraphModule
     multipliers: dict[str, Tensor]
     unfolded: dict[str, str]
+    error: float | None = None
 
 
-def fold_batch_norms(graph_module: fx.GraphModule) -> FoldedGraph:
+def fold_batch_norms(
+    graph_module: fx.GraphModule, reference: Reference | None = None, keep: Collection[str] = ()
+) -> FoldedGraph:
     """Fold each batch norm that is the only reader of a weight layer: ``w' = k w, b' = k b + c``.
 
     The products are taken in float64 and stored in the weight's dtype.
 
+    Args:
+        graph_module: the captured graph.
+        reference: the module's own answers. A fold that moves the graph's answers from them is undone and named.
+        keep: names of batch norms that stay, as where a stored network is put together again.
+
     Raises:
         InputError: a folded weight is not finite (broken running statistics).
     """
+    reasons = dict.fromkeys(keep, "it was kept when the network was quantized")
+    folded = _fold_all(graph_module, reasons)
+    if reference is None:
+        return folded
+    error = reference.distance(folded.graph)
+    if not reference.holds(error):
+        sites = [site.name for site in batch_norm_sites(graph_module) if site.name not in folded.unfolded]
+        for name in sites:
+            others = {other: "" for other in sites if other != name}
+            distance = reference.distance(_fold_all(graph_module, {**reasons, **others}).graph)
+            if not reference.holds(distance):
+                reasons[name] = f"folding it moves the network's output by {distance:.2g} of its size"
+        folded = _fold_all(graph_module, reasons)
+        error = reference.distance(folded.graph)
+    return replace(folded, error=error)
+
+
+def _fold_all(graph_module: fx.GraphModule, keep: Mapping[str, str]) -> FoldedGraph:
+    """Fold what can be, but for the batch norms in `keep` (name -> reason)."""
     folded = copy.deepcopy(graph_module)
     layers = {layer.node: layer for layer in weight_layers(folded)}
     multipliers: dict[str, Tensor] = {}
     unfolded: dict[str, str] = {}
     for site in batch_norm_sites(folded):
         layer = layers.get(site.source)
-        if layer is None:
-            unfolded[site.name] = f"it follows {_describe(site.source)}, not a convolution or linear layer"
+        if site.name in keep:
+            unfolded[site.name] = keep[site.name]
+        elif layer is None:
+            unfolded[site.name] = f"it follows {_describe(site.source)}, not a layer with a weight"
         elif len(site.source.users) > 1:
             unfolded[site.name] = f"{layer.name} has {len(site.source.users)} readers"
+        elif output_axis(folded, layer) != 1 or layer.operation.bias is None:
+            unfolded[site.name] = f"its channels are not the output channels of {layer.name}"
         else:
             multipliers[layer.name] = _fold(folded, site, layer)
     folded.graph.eliminate_dead_code()
@@ -69,7 +103,7 @@ def _fold(graph_module: fx.GraphModule, site: BatchNormSite, layer: WeightLayer)
     if layer.bias_key is None:
         with graph_module.graph.inserting_before(layer.node):
             bias_node = graph_module.graph.get_attr(bias_key)
-        layer.node.args = (*layer.node.args[:2], bias_node, *layer.node.args[3:])
+        layer.read_bias_from(bias_node)
     keys = site.keys
     site.node.replace_all_uses_with(layer.node)
     graph_module.graph.erase_node(site.node)

@@ -3,64 +3,108 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import fx
 
-from genie_cli.models.graph.capture import WEIGHT_LAYERS, aten
-
-_KINDS: dict[Any, str] = {aten.linear.default: "linear", aten.conv1d.default: "conv1d", aten.conv3d.default: "conv3d"}
+from genie_cli.models.graph.operations import WeightOperation, operation_of
+from genie_cli.models.graph.tensors import get_tensor
 
 
 @dataclass(frozen=True)
 class WeightLayer:
-    """A convolution or linear node.
+    """A node that computes with a stored weight: a convolution, a linear layer, a product with a parameter.
 
     Attributes:
         name: path of the layer, the weight's key without its last part, e.g. ``layer1.0.conv1``.
         node: the node that computes it.
+        operation: its kind, and the places of its arguments.
         weight_key: key of its weight ``[O, ...]``.
         bias_key: key of its bias ``[O]``, or None.
     """
 
     name: str
     node: fx.Node
+    operation: WeightOperation
     weight_key: str
     bias_key: str | None
 
     @property
     def kind(self) -> str:
-        """``conv2d``, ``linear``, ..."""
-        return _KINDS.get(self.node.target, "conv2d")
+        """The name that people know: ``conv2d``, ``linear``, ..."""
+        return self.operation.kind
+
+    @property
+    def sources(self) -> tuple[fx.Node, ...]:
+        """The nodes whose values it reads, weight and bias apart."""
+        nodes = tuple(self.node.args[place] for place in self.operation.inputs)
+        assert all(isinstance(node, fx.Node) for node in nodes)
+        return nodes  # type: ignore[return-value]
 
     @property
     def stride(self) -> tuple[int, ...]:
-        """Strides of a convolution; empty for a linear layer and where they are 1."""
-        if self.kind == "linear" or len(self.node.args) < 4:
-            return ()
-        stride = self.node.args[3]
-        assert isinstance(stride, list | tuple)
-        return tuple(int(s) for s in stride)  # type: ignore[arg-type]
+        """Strides of a convolution; empty where it has none to say."""
+        stride = self._argument(self.operation.stride)
+        return tuple(int(s) for s in stride) if isinstance(stride, list | tuple) else ()
+
+    @property
+    def is_strided_convolution(self) -> bool:
+        """True for a convolution that leaves positions of its input out."""
+        return self.kind in ("conv1d", "conv2d", "conv3d") and any(stride != 1 for stride in self.stride)
 
     @property
     def groups(self) -> int:
         """Groups of a convolution; equal to the input channels where it is depthwise."""
-        return int(self.node.args[6]) if self.kind != "linear" and len(self.node.args) > 6 else 1  # type: ignore[arg-type]
+        groups = self._argument(self.operation.groups)
+        return int(groups) if isinstance(groups, int) else 1
+
+    def read_weight_from(self, node: fx.Node) -> None:
+        """Let it read its weight from another node."""
+        self.node.update_arg(self.operation.weight, node)
+
+    def read_bias_from(self, node: fx.Node) -> None:
+        """Let it read a bias from a node, where it had none before too."""
+        assert self.operation.bias is not None
+        args = [*self.node.args, *[None] * (self.operation.bias + 1 - len(self.node.args))]
+        args[self.operation.bias] = node
+        self.node.args = tuple(args)
+
+    def _argument(self, place: int | None) -> object:
+        return self.node.args[place] if place is not None and len(self.node.args) > place else None
 
 
 def weight_layers(graph_module: fx.GraphModule) -> list[WeightLayer]:
     """The weight layers in data-flow order."""
     layers: list[WeightLayer] = []
     for node in graph_module.graph.nodes:
-        if node.op != "call_function" or node.target not in WEIGHT_LAYERS:
+        operation = operation_of(node)
+        if operation is None:
             continue
-        weight = node.args[1]
+        weight = node.args[operation.weight]
         if not isinstance(weight, fx.Node) or weight.op != "get_attr":
-            continue  # a product of two activations has no stored weight to quantize
-        bias = node.args[2] if len(node.args) > 2 else None
+            continue  # a product of two activations: nothing stored to quantize
+        has_bias = operation.bias is not None and len(node.args) > operation.bias
+        bias = node.args[operation.bias] if has_bias and operation.bias is not None else None
         key = str(weight.target)
         name, _, leaf = key.rpartition(".")
         if leaf != "weight" or not name:
             name = key
-        layers.append(WeightLayer(name, node, key, str(bias.target) if isinstance(bias, fx.Node) else None))
+        bias_key = str(bias.target) if isinstance(bias, fx.Node) and bias.op == "get_attr" else None
+        layers.append(WeightLayer(name, node, operation, key, bias_key))
     return layers
+
+
+def output_axis(graph_module: fx.GraphModule, layer: WeightLayer) -> int | None:
+    """The dimension of the layer's output that holds the channels; None where there is no such one, or no batch."""
+    return _channel_axis(graph_module, layer, layer.node)
+
+
+def input_axis(graph_module: fx.GraphModule, layer: WeightLayer) -> int | None:
+    """The dimension of the layer's input that holds the channels; None where there is no such one, or no batch."""
+    return _channel_axis(graph_module, layer, layer.sources[0]) if len(layer.sources) == 1 else None
+
+
+def _channel_axis(graph_module: fx.GraphModule, layer: WeightLayer, tensor: fx.Node) -> int | None:
+    num_dims, axis = int(tensor.meta["val"].dim()), layer.operation.channels
+    if axis == 1 and num_dims != get_tensor(graph_module, layer.weight_key).dim():
+        return None  # a convolution of a single image
+    return None if axis is None else axis % num_dims

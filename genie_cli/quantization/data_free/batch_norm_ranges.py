@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from genie_cli.models.graph.batch_norm import BatchNormSite, batch_norm_sites
 from genie_cli.models.graph.capture import aten
 from genie_cli.models.graph.cuts import data_nodes
-from genie_cli.models.graph.equalization import channel_bounds, clip_bounds, follow_channels, output_axis, zero_padding
-from genie_cli.models.graph.layers import weight_layers
+from genie_cli.models.graph.equalization import channel_bounds, clip_bounds, follow_channels, zero_padding
+from genie_cli.models.graph.layers import output_axis, weight_layers
 from genie_cli.models.graph.tensors import get_tensor
 
 NUM_SIGMAS = 6.0

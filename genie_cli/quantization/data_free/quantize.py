@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from genie_cli.errors import InputError
-from genie_cli.models.graph.equalization import input_axis
-from genie_cli.models.graph.layers import weight_layers
+from genie_cli.models.graph.layers import input_axis, weight_layers
 from genie_cli.models.graph.tensors import get_tensor, set_tensor
 from genie_cli.models.teacher import Teacher
 from genie_cli.quantization.data_free.batch_norm_ranges import (
@@ -64,16 +63,15 @@ def quantize_without_images(teacher: Teacher, plan: QuantizationPlan, report: Re
         format = weight_format(plan.bits.weights[layer.name])
         grid = weight_grid(weight, format, plan.config.weight_range)
         weights[layer.name] = IntegerWeight.nearest(weight, *grid, format)
-        source = layer.node.args[0]
-        assert isinstance(source, fx.Node)
-        inputs = statistics.get(source.name)
-        if inputs is not None and inputs.axis == input_axis(graph, layer) and layer.bias_key is not None:
+        inputs = statistics.get(layer.sources[0].name)
+        is_plain = layer.kind in ("linear", "conv1d", "conv2d", "conv3d")  # each output sees the whole kernel
+        if inputs is not None and is_plain and inputs.axis == input_axis(graph, layer) and layer.bias_key is not None:
             bias = get_tensor(graph, layer.bias_key)
             shift = expected_shift(weights[layer.name]() - weight, inputs.channels.mean, layer.groups)
             set_tensor(graph, layer.bias_key, (bias.double() - shift).to(bias.dtype))
         report(Advanced(STAGE, done, layer.name))
     report(StageFinished(STAGE))
-    return QuantizedNetwork(plan, weights, activations, (), {})
+    return QuantizedNetwork(plan, weights, activations, (), {}, None)
 
 
 def expected_shift(error: Tensor, mean: Tensor, groups: int) -> Tensor:

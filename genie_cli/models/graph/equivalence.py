@@ -1,0 +1,145 @@
+"""Checks that a rewritten network computes what the user's own module computes.
+
+Two images are passed through both, in float64 where both can run in it. A rewrite that does not hold is undone or
+refused, never kept in silence.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from genie_cli.config import InputSpec
+from genie_cli.errors import InputError
+from genie_cli.models.evaluation_mode import EvaluationMode
+
+BOUND = 1e-4
+"""Relative distance that a rewrite may add: weights are stored in float32."""
+_OF_ITS_OWN = 10.0
+"""The bound is at least so many times what the module itself changes under another batch size."""
+_CALL_BOUND, _BATCH_BOUND = 1e-5, 1e-2
+"""Relative distance between two calls, and between batch sizes, from which a network does not agree with itself."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The answers of a module, to compare with.
+
+    Attributes:
+        images: ``[2, C, H, W]``, pixels in their range, normalised.
+        outputs: the tensors that it returns for them.
+        dtype: arithmetic of the answers.
+        bound: relative distance up to which a rewrite holds.
+    """
+
+    images: Tensor
+    outputs: tuple[Tensor, ...]
+    dtype: torch.dtype
+    bound: float
+
+    def distance(self, network: nn.Module) -> float:
+        """How far a network's answers are: the largest difference over the largest magnitude; infinite for other NaNs.
+
+        In float64 where this and the network can run in it, else in float32.
+        """
+        for dtype in dict.fromkeys((self.dtype, torch.float32)):
+            try:
+                found = _answers(network, self.images, dtype)
+            except Exception:  # a constant of another type, an operation without a float64 kernel
+                if dtype == torch.float32:
+                    raise
+                continue
+            return relative_distance(found, self.outputs)
+        raise AssertionError("float32 is always tried")
+
+    def holds(self, distance: float) -> bool:
+        """True if a rewrite at this distance may stay."""
+        return distance <= self.bound
+
+
+def make_reference(module: nn.Module, spec: InputSpec) -> tuple[Reference, list[str]]:
+    """The answers of a module in evaluation mode, and notes for the user.
+
+    Raises:
+        InputError: the module does not agree with itself, from call to call or from one batch size to another.
+    """
+    images = probe_images(spec)
+    mode = EvaluationMode()
+    with mode:
+        try:
+            dtype, outputs = torch.float64, _answers(module, images, torch.float64)
+        except Exception:  # whatever a user's module raises in float64, float32 is what it was written in
+            dtype, outputs = torch.float32, _answers(module, images, torch.float32)
+        again = _answers(module, images, dtype)
+        alone = [_answers(module, image.unsqueeze(0), dtype) for image in images]
+    if not outputs:
+        raise InputError("The network returns no tensor: nothing can be quantized.")
+    if relative_distance(again, outputs) > _CALL_BOUND:
+        raise InputError(
+            "The network answers the same images otherwise from call to call, so that it draws at random in evaluation "
+            "mode: take that out of forward(), or make it depend on self.training."
+        )
+    joined = tuple(torch.cat(parts) for parts in zip(*alone, strict=True)) if _have_rows(outputs) else outputs
+    own = relative_distance(joined, outputs)
+    if own > _BATCH_BOUND:
+        raise InputError(
+            f"The network's answer to an image depends on the other images of its batch{_batch_statistics(module)}: "
+            "its accuracy would depend on --batch-size. Use layers with running statistics, or another normalisation."
+        )
+    notes = []
+    if mode.found:
+        notes.append(
+            f"the network leaves {', '.join(sorted(mode.found))} on in evaluation mode: taken out, as evaluation means."
+        )
+    return Reference(images, outputs, dtype, max(BOUND, _OF_ITS_OWN * own)), notes
+
+
+def probe_images(spec: InputSpec) -> Tensor:
+    """Two fixed images ``[2, C, H, W]`` of pixels in 0..1, normalised as the network takes them, float32."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand(2, spec.num_channels, spec.size, spec.size, generator=generator)
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (spec.mean, spec.std))
+    return (pixels - mean) / std
+
+
+def relative_distance(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    """The largest difference over the largest magnitude of all outputs; infinite where NaN or infinity is elsewhere."""
+    largest = 0.0
+    if len(found) != len(wanted):
+        return float("inf")
+    for one, other in zip(found, wanted, strict=True):
+        if one.shape != other.shape:
+            return float("inf")
+        one, other = one.double(), other.double()
+        finite = other.isfinite()
+        if bool((one.isfinite() != finite).any()):
+            return float("inf")
+        if not bool(finite.any()):
+            continue
+        difference = float((one - other)[finite].abs().max())
+        magnitude = float(other[finite].abs().max())
+        largest = max(largest, difference / max(magnitude, 1e-12))
+    return largest
+
+
+@torch.no_grad()
+def _answers(network: nn.Module, images: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """The tensors that a copy of the network in `dtype` returns, on the CPU."""
+    own = network if dtype == torch.float32 else copy.deepcopy(network).to(dtype)
+    outputs = own(images.to(dtype))
+    return tuple(leaf.detach() for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor))
+
+
+def _have_rows(outputs: Sequence[Tensor]) -> bool:
+    return all(output.dim() and len(output) == 2 for output in outputs)
+
+
+def _batch_statistics(module: nn.Module) -> str:
+    """The batch norms that have no running statistics, in words."""
+    names = [name for name, part in module.named_modules() if getattr(part, "track_running_stats", True) is False]
+    return f" (batch statistics in {', '.join(names[:3])})" if names else ""
