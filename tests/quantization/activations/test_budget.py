@@ -12,9 +12,10 @@ from genie_cli.errors import UsageError
 from genie_cli.models.graph.cuts import data_nodes
 from genie_cli.models.graph.folding import fold_batch_norms
 from genie_cli.models.teacher import Teacher
-from genie_cli.quantization.memory_budget import _working_set, activation_budget, rows_at_once
+from genie_cli.quantization.activations.budget import _working_set, activation_budget
 from genie_cli.quantization.quantize import QuantizedNetwork
-from genie_cli.quantization.units import reconstruction_units
+from genie_cli.quantization.units.partition import reconstruction_units
+from genie_cli.quantization.units.unit_graph import rows_at_once
 from tests.support import CPU, stages
 from tests.support.networks import digit_images
 

@@ -11,17 +11,12 @@ from typing import Any
 
 import pytest
 
-from genie_cli.artifacts.atomic import (
-    FOLDER_FILES,
-    atomic_write_bytes,
-    atomic_write_folder,
-    atomic_write_text,
-    check_writable,
-)
 from genie_cli.errors import InputError
+from genie_cli.runtime.atomic import atomic_write_bytes, atomic_write_folder, atomic_write_text, check_writable
 
 OLD = {"weights.safetensors": b"old weights", "metrics.json": b"{}"}
-NEW = {"weights.safetensors": b"new weights", "step_sizes.safetensors": b"steps"}
+NEW = {"weights.safetensors": b"new weights", "step_sizes.safetensors": b"steps", "metrics.json": b"[]"}
+FILES = tuple(NEW)
 
 
 def names(folder: Path) -> list[str]:
@@ -166,14 +161,14 @@ def test_a_device_is_not_replaced() -> None:
 
 @pytest.mark.parametrize("folder", [False, True])
 def test_check_passes_and_leaves_nothing(tmp_path: Path, folder: bool) -> None:
-    check_writable(tmp_path / "new", folder=folder)
+    check_writable(tmp_path / "new", FILES if folder else ())
     assert names(tmp_path) == []
 
 
 def test_check_lets_our_own_results_be_replaced(tmp_path: Path) -> None:
-    atomic_write_folder(tmp_path / "quantized", dict.fromkeys(FOLDER_FILES, b""))
+    atomic_write_folder(tmp_path / "quantized", dict.fromkeys(FILES, b""))
     (tmp_path / "images.safetensors").write_bytes(b"old")
-    check_writable(tmp_path / "quantized", folder=True)
+    check_writable(tmp_path / "quantized", FILES)
     check_writable(tmp_path / "images.safetensors")
     assert (tmp_path / "images.safetensors").read_bytes() == b"old"
 
@@ -182,7 +177,7 @@ def test_check_lets_our_own_results_be_replaced(tmp_path: Path) -> None:
 def test_check_names_a_missing_parent(tmp_path: Path, folder: bool) -> None:
     out = tmp_path / "absent" / "out"
     with pytest.raises(InputError) as caught:
-        check_writable(out, folder=folder)
+        check_writable(out, FILES if folder else ())
     assert str(caught.value) == (f"Output folder {out.parent} does not exist: create it or choose another --out.")
 
 
@@ -191,7 +186,7 @@ def test_check_refuses_a_folder_for_a_file_and_the_reverse(tmp_path: Path) -> No
     with pytest.raises(InputError, match="is a folder, and a file is to be written"):
         check_writable(tmp_path)
     with pytest.raises(InputError, match="is a file, and a folder is to be written"):
-        check_writable(tmp_path / "file", folder=True)
+        check_writable(tmp_path / "file", FILES)
     with pytest.raises(InputError, match="does not exist"):
         check_writable(tmp_path / "file" / "below")
 
@@ -200,15 +195,15 @@ def test_check_refuses_a_folder_with_other_files(tmp_path: Path) -> None:
     atomic_write_folder(tmp_path / "quantized", OLD)
     (tmp_path / "quantized" / "thesis.tex").write_bytes(b"")
     with pytest.raises(InputError, match=r"did not write \(thesis\.tex\)"):
-        check_writable(tmp_path / "quantized", folder=True)
+        check_writable(tmp_path / "quantized", FILES)
 
 
 @pytest.mark.parametrize("name", [".", "absent/..", ""])
 def test_check_refuses_the_current_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="current folder"):
-        check_writable(Path(name), folder=True)
-    check_writable(Path("quantized"), folder=True)
+        check_writable(Path(name), FILES)
+    check_writable(Path("quantized"), FILES)
     check_writable(Path("images.safetensors"))
 
 
@@ -231,7 +226,7 @@ def test_check_sees_a_folder_without_permission(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b"], ids=["long", "nul"])
 def test_check_refuses_impossible_names(tmp_path: Path, name: str, folder: bool) -> None:
     with pytest.raises(InputError, match="cannot be written"):
-        check_writable(tmp_path / name, folder=folder)
+        check_writable(tmp_path / name, FILES if folder else ())
 
 
 def test_a_failure_to_clean_up_does_not_fail_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,4 +239,4 @@ def test_a_failure_to_clean_up_does_not_fail_the_run(tmp_path: Path, monkeypatch
 
 def test_a_mount_point_is_not_replaced() -> None:
     with pytest.raises(InputError, match="mount point"):
-        check_writable(Path("/"), folder=True)
+        check_writable(Path("/"), FILES)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from genie_cli.artifacts.lock import is_locked, locked
-from genie_cli.artifacts.work_folder import ROOT
 from genie_cli.errors import InputError
+from genie_cli.work.folder import ROOT
+from genie_cli.work.lock import is_locked, locked
 
 fcntl = pytest.importorskip("fcntl")
 

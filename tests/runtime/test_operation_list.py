@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genie_cli.runtime.recording import Recording
+from genie_cli.runtime.operation_list import Recording
 
 
 def test_a_recorded_descent_goes_on_in_closed_form():

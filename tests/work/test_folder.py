@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from genie_cli.artifacts.work_folder import NO_WORK, ROOT, WorkFolder, find_work_folders, open_work_folder
 from genie_cli.errors import InputError
+from genie_cli.runtime.distribution import SOLO
+from genie_cli.runtime.work import NO_WORK, Saved
+from genie_cli.work.folder import ROOT, WorkFolder, find_work_folders, open_work_folder
 
 STATE = {"x": torch.arange(6.0), "counts": torch.tensor([2**40])}
 
@@ -31,11 +33,11 @@ def test_what_determines_the_result_names_the_folder(tmp_path: Path) -> None:
 def test_parts_and_checkpoints_come_back_until_the_run_is_started_anew(tmp_path: Path) -> None:
     out = tmp_path / "out"
     work = open_work_folder(out, {})
-    assert work.part("unit0") is None and work.checkpoint("unit1") is None
-    work.finish("unit0", STATE, {"loss": 0.5})
-    work.save_checkpoint("unit1", STATE, {"step": 3})
+    assert work.part("unit0") is None and work.checkpoint("unit1", SOLO) is None
+    work.finish("unit0", Saved(STATE, {"loss": 0.5}))
+    work.save_checkpoint("unit1", Saved(STATE, {"step": 3}), SOLO)
     again = open_work_folder(out, {})
-    for saved, facts in ((again.part("unit0"), {"loss": 0.5}), (again.checkpoint("unit1"), {"step": 3})):
+    for saved, facts in ((again.part("unit0"), {"loss": 0.5}), (again.checkpoint("unit1", SOLO), {"step": 3})):
         assert saved is not None and saved.facts == facts
         assert saved.tensors.keys() == STATE.keys()
         assert all(torch.equal(saved.tensors[name], tensor) for name, tensor in STATE.items())
@@ -50,17 +52,17 @@ def test_parts_and_checkpoints_come_back_until_the_run_is_started_anew(tmp_path:
 def test_a_part_takes_the_place_of_its_checkpoints(tmp_path: Path) -> None:
     work = open_work_folder(tmp_path / "out", {})
     for step in (1, 2):
-        work.save_checkpoint("unit0", STATE, {"step": step})
-    work.save_checkpoint("unit0.float32", STATE, {"step": 1})
-    work.save_checkpoint("unit01", STATE, {"step": 1})
-    work.finish("unit0", STATE, {})
+        work.save_checkpoint("unit0", Saved(STATE, {"step": step}), SOLO)
+    work.save_checkpoint("unit0.float32", Saved(STATE, {"step": 1}), SOLO)
+    work.save_checkpoint("unit01", Saved(STATE, {"step": 1}), SOLO)
+    work.finish("unit0", Saved(STATE, {}))
     assert sorted(file.name for file in work.path.iterdir()) == ["about.json", "unit0.part", "unit01.checkpoint0"]
 
 
 @pytest.mark.parametrize("place", [-1, -30, 12])
 def test_a_part_with_a_flipped_bit_counts_as_not_there(tmp_path: Path, place: int) -> None:
     work = open_work_folder(tmp_path / "out", {})
-    work.finish("unit0", STATE, {"loss": 0.5})
+    work.finish("unit0", Saved(STATE, {"loss": 0.5}))
     file = work.path / "unit0.part"
     content = bytearray(file.read_bytes())
     content[place] ^= 1
@@ -70,7 +72,7 @@ def test_a_part_with_a_flipped_bit_counts_as_not_there(tmp_path: Path, place: in
 
 def test_a_part_whose_facts_were_changed_counts_as_not_there(tmp_path: Path) -> None:
     work = open_work_folder(tmp_path / "out", {})
-    work.finish("unit0", STATE, {"loss": 0.5})
+    work.finish("unit0", Saved(STATE, {"loss": 0.5}))
     file = work.path / "unit0.part"
     file.write_bytes(file.read_bytes().replace(b"0.5", b"0.6"))
     assert work.part("unit0") is None
@@ -84,7 +86,7 @@ def test_a_folder_that_cannot_be_made_says_why(tmp_path: Path) -> None:
 
 def test_the_root_stays_while_a_neighbour_needs_it(tmp_path: Path) -> None:
     one, other = (open_work_folder(tmp_path / name, {}) for name in ("one", "other"))
-    one.finish("unit0", STATE, {})
+    one.finish("unit0", Saved(STATE, {}))
     one.remove()
     assert not one.path.exists() and other.path.exists()
     other.remove()
@@ -116,28 +118,32 @@ def test_a_folder_that_cannot_say_what_it_is_for_is_found_too(tmp_path: Path, co
 
 
 def test_nothing_is_kept_without_a_folder() -> None:
-    NO_WORK.finish("unit0", STATE, {})
-    NO_WORK.save_checkpoint("unit0", STATE, {"step": 1})
-    assert (NO_WORK.part("unit0"), NO_WORK.checkpoint("unit0"), NO_WORK.is_due("unit0")) == (None, None, False)
+    NO_WORK.finish("unit0", Saved(STATE, {}))
+    NO_WORK.save_checkpoint("unit0", Saved(STATE, {"step": 1}), SOLO)
+    assert (NO_WORK.part("unit0"), NO_WORK.checkpoint("unit0", SOLO), NO_WORK.is_due("unit0", SOLO)) == (
+        None,
+        None,
+        False,
+    )
 
 
 @pytest.mark.parametrize(("interval", "is_due"), [(0, True), (1e9, False)])
 def test_a_checkpoint_is_due_after_the_interval(tmp_path: Path, interval: float, is_due: bool) -> None:
-    assert WorkFolder(tmp_path, interval).is_due("unit0") == is_due
+    assert WorkFolder(tmp_path, interval).is_due("unit0", SOLO) == is_due
 
 
 def test_parts_that_are_worked_on_in_turns_keep_states_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     now = [0.0]
-    monkeypatch.setattr("genie_cli.artifacts.work_folder.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("genie_cli.work.folder.time.monotonic", lambda: now[0])
     work = WorkFolder(tmp_path, interval=10)
-    assert not work.is_due("a") and not work.is_due("b")
+    assert not work.is_due("a", SOLO) and not work.is_due("b", SOLO)
     now[0] = 10.0
-    assert work.is_due("a")
-    work.save_checkpoint("a", STATE, {"step": 1})
-    assert not work.is_due("a") and work.is_due("b")
+    assert work.is_due("a", SOLO)
+    work.save_checkpoint("a", Saved(STATE, {"step": 1}), SOLO)
+    assert not work.is_due("a", SOLO) and work.is_due("b", SOLO)
     for step in (1, 2, 3):
-        work.save_checkpoint("b", STATE, {"step": step})
-    work.save_checkpoint("a", STATE, {"step": 2})
+        work.save_checkpoint("b", Saved(STATE, {"step": step}), SOLO)
+    work.save_checkpoint("a", Saved(STATE, {"step": 2}), SOLO)
     assert {path.name for path in tmp_path.iterdir()} == {f"{n}.checkpoint{slot}" for n in "ab" for slot in (0, 1)}
-    steps = {name: saved.facts["step"] for name in "ab" if (saved := work.checkpoint(name)) is not None}
+    steps = {name: saved.facts["step"] for name in "ab" if (saved := work.checkpoint(name, SOLO)) is not None}
     assert steps == {"a": 2, "b": 3}

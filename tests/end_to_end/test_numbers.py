@@ -20,8 +20,8 @@ from genie_cli.models.teacher import Teacher
 from genie_cli.models.zoo import load_teacher
 from genie_cli.quantization.quantize import QuantizedNetwork
 from genie_cli.runtime.progress import Event, Note
-from genie_cli.synthesis.distill import Synthesis
-from tests.support import batches, intervals, stages, units
+from genie_cli.synthesis.synthesize import Synthesis
+from tests.support import batches, stages, units
 from tests.support.networks import noise
 from tests.support.work import until_done
 
@@ -32,7 +32,6 @@ FAILS_AFTER = 7
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     """Makes one step's loss NaN: in bfloat16 alone, or in float32 too."""
-    intervals.log_every(monkeypatch, 5)
 
     def break_steps(always: bool) -> None:
         def is_bad(steps_done: int, dtype: torch.dtype) -> bool:
@@ -46,12 +45,12 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
 
 def quantize(teacher: Teacher, report: Callable[[Event], None] = lambda event: None, **more: Any) -> QuantizedNetwork:
     config = QuantizeConfig(num_steps=20, batch_size=4, weight_bits=2, activation_bits=4)
-    return stages.quantize(teacher, noise(8), config, dtype=torch.bfloat16, report=report, **more)
+    return stages.quantize(teacher, noise(8), config, dtype=torch.bfloat16, report=report, log_every=5, **more)
 
 
 def synthesize(teacher: Teacher, report: Callable[[Event], None] = lambda event: None, **more: Any) -> Synthesis:
     config = SynthesizeConfig(num_images=4, batch_size=4, num_steps=20)
-    return stages.synthesize(teacher, config, dtype=torch.bfloat16, report=report, **more)
+    return stages.synthesize(teacher, config, dtype=torch.bfloat16, report=report, log_every=5, **more)
 
 
 def numbers(result: QuantizedNetwork | Synthesis) -> list[Tensor]:

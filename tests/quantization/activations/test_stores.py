@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -21,9 +22,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from genie_cli.errors import InputError
-from genie_cli.quantization import activation_store
-from genie_cli.quantization.activation_store import ActivationPool, ActivationStore
-from genie_cli.runtime.progress import Event, Note
+from genie_cli.quantization.activations import file_store, staging
+from genie_cli.quantization.activations import store as store_module
+from genie_cli.quantization.activations.pool import ActivationPool
+from genie_cli.quantization.activations.store import ActivationStore, MemoryStore
+from genie_cli.runtime.progress import Event, Note, silent
 from tests.support import CPU
 
 PLENTY = 1 << 40
@@ -33,14 +36,14 @@ NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 
 def pool_for(place: str, device: torch.device = CPU, folder: Path | None = None) -> ActivationPool:
     """A pool whose stores all lie in one place."""
-    return ActivationPool(device, PLENTY * (place == "device"), PLENTY * (place == "host"), folder)
+    return ActivationPool(device, PLENTY * (place == "device"), PLENTY * (place == "host"), silent, folder)
 
 
 @contextmanager
-def setting(name: str, value: Any) -> Iterator[None]:
+def setting(module: ModuleType, name: str, value: Any) -> Iterator[None]:
     """A module constant changed for one example; hypothesis runs many in one test."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(activation_store, name, value)
+        patch.setattr(module, name, value)
         yield
 
 
@@ -82,7 +85,11 @@ def test_store_is_a_tensor(data: st.DataObject, shape: tuple[int, ...], dtype: t
     positioned = data.draw(st.booleans(), label="positioned")
     n = shape[0]
     oracle = values(shape, dtype)
-    with setting("_CHUNK_BYTES", chunk), setting("_HAS_POSITIONED", positioned), pool_for(place) as pool:
+    with (
+        setting(store_module, "_CHUNK_BYTES", chunk),
+        setting(file_store, "_HAS_POSITIONED", positioned),
+        pool_for(place) as pool,
+    ):
         store = pool.allocate(shape, dtype)
         assert (store.place, store.shape, len(store), store.num_bytes) == (place, shape, n, oracle.nbytes)
         store.write(0, oracle)
@@ -162,7 +169,7 @@ def test_short_reads_and_writes_are_continued(monkeypatch: pytest.MonkeyPatch):
 def test_spill_order_and_accounting(tmp_path: Path):
     """On a device that holds nothing: device, then host, then disk, and back when there is room again."""
     device = torch.device("meta")
-    with ActivationPool(device, 1000, 500, tmp_path) as pool:
+    with ActivationPool(device, 1000, 500, silent, tmp_path) as pool:
         assert pool.in_use == pool.peak == {"device": 0, "host": 0, "disk": 0}
         stores = [pool.allocate((size // 4, 1)) for size in (600, 500, 400, 4)]
         assert [store.place for store in stores] == ["device", "host", "device", "disk"]
@@ -178,7 +185,7 @@ def test_spill_order_and_accounting(tmp_path: Path):
 
 
 def test_cpu_has_no_place_of_a_device():
-    with ActivationPool(CPU, PLENTY, 100) as pool:
+    with ActivationPool(CPU, PLENTY, 100, silent) as pool:
         assert [pool.allocate((25, 1)).place, pool.allocate((1, 1)).place] == ["host", "disk"]
 
 
@@ -186,7 +193,7 @@ def test_cpu_has_no_place_of_a_device():
 @given(st.integers(0, 400), st.lists(st.one_of(st.integers(1, 40), st.just(None)), max_size=20), st.randoms())
 def test_budget_is_never_exceeded(budget: int, actions: list[int | None], random: Any):
     """Allocate (a number of rows) or release a random store (None)."""
-    with ActivationPool(CPU, 0, budget) as pool:
+    with ActivationPool(CPU, 0, budget, silent) as pool:
         held: list[ActivationStore] = []
         peak = 0
         for rows in actions:
@@ -208,7 +215,7 @@ def test_memory_that_is_refused_moves_the_store_to_the_disk(monkeypatch: pytest.
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
     with pool_for("host") as pool:
-        monkeypatch.setattr(activation_store, "_anonymous_memory", refuse)
+        monkeypatch.setattr(store_module, "_anonymous_memory", refuse)
         store = pool.allocate((8, 2))
         monkeypatch.undo()
         assert store.place == "disk" and pool.in_use["host"] == 0
@@ -216,16 +223,16 @@ def test_memory_that_is_refused_moves_the_store_to_the_disk(monkeypatch: pytest.
 
 def test_memory_that_is_refused_moves_the_store_down_level_by_level(monkeypatch: pytest.MonkeyPatch):
     """A level that had no room is not asked again before something is given back, and each move is told once."""
-    make, full = activation_store._MemoryStore.__init__, {"device"}
+    make, full = MemoryStore.__init__, {"device"}
 
-    def init(store: Any, pool: ActivationPool, shape: tuple[int, ...], dtype: torch.dtype, place: Any) -> None:
+    def init(store: Any, shape: tuple[int, ...], dtype: torch.dtype, staging: Any, place: Any) -> None:
         if place in full:
             raise torch.OutOfMemoryError("CUDA out of memory") if place == "device" else MemoryError
-        make(store, pool, shape, dtype, place)
+        make(store, shape, dtype, staging, place)
 
-    monkeypatch.setattr(activation_store._MemoryStore, "__init__", init)
+    monkeypatch.setattr(MemoryStore, "__init__", init)
     events: list[Event] = []
-    with ActivationPool(torch.device("meta"), PLENTY, PLENTY, report=events.append) as pool:
+    with ActivationPool(torch.device("meta"), PLENTY, PLENTY, events.append) as pool:
         assert [pool.allocate((8, 2)).place for _ in range(2)] == ["host", "host"]
         full.add("host")
         assert [pool.allocate((8, 2)).place for _ in range(2)] == ["disk", "disk"]
@@ -259,7 +266,7 @@ def test_released_store_refuses(place: str):
 
 
 def test_closing_releases_everything_and_ends_the_pool():
-    pool = ActivationPool(CPU, 0, 100)
+    pool = ActivationPool(CPU, 0, 100, silent)
     stores = [pool.allocate((20, 1)), pool.allocate((20, 1))]
     pool.close()
     pool.close()
@@ -288,12 +295,12 @@ def test_small_stores_give_their_memory_back_too():
     """glibc's heap would keep all of the 200 MB."""
     code = """
 import psutil, torch
-from genie_cli.quantization.activation_store import ActivationPool
+from genie_cli.quantization.activations.pool import ActivationPool
 
 def resident():
     return psutil.Process().memory_info().rss
 
-pool = ActivationPool(torch.device("cpu"), 0, 1 << 40)
+pool = ActivationPool(torch.device("cpu"), 0, 1 << 40, print)
 row = torch.ones(1, 20 << 17)  # what the first operations load is not counted
 pool.allocate((2, 8)).write(0, row[:, :8].expand(2, -1))
 for size in (20 << 20, 20 << 20, 2 << 20):
@@ -330,14 +337,14 @@ def test_file_has_no_name_while_it_is_used_and_is_closed_after(tmp_path: Path):
 
 def test_file_that_keeps_its_name_goes_on_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """As on systems that do not remove open files."""
-    cleanup = activation_store.tempfile.TemporaryDirectory.cleanup
-    monkeypatch.setattr(activation_store.tempfile.TemporaryDirectory, "cleanup", lambda self: None)
+    cleanup = file_store.tempfile.TemporaryDirectory.cleanup
+    monkeypatch.setattr(file_store.tempfile.TemporaryDirectory, "cleanup", lambda self: None)
     with pool_for("disk", folder=tmp_path) as pool:
         pool.allocate((5, 3))
         (folder,) = tmp_path.iterdir()
         assert folder.name.startswith("genie-") and [file.stat().st_size for file in folder.iterdir()] == [60]
         assert folder.stat().st_mode & 0o077 == 0
-        monkeypatch.setattr(activation_store.tempfile.TemporaryDirectory, "cleanup", cleanup)
+        monkeypatch.setattr(file_store.tempfile.TemporaryDirectory, "cleanup", cleanup)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -374,7 +381,7 @@ def test_free_space_counts_where_the_system_cannot_set_it_aside(
         store = pool.allocate((4, 5))
         store.write(0, torch.ones(4, 5))
         assert store.read(0, 4).eq(1).all()
-        monkeypatch.setattr(activation_store.shutil, "disk_usage", lambda path: type("U", (), {"free": 79}))
+        monkeypatch.setattr(file_store.shutil, "disk_usage", lambda path: type("U", (), {"free": 79}))
         with pytest.raises(InputError, match="80 B of activations, 79 B are free"):
             pool.allocate((4, 5))
 
@@ -404,7 +411,7 @@ def test_disk_that_fails_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_resident_memory_stays_flat_on_disk():
     code = """
 import torch
-from genie_cli.quantization.activation_store import ActivationPool
+from genie_cli.quantization.activations.pool import ActivationPool
 from genie_cli.runtime.memory import peak_memory
 device = torch.device("cpu")
 torch.manual_seed(0)
@@ -424,7 +431,7 @@ def use(n):
     assert store.place == "disk"
     return store.num_bytes
 
-with ActivationPool(device, 0, 0) as pool:
+with ActivationPool(device, 0, 0, print) as pool:
     use(20)
     before = peak_memory(device)["host"]
     size = use(1000)
@@ -440,8 +447,8 @@ def test_killed_run_leaves_nothing(tmp_path: Path):
     code = f"""
 import os, signal, torch
 from pathlib import Path
-from genie_cli.quantization.activation_store import ActivationPool
-pool = ActivationPool(torch.device("cpu"), 0, 0, Path({str(tmp_path)!r}))
+from genie_cli.quantization.activations.pool import ActivationPool
+pool = ActivationPool(torch.device("cpu"), 0, 0, print, Path({str(tmp_path)!r}))
 pool.allocate((100, 100)).write(0, torch.zeros(100, 100))
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -476,8 +483,8 @@ def test_staging_waits_before_it_fills_a_buffer_again(place: str, monkeypatch: p
         pinned.append(num_bytes)
         return torch.empty(num_bytes, dtype=torch.uint8)
 
-    monkeypatch.setattr(activation_store, "_page_locked", page_locked)
-    monkeypatch.setattr(activation_store, "_CHUNK_BYTES", 2 * 3 * 4)
+    monkeypatch.setattr(staging, "_page_locked", page_locked)
+    monkeypatch.setattr(store_module, "_CHUNK_BYTES", 2 * 3 * 4)
     rows = values((9, 3), torch.float32)
     indices = torch.tensor([8, 0, 3, 3, 1, 7, 2])
     with pool_for(place) as pool:
@@ -490,7 +497,7 @@ def test_staging_waits_before_it_fills_a_buffer_again(place: str, monkeypatch: p
                 log.append(("fill", buffer.data_ptr()))
                 store._fill(buffer, selection[part])
 
-            pool._staging.upload(out, store._rows_a_chunk, fill)
+            pool._staging.upload(out, store._rows_per_chunk, fill)
             assert torch.equal(out, wanted)
     kinds = [kind for kind, _ in log]
     assert kinds == ["fill", "record"] * 2 + ["wait", "fill", "record"] * 6
@@ -507,7 +514,7 @@ def test_staging_waits_before_it_fills_a_buffer_again(place: str, monkeypatch: p
 @pytest.mark.parametrize("place", ["device", "host", "disk"])
 @pytest.mark.parametrize("shape", [(40, 7), (40, 6, 5), (40, 6, 5, 4), (40, 3, 2, 5, 4)], ids=str)
 def test_cuda_round_trip(shape: tuple[int, ...], place: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(activation_store, "_CHUNK_BYTES", 1000)
+    monkeypatch.setattr(store_module, "_CHUNK_BYTES", 1000)
     device = torch.device("cuda")
     rows = values(shape, dtype)
     with pool_for(place, device) as pool:

@@ -1,4 +1,4 @@
-"""Recorded steps: without CUDA, each call is one step; with it, a few run, one is recorded, the others are replayed."""
+"""Steps as CUDA graphs: a few run, one is recorded, the others are replayed."""
 
 from __future__ import annotations
 
@@ -9,15 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from genie_cli.runtime.replay import WARMUP_STEPS, ReplayedStep
-
-
-def test_each_call_is_one_step_on_a_cpu():
-    calls: list[int] = []
-    step = ReplayedStep(lambda: calls.append(len(calls)), torch.device("cpu"))
-    for _ in range(7):
-        step()
-    assert calls == list(range(7))
+from genie_cli.runtime.cuda_graph import WARMUP_STEPS, GraphedStep
 
 
 @pytest.fixture
@@ -57,7 +49,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_what_is_asked_of_cuda(events: list[str]):
     """Each call is one step: warm-up steps run on a stream of their own, and the recording itself runs nothing."""
     generator: Any = "generator"
-    step = ReplayedStep(lambda: events.append("step"), torch.device("cuda", 1), (generator,))
+    step = GraphedStep(lambda: events.append("step"), torch.device("cuda", 1), (generator,))
     for _ in range(WARMUP_STEPS + 3):
         step()
     side, main = "side of cuda:1", "main of cuda:1"
@@ -72,7 +64,7 @@ def test_what_is_asked_of_cuda(events: list[str]):
 def test_a_recording_continues_what_the_warm_up_began():
     device = torch.device("cuda")
     total, amount = torch.zeros((), device=device), torch.ones((), device=device)
-    step = ReplayedStep(lambda: total.add_(amount) and None, device)
+    step = GraphedStep(lambda: total.add_(amount) and None, device)
     for _ in range(WARMUP_STEPS + 5):
         step()
         amount.mul_(2)
@@ -84,7 +76,7 @@ def test_a_recording_continues_what_the_warm_up_began():
 def test_a_recording_draws_new_random_numbers():
     device = torch.device("cuda")
     generator, drawn = torch.Generator(device).manual_seed(0), torch.zeros(8, device=device)
-    step = ReplayedStep(lambda: drawn.uniform_(generator=generator) and None, device, (generator,))
+    step = GraphedStep(lambda: drawn.uniform_(generator=generator) and None, device, (generator,))
     seen = []
     for _ in range(WARMUP_STEPS + 3):
         step()

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from genie_cli.config import QuantizeConfig
 from genie_cli.models.teacher import Teacher
-from genie_cli.quantization.early_stopping import EarlyStopping
-from genie_cli.quantization.quantize import QuantizedNetwork, held_out_share
+from genie_cli.quantization.quantize import QuantizedNetwork
+from genie_cli.quantization.reconstruction.batches import held_out_share
+from genie_cli.quantization.reconstruction.early_stopping import EarlyStopping
 from tests.support import stages
 from tests.support.networks import digit_images
 from tests.support.units import Learn, UnitTask, around_each_unit
@@ -41,11 +42,11 @@ def test_held_out_images_are_never_trained_on(digits_teacher: Teacher, digits: T
 
     def watched(task: UnitTask, learn: Learn) -> int:
         rows: set[int] = set()
-        gather = task.targets.gather
-        monkeypatch.setattr(task.targets, "gather", lambda chosen: rows.update(chosen.tolist()) or gather(chosen))
+        gather = task.data.targets.gather
+        monkeypatch.setattr(task.data.targets, "gather", lambda chosen: rows.update(chosen.tolist()) or gather(chosen))
         taken = learn(task)
         trained.append(rows)
-        held.append(set(task.held_out.tolist()))
+        held.append(set(task.data.held_out.tolist()))
         return taken
 
     around_each_unit(monkeypatch, watched)

@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from genie_cli.artifacts.atomic import atomic_write_bytes, atomic_write_folder
-from genie_cli.artifacts.disk import DiskNeed, check_room
-from genie_cli.artifacts.lock import locked
-from genie_cli.artifacts.work_folder import ROOT, WorkFolder, open_work_folder
 from genie_cli.errors import DiskFullError, InputError
+from genie_cli.runtime.atomic import atomic_write_bytes, atomic_write_folder
+from genie_cli.runtime.distribution import SOLO
+from genie_cli.runtime.work import Saved
+from genie_cli.work.folder import ROOT, WorkFolder, open_work_folder
+from genie_cli.work.lock import locked
+from genie_cli.work.room import DiskNeed, check_room
 
 MIB = 1 << 20
 
@@ -137,21 +139,21 @@ def test_a_checkpoint_without_room_warns_once_and_the_last_one_stands(tmp_path: 
     warnings: list[str] = []
     work = WorkFolder(tmp_path, interval=1000, warn=warnings.append)
     for step in (1, 2):
-        work.save_checkpoint("unit", {"x": torch.tensor([step])}, {"step": step})
+        work.save_checkpoint("unit", Saved({"x": torch.tensor([step])}, {"step": step}), SOLO)
     with monkeypatch.context() as full:
         fill_the_disk(full)
         work._last["unit"] = 0.0
         for step in (3, 4):
-            work.save_checkpoint("unit", {"x": torch.tensor([step])}, {"step": step})
-        assert not work.is_due("unit")  # it is not tried again at once
+            work.save_checkpoint("unit", Saved({"x": torch.tensor([step])}, {"step": step}), SOLO)
+        assert not work.is_due("unit", SOLO)  # it is not tried again at once
         with pytest.raises(DiskFullError):
-            work.finish("unit", {"x": torch.tensor([5])}, {})
+            work.finish("unit", Saved({"x": torch.tensor([5])}, {}))
     (warning,) = warnings
     assert "goes on without" in warning and "free some space" in warning
-    newest = WorkFolder(tmp_path).checkpoint("unit")
+    newest = WorkFolder(tmp_path).checkpoint("unit", SOLO)
     assert newest is not None and newest.tensors["x"].item() == 2
-    work.save_checkpoint("unit", {"x": torch.tensor([6])}, {"step": 6})
-    newest = WorkFolder(tmp_path).checkpoint("unit")
+    work.save_checkpoint("unit", Saved({"x": torch.tensor([6])}, {"step": 6}), SOLO)
+    newest = WorkFolder(tmp_path).checkpoint("unit", SOLO)
     assert newest is not None and newest.tensors["x"].item() == 6
 
 

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from genie_cli.artifacts.work_folder import NO_WORK, Saved, Work
 from genie_cli.config import QuantizeConfig
 from genie_cli.models.teacher import Teacher
-from genie_cli.quantization.micro_batches import MicroBatches
 from genie_cli.quantization.quantize import QuantizedNetwork
+from genie_cli.quantization.reconstruction.micro_batches import MicroBatches
+from genie_cli.runtime.distribution import Workers
 from genie_cli.runtime.progress import Event, Note
+from genie_cli.runtime.work import NO_WORK, Saved, Work
 from tests.support import intervals, stages, units
 from tests.support.networks import digit_images
 
@@ -35,10 +36,15 @@ def events() -> list[Event]:
 
 
 def quantize(
-    teacher: Teacher, images: Tensor, events: list[Event], work: Work = NO_WORK, **options: Any
+    teacher: Teacher,
+    images: Tensor,
+    events: list[Event],
+    work: Work = NO_WORK,
+    log_every: int | None = None,
+    **options: Any,
 ) -> QuantizedNetwork:
     config = QuantizeConfig(**{**EXACT, **options})
-    return stages.quantize(teacher, images, config, report=events.append, work=work)
+    return stages.quantize(teacher, images, config, report=events.append, work=work, log_every=log_every)
 
 
 def notes(events: list[Event]) -> list[str]:
@@ -80,13 +86,14 @@ def test_a_whole_batch_is_handed_on_as_it_is():
 def test_what_fails_behind_the_gradients_is_not_done_again():
     micro = MicroBatches(8, "unit", lambda event: None)
 
-    def step() -> None:
-        micro.gradients_are_made()
-        raise MemoryError
-
+    tries = 0
     with pytest.raises(MemoryError):
-        micro.run(step, pytest.fail)
-    assert micro.count == 1
+        for attempt in micro.attempts():
+            with attempt:
+                tries += 1
+                micro.gradients_are_made()
+                raise MemoryError
+    assert (tries, micro.count) == (1, 1)
 
 
 # the mathematics
@@ -168,24 +175,23 @@ def test_a_unit_that_goes_on_keeps_its_micro_batches(
             self.saved: Saved | None = None
             self.resumes = False
 
-        def is_due(self, *others: Any) -> bool:
+        def is_due(self, name: str, workers: Workers) -> bool:
             return self.saved is None
 
-        def save_checkpoint(self, name: str, tensors: Any, facts: Any, *others: Any) -> None:
-            self.saved = Saved(dict(tensors), dict(facts))
+        def save_checkpoint(self, name: str, saved: Saved, workers: Workers) -> None:
+            self.saved = saved
 
-        def checkpoint(self, name: str, *others: Any) -> Saved | None:
+        def checkpoint(self, name: str, workers: Workers) -> Saved | None:
             return self.saved if self.resumes and name == "unit0" else None
 
     work = Kept()
     units.limit_memory(monkeypatch, 4)
-    intervals.log_every(monkeypatch, 5)
     options = {"drop_prob": 0.5}
-    through = quantize(digits_teacher, digits, events, work=work, **options)
+    through = quantize(digits_teacher, digits, events, work=work, log_every=5, **options)
     assert work.saved is not None
     work.resumes = True
     events.clear()
-    resumed = quantize(digits_teacher, digits, events, work=work, **options)
+    resumed = quantize(digits_teacher, digits, events, work=work, log_every=5, **options)
     assert distance(through, resumed) == 0
     assert not any("'conv1'" in note for note in notes(events)), "the first unit need not run out of memory again"
 

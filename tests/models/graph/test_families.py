@@ -23,7 +23,7 @@ from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.subgraph import extract
 from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.models.zoo import load_architecture
-from genie_cli.quantization.units import reconstruction_units
+from genie_cli.quantization.units.partition import reconstruction_units
 from genie_cli.student.build import insert_quantizers
 from genie_cli.student.formats import weight_format
 from genie_cli.student.grid import minmax_weight_grid
@@ -172,7 +172,7 @@ def quantize_to_nearest(case: Case, bits: int) -> fx.GraphModule:
     folded = case.folded.graph
     plan = assign_bits(folded, PROTOCOLS["ait"], bits, bits)
     config = QuantizeConfig(activation_range="minmax")
-    activations = stages.calibrate(folded, plan.activations, case.images, config, rows=8)
+    activations = stages.calibrate(folded, plan, case.images, config, rows=8)
     weights = {}
     for layer in weight_layers(folded):
         weight = get_tensor(folded, layer.weight_key)
@@ -231,11 +231,10 @@ def test_units_cover_the_graph_once_and_in_order(case: Case) -> None:
         assert [unit.name for unit in units] == case.family.units.split()
     assert [unit.source for unit in units[1:]] == [unit.output for unit in units[:-1]]
     nodes = data_nodes(folded)
-    names = [node.name for node in nodes]
-    assert (units[0].source, units[-1].output) == (names[0], names[-1])
+    assert (units[0].source, units[-1].output) == (nodes[0], nodes[-1])
     value = case.images
     for unit in units:
-        first, last = names.index(unit.source), names.index(unit.output)
+        first, last = nodes.index(unit.source), nodes.index(unit.output)
         piece = extract(folded, nodes[first + 1 : last + 1], nodes[first], [nodes[last]])
         assert tuple(layer.name for layer in weight_layers(piece)) == unit.layers
         value = piece(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from genie_cli.artifacts import work_folder
-from genie_cli.artifacts.work_folder import NO_WORK, Work, WorkFolder
 from genie_cli.config import QuantizeConfig, SynthesizeConfig, build
 from genie_cli.errors import DiskFullError, GenieError, WorkerError
 from genie_cli.models.teacher import Teacher
 from genie_cli.quantization import presets as quantizers
 from genie_cli.quantization.quantize import QuantizedNetwork
-from genie_cli.quantization.unit_state import unpack_unit
+from genie_cli.quantization.reconstruction.learned_unit import unpack_unit
 from genie_cli.runtime.distribution import SOLO, Workers
+from genie_cli.runtime.work import NO_WORK, Saved, Work
 from genie_cli.synthesis import presets as synthesizers
-from genie_cli.synthesis.distill import Synthesis
+from genie_cli.synthesis.synthesize import Synthesis
+from genie_cli.work import folder as work_folder
+from genie_cli.work.folder import WorkFolder
 from tests.support import CPU, intervals, stages
 from tests.support.networks import noise
 from tests.support.work import KilledError, TornFolder
@@ -95,11 +96,15 @@ def together(size: int, run: Callable[[Workers], Any]) -> list[Any]:
     return outcomes
 
 
+def state_at(step: int, workers: Workers) -> Saved:
+    return Saved({"x": torch.tensor([step, workers.rank])}, {"step": step})
+
+
 def save(folder: Path, steps: list[int], workers: Workers) -> None:
     work = WorkFolder(folder)
     work.checkpoint("unit0", workers)
     for step in steps:
-        work.save_checkpoint("unit0", {"x": torch.tensor([step, workers.rank])}, {"step": step}, workers)
+        work.save_checkpoint("unit0", state_at(step, workers), workers)
 
 
 def newest(folder: Path, size: int) -> list[list[int] | None]:
@@ -129,7 +134,7 @@ def test_one_killed_before_its_write_leaves_a_step_in_common(late: int, tmp_path
         def torn(workers: Workers, step: int = step) -> None:
             work = TornFolder(tmp_path, lives=workers.rank != late)
             work.checkpoint("unit0", workers)
-            work.save_checkpoint("unit0", {"x": torch.tensor([-step, workers.rank])}, {"step": step}, workers)
+            work.save_checkpoint("unit0", Saved({"x": torch.tensor([-step, workers.rank])}, {"step": step}), workers)
 
         with pytest.raises(KilledError):
             together(2, torn)
@@ -142,10 +147,10 @@ def test_one_killed_before_its_write_leaves_a_step_in_common(late: int, tmp_path
 def test_a_step_that_one_had_no_room_for_is_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = work_folder._write
 
-    def full(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        if path.name.endswith("1of2") and facts["step"] in (100, 150, 200):
+    def full(path: Path, saved: Saved) -> None:
+        if path.name.endswith("1of2") and saved.facts["step"] in (100, 150, 200):
             raise DiskFullError("full")
-        write(path, tensors, facts)
+        write(path, saved)
 
     monkeypatch.setattr(work_folder, "_write", full)
     together(2, lambda workers: save(tmp_path, [50, 100, 150, 200], workers))
@@ -172,7 +177,7 @@ def test_states_are_of_one_number_of_processes_and_end_with_their_part(tmp_path:
     save(tmp_path, [10], SOLO)
     assert newest(tmp_path, 2) == [[100, 0], [100, 1]]
     (tmp_path / "unit00.checkpoint0").write_bytes(b"another part's")
-    WorkFolder(tmp_path).finish("unit0", {}, {})
+    WorkFolder(tmp_path).finish("unit0", Saved({}, {}))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["unit0.part", "unit00.checkpoint0"]
 
 
@@ -190,14 +195,13 @@ def test_the_first_says_for_all_when_one_is_due(tmp_path: Path) -> None:
 @pytest.fixture
 def quantize(digits_teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> Callable[..., QuantizedNetwork]:
     """Quantize on this worker's share of the images."""
-    intervals.log_every(monkeypatch, EVERY)
     intervals.mask_pool(monkeypatch, 1 << 16)
     images = noise(12)
 
     def run(workers: Workers, work: Work, **more: Any) -> QuantizedNetwork:
         options = {**quantizers.preset_options("genie-m"), "batch_size": 4, "weight_bits": 3, **more}
         config, own = build(QuantizeConfig, options), images[list(workers.share(len(images)))]
-        return stages.quantize(digits_teacher, own, config, workers=workers, work=work)
+        return stages.quantize(digits_teacher, own, config, workers=workers, work=work, log_every=EVERY)
 
     return run
 
@@ -246,7 +250,7 @@ def test_another_number_of_processes_keeps_units_and_starts_the_one_at_work_anew
     work = TornFolder(tmp_path)
     network = quantize(SOLO, work, num_steps=steps)
     assert work.found == {}
-    for name, weight in unpack_unit(finished, CPU)[0].items():
+    for name, weight in unpack_unit(finished, CPU).weights.items():
         assert torch.equal(network.weights[name].codes, weight.codes)
     assert not work.has_checkpoint()
     alone = quantize(SOLO, NO_WORK, num_steps=steps)

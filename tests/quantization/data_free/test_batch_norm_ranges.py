@@ -21,7 +21,7 @@ from genie_cli.models.graph.equalization import equalize
 from genie_cli.models.graph.folding import fold_batch_norms
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.teacher import Teacher, make_teacher
-from genie_cli.quantization.batch_norm_ranges import (
+from genie_cli.quantization.data_free.batch_norm_ranges import (
     ActivationStatistics,
     ChannelStatistics,
     activation_statistics,

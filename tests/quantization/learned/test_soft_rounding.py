@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from genie_cli.config import QuantizeConfig
-from genie_cli.quantization.rounding import (
+from genie_cli.quantization.learned.soft_rounding import (
     SoftRoundedWeight,
     largest_rate,
     rectified_sigmoid,
     rounding_beta,
     rounding_penalty,
 )
-from genie_cli.quantization.unit_parameters import UnitParameters
+from genie_cli.quantization.reconstruction.parameters import UnitParameters
 from genie_cli.student.formats import activation_format, weight_format
 from genie_cli.student.grid import minmax_weight_grid, search_weight_grid
 

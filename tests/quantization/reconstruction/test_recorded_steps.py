@@ -13,8 +13,8 @@ from genie_cli.errors import NumbersError
 from genie_cli.models.teacher import Teacher, make_teacher
 from genie_cli.quantization.presets import preset_options
 from genie_cli.quantization.quantize import QuantizedNetwork
-from genie_cli.runtime.progress import Event, Note
-from genie_cli.runtime.recording import Recording
+from genie_cli.runtime.operation_list import Recording
+from genie_cli.runtime.progress import Event, Note, silent
 from tests.support import intervals, stages, units
 
 IMAGES = torch.randn(24, 1, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -42,11 +42,17 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def quantize(
-    teacher: Teacher, dtype: torch.dtype = torch.float32, events: list[Event] | None = None, **options: Any
+    teacher: Teacher,
+    dtype: torch.dtype = torch.float32,
+    events: list[Event] | None = None,
+    log_every: int | None = None,
+    **options: Any,
 ) -> QuantizedNetwork:
     config = QuantizeConfig(**{"weight_bits": 2, "activation_bits": 4, "num_steps": 30, "batch_size": 8, **options})
-    report = (lambda event: None) if events is None else events.append
-    return stages.quantize(teacher, IMAGES[:, : teacher.input.num_channels], config, dtype=dtype, report=report)
+    report = silent if events is None else events.append
+    return stages.quantize(
+        teacher, IMAGES[:, : teacher.input.num_channels], config, dtype=dtype, report=report, log_every=log_every
+    )
 
 
 def same(one: QuantizedNetwork, other: QuantizedNetwork) -> bool:
@@ -171,8 +177,7 @@ def test_memory_that_runs_out_in_a_replay_ends_in_micro_batches(
 def test_bad_numbers_are_named_at_their_step_in_replays_too(
     digits_teacher: Teacher, replays: list[int], monkeypatch: pytest.MonkeyPatch
 ):
-    intervals.log_every(monkeypatch, 10)
     units.spoil_targets(monkeypatch, "layer1", 17)
     with pytest.raises(NumbersError, match=r"Unit 'layer1': the loss is NaN or infinite at step 18"):
-        quantize(digits_teacher)
+        quantize(digits_teacher, log_every=10)
     assert replays

@@ -13,13 +13,13 @@ import torch
 from typer.testing import CliRunner
 
 from genie_cli.app import app
-from genie_cli.artifacts.work_folder import ROOT
 from genie_cli.config import QuantizeConfig, SynthesizeConfig, build
 from genie_cli.models.teacher import Teacher
 from genie_cli.quantization import presets as quantizers
 from genie_cli.quantization.quantize import QuantizedNetwork
 from genie_cli.synthesis import presets as synthesizers
-from genie_cli.synthesis.distill import Synthesis
+from genie_cli.synthesis.synthesize import Synthesis
+from genie_cli.work.folder import ROOT
 from tests.support import intervals, stages
 from tests.support.networks import noise
 from tests.support.students import learned_bytes
@@ -60,16 +60,15 @@ def test_quantization_goes_on_to_the_same_bytes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    intervals.log_every(monkeypatch, 5)  # steps between two chances for a checkpoint
     intervals.record_from(monkeypatch, recorded_from)
     options = {**quantizers.preset_options(preset), "num_steps": 12, "batch_size": 4, "weight_bits": 3, **more}
     config = build(QuantizeConfig, options)
     images = noise(12)
 
     def run(work: Any) -> QuantizedNetwork:
-        return stages.quantize(digits_teacher, images, config, work=work)
+        return stages.quantize(digits_teacher, images, config, work=work, log_every=5)
 
-    whole = stages.quantize(digits_teacher, images, config)
+    whole = stages.quantize(digits_teacher, images, config, log_every=5)
     resumed, deaths = until_done(run, tmp_path, lives=4)
     assert deaths >= 1
     assert resumed.units == whole.units
@@ -79,7 +78,7 @@ def test_quantization_goes_on_to_the_same_bytes(
 KILLED = """
 import os, signal, sys
 from genie_cli.app import app
-from genie_cli.artifacts.work_folder import WorkFolder
+from genie_cli.work.folder import WorkFolder
 
 save = WorkFolder.save_checkpoint
 

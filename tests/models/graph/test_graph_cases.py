@@ -22,7 +22,7 @@ from genie_cli.models.graph.folding import FoldedGraph, fold_batch_norms
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.subgraph import extract
 from genie_cli.models.graph.tensors import get_tensor, named_tensors
-from genie_cli.quantization.units import reconstruction_units
+from genie_cli.quantization.units.partition import reconstruction_units
 from genie_cli.student.build import insert_quantizers
 from genie_cli.student.formats import weight_format
 from genie_cli.student.grid import minmax_weight_grid, quantize_weight, search_weight_grid
@@ -563,8 +563,8 @@ def test_cut_points(residual: FoldedGraph) -> None:
 
 def test_units_are_the_blocks(residual: FoldedGraph) -> None:
     units = reconstruction_units(residual.graph)
-    names = [node.name for node in data_nodes(residual.graph)]
-    assert [(names.index(unit.source), names.index(unit.output)) for unit in units] == [
+    nodes = data_nodes(residual.graph)
+    assert [(nodes.index(unit.source), nodes.index(unit.output)) for unit in units] == [
         (0, 2),
         (2, 7),
         (7, 13),

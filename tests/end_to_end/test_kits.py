@@ -15,7 +15,7 @@ from genie_cli.data.labeled import TensorImages
 from genie_cli.data.sources import open_data
 from genie_cli.models.teacher import Teacher
 from genie_cli.models.zoo import load_teacher
-from genie_cli.quantization.calibration_images import calibration_images, open_image_set
+from genie_cli.quantization.images import calibration_images, open_image_set
 from genie_cli.quantization.presets import preset_options
 from tests.support import stages
 from tests.support.students import student_of

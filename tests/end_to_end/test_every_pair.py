@@ -13,8 +13,8 @@ from genie_cli.config import ModelConfig, QuantizeConfig, SynthesizeConfig, buil
 from genie_cli.models.teacher import Teacher
 from genie_cli.models.zoo import load_teacher
 from genie_cli.quantization import presets as quantizers
-from genie_cli.quantization.calibration_images import calibration_images
 from genie_cli.quantization.export import to_artifact as quantized_artifact
+from genie_cli.quantization.images import calibration_images
 from genie_cli.student.load import load_student
 from genie_cli.synthesis import presets as synthesizers
 from genie_cli.synthesis.discrepancy import Student

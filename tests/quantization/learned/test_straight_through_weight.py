@@ -15,13 +15,13 @@ from genie_cli.config import InputSpec, QuantizeConfig
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.models.teacher import Teacher, make_teacher
+from genie_cli.quantization.learned.straight_through_weight import StraightThroughWeight
 from genie_cli.quantization.quantize import QuantizedNetwork
-from genie_cli.quantization.straight_through_weight import StraightThroughWeight
-from genie_cli.quantization.unit_parameters import UnitParameters
-from genie_cli.runtime.progress import Advanced, Event
+from genie_cli.quantization.reconstruction.parameters import UnitParameters
+from genie_cli.runtime.progress import Advanced, Event, silent
 from genie_cli.student.formats import weight_format
 from genie_cli.student.grid import minmax_weight_grid, quantize_weight, search_weight_grid
-from tests.support import intervals, stages
+from tests.support import stages
 
 SHAPES = {"conv": (6, 4, 3, 3), "depthwise": (6, 1, 3, 3), "linear": (6, 11), "one-channel": (1, 20, 3, 1)}
 shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
@@ -183,19 +183,20 @@ def images() -> Tensor:
     return nn.functional.interpolate(coarse, size=(8, 8), mode="bilinear") + 0.3 * fine
 
 
-def quantize(teacher: Teacher, images: Tensor, report: Any = lambda event: None, **options: Any) -> QuantizedNetwork:
+def quantize(
+    teacher: Teacher, images: Tensor, report: Any = silent, log_every: int | None = None, **options: Any
+) -> QuantizedNetwork:
     fast = {
         "weight_bits": 2, "activation_bits": 8, "protocol": "ait", "unit": "layer", "rounding": "adaquant",
         "drop_prob": 0.0, "num_steps": 150, "batch_size": 32, "rounding_lr": 1e-3,
     }  # fmt: skip
     config = QuantizeConfig(**{**fast, **options})
-    return stages.quantize(teacher, images, config, report=report)
+    return stages.quantize(teacher, images, config, report=report, log_every=log_every)
 
 
-def test_adaquant_learns(small: Teacher, images: Tensor, monkeypatch: pytest.MonkeyPatch):
-    intervals.log_every(monkeypatch, 1)
+def test_adaquant_learns(small: Teacher, images: Tensor):
     events: list[Event] = []
-    learned = quantize(small, images, events.append)
+    learned = quantize(small, images, events.append, log_every=1)
     losses = [e.values["loss"] for e in events if isinstance(e, Advanced) and "loss" in e.values]
     assert len(losses) == 300
     assert min(losses[:150]) < 0.9 * losses[0]
@@ -209,8 +210,8 @@ def test_adaquant_learns(small: Teacher, images: Tensor, monkeypatch: pytest.Mon
 
 def test_a_rate_of_zero_leaves_the_codes(small: Teacher, images: Tensor):
     still = quantize(small, images, rounding_lr=0.0, weight_step_lr=0.0, num_steps=3)
-    for layer in weight_layers(still.folded.graph):
-        weight, found = get_tensor(still.folded.graph, layer.weight_key), still.weights[layer.name]
+    for layer in weight_layers(still.plan.folded.graph):
+        weight, found = get_tensor(still.plan.folded.graph, layer.weight_key), still.weights[layer.name]
         scale, zero_point = search_weight_grid(weight, found.format)
         assert torch.equal(found.codes.float(), quantize_weight(weight, scale, zero_point, found.format))
         assert torch.equal(found.scale, scale)

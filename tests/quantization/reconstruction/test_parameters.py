@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from genie_cli.config import QuantizeConfig
-from genie_cli.quantization.learned_weight import LearnedWeight
-from genie_cli.quantization.lsq import LearnedActivationQuantizer
-from genie_cli.quantization.rounding import SoftRoundedWeight, rectified_sigmoid, rounding_penalty
-from genie_cli.quantization.straight_through_weight import StraightThroughWeight
-from genie_cli.quantization.unit_parameters import UnitParameters
+from genie_cli.quantization.learned.activation import LearnedActivationQuantizer
+from genie_cli.quantization.learned.soft_rounding import SoftRoundedWeight, rectified_sigmoid, rounding_penalty
+from genie_cli.quantization.learned.straight_through_weight import StraightThroughWeight
+from genie_cli.quantization.learned.weight import LearnedWeight
+from genie_cli.quantization.reconstruction.parameters import UnitParameters
 from genie_cli.student.formats import activation_format, weight_format
 from genie_cli.student.grid import search_weight_grid
 from tests.support import CPU
@@ -51,7 +51,7 @@ def perturb(unit: UnitParameters, seed: int = 3) -> None:
     with torch.no_grad():
         unit.elements.add_(draw(len(unit.elements), seed=seed))
         unit.offsets.add_(0.01 * draw(len(unit.offsets), seed=seed + 1))
-        unit.keep_steps_positive()
+        unit.keep_step_sizes_positive()
 
 
 @pytest.mark.parametrize("kind", [SoftRoundedWeight, StraightThroughWeight])
@@ -158,7 +158,7 @@ def test_a_step_never_falls_below_its_floor(offset: float, offset_scale: float):
     parameters = unit_of(offset_scale=offset_scale)
     with torch.no_grad():
         parameters.offsets.fill_(offset)
-    parameters.keep_steps_positive()
+    parameters.keep_step_sizes_positive()
     parameters.write_back()
     for layer in parameters._layers:
         step_size = layer.start + layer.offset_scale * layer.offset
@@ -177,7 +177,7 @@ def test_a_channel_whose_offset_has_no_scale_keeps_its_step():
     unit = UnitParameters({"layer": layer}, {}, QuantizeConfig(), CPU)
     with torch.no_grad():
         unit.offsets.fill_(-5.0)
-    unit.keep_steps_positive()
+    unit.keep_step_sizes_positive()
     unit.write_back()
     hardened = layer.harden()
     assert hardened.scale[1] == scale[1] and torch.isfinite(layer.offset).all()

@@ -12,16 +12,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from genie_cli.artifacts.quantized import load_quantized, save_quantized
+from genie_cli.artifacts.quantized import load_quantized
 from genie_cli.config import QuantizeConfig, SynthesizeConfig, build
 from genie_cli.models.teacher import Teacher, make_teacher
-from genie_cli.quantization.export import to_artifact
 from genie_cli.quantization.presets import preset_options
 from genie_cli.quantization.quantize import QuantizedNetwork
 from genie_cli.student.load import load_student
-from tests.support import CPU, stages
+from tests.support import stages
 from tests.support.networks import noise, plain_input
-from tests.support.students import student_of
+from tests.support.students import save_student, student_of
 
 
 class Net(nn.Module):
@@ -151,7 +150,7 @@ def test_every_recipe_gives_finite_numbers_that_come_back(
         assert (logits - wanted).norm() <= 0.1 * wanted.norm()
     if weight_bits == 2 and preset != "genie-m":
         return
-    save_quantized(tmp_path / "q", to_artifact(network, teacher, None, QuantizeConfig(preset=preset), CPU))
+    save_student(network, teacher, tmp_path / "q")
     assert torch.equal(load_student(teacher, load_quantized(tmp_path / "q"))(images), logits)
 
 

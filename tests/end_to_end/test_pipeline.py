@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from genie_cli.app import app
 from genie_cli.config import QuantizeConfig
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 IMAGENET = [
     "model.name=resnet18",
     "synthesize.num_images=1024",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from genie_cli.quantization.reconstruction_loss import kl_divergence, squared_error
+from genie_cli.quantization.reconstruction.loss import kl_divergence, squared_error
 
 
 def values(*shape: int, seed: int = 0) -> Tensor:

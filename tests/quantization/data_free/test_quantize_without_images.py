@@ -18,8 +18,8 @@ from genie_cli.models.graph.folding import fold_batch_norms
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.tensors import get_tensor, named_tensors, set_tensor
 from genie_cli.models.teacher import Teacher, make_teacher
-from genie_cli.quantization import data_free
-from genie_cli.quantization.data_free import expected_shift
+from genie_cli.quantization.data_free import quantize as data_free
+from genie_cli.quantization.data_free.quantize import expected_shift
 from genie_cli.quantization.quantize import QuantizedNetwork
 from genie_cli.runtime.progress import Advanced, Event, StageFinished, StageStarted
 from genie_cli.student.build import insert_quantizers
@@ -140,7 +140,7 @@ def test_bias_correction_moves_the_means_back(monkeypatch: pytest.MonkeyPatch):
     wanted = teacher.graph(images(2048)).mean(0)
 
     def distance(network: QuantizedNetwork) -> float:
-        graph = network.folded.graph
+        graph = network.plan.folded.graph
         for layer in weight_layers(graph):
             set_tensor(graph, layer.weight_key, network.weights[layer.name]())
         return float((graph(images(2048)).mean(0) - wanted).norm())
@@ -166,10 +166,10 @@ def test_biases_by_hand():
     weight = get_tensor(equalized.folded.graph, "depthwise.weight")
     weight_error = (network.weights["depthwise"]() - weight).double().numpy().sum((1, 2, 3))
     wanted = get_tensor(equalized.folded.graph, "depthwise.bias").numpy() - weight_error * mean
-    found = get_tensor(network.folded.graph, "depthwise.bias").numpy()
+    found = get_tensor(network.plan.folded.graph, "depthwise.bias").numpy()
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
     # the first layer's input has mean 0
-    first = get_tensor(network.folded.graph, "stem.bias")
+    first = get_tensor(network.plan.folded.graph, "stem.bias")
     assert torch.equal(first, get_tensor(equalized.folded.graph, "stem.bias"))
 
 
@@ -186,7 +186,7 @@ def test_layer_without_bias_gets_none():
 
     teacher = make_teacher("plain", Plain(), SPEC)
     network = quantize_without_images(teacher, QuantizeConfig())
-    assert set(named_tensors(network.folded.graph)) == set(named_tensors(fold_batch_norms(teacher.graph).graph))
+    assert set(named_tensors(network.plan.folded.graph)) == set(named_tensors(fold_batch_norms(teacher.graph).graph))
 
 
 # grids and sites
@@ -194,8 +194,8 @@ def test_layer_without_bias_gets_none():
 
 def test_weights_are_rounded_to_the_nearest_on_their_rows_grids():
     network = quantize_without_images(separable(), QuantizeConfig(weight_bits=3, weight_range="minmax", protocol="ait"))
-    for layer in weight_layers(network.folded.graph):
-        weight, quantized = get_tensor(network.folded.graph, layer.weight_key), network.weights[layer.name]
+    for layer in weight_layers(network.plan.folded.graph):
+        weight, quantized = get_tensor(network.plan.folded.graph, layer.weight_key), network.weights[layer.name]
         scale, zero_point = minmax_weight_grid(weight, weight_format(3))
         torch.testing.assert_close(quantized.scale, scale)
         assert torch.equal(quantized.zero_point, zero_point.int())
@@ -241,7 +241,7 @@ def test_bits_follow_the_protocol(digits_teacher: Teacher):
     bits = {name: weight.format.bits for name, weight in network.weights.items()}
     assert bits == {name: 8 if name in ("conv1", "fc") else 2 for name in bits} and len(bits) == 10
     assert {name: a.format.bits for name, a in network.activations.items()} == {
-        site.name: site.bits for site in network.plan.activations
+        site.name: site.bits for site in network.plan.bits.activations
     }
     assert network.units == () and network.memory == {}
 
@@ -252,20 +252,20 @@ def test_graph_and_tensors_can_be_loaded_again():
     wanted = student_of(network)(images())
     torch.manual_seed(99)
     graph = fold_batch_norms(separable(spread=1).graph).graph
-    stored = named_tensors(network.folded.graph)
+    stored = named_tensors(network.plan.folded.graph)
     assert has_channel_clips(stored)
     add_channel_clips(graph)
     assert set(named_tensors(graph)) == set(stored)
     for key, value in stored.items():
         set_tensor(graph, key, value)
-    student = insert_quantizers(graph, network.plan, network.weights, network.activations).eval()
+    student = insert_quantizers(graph, network.plan.bits, network.weights, network.activations).eval()
     assert torch.equal(student(images()), wanted)
 
 
 def test_without_equalization_the_graph_has_no_clips():
     network = quantize_without_images(separable(), QuantizeConfig(equalize=False))
-    assert not has_channel_clips(named_tensors(network.folded.graph))
-    assert network.folded.graph.code == fold_batch_norms(separable().graph).graph.code
+    assert not has_channel_clips(named_tensors(network.plan.folded.graph))
+    assert network.plan.folded.graph.code == fold_batch_norms(separable().graph).graph.code
 
 
 # edges

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from genie_cli.quantization.lsq import LearnedActivationQuantizer
+from genie_cli.quantization.learned.activation import LearnedActivationQuantizer
 from genie_cli.runtime.determinism import RandomMasks
 from genie_cli.student.formats import activation_format
 
