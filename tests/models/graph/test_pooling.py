@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from genie_cli.config import InputSpec
-from genie_cli.models.graph.pooling import _MaxPool, max_pool2d, repeat_max_pool_gradients
+from genie_cli.models.graph.pooling import _MaxPool, max_pool2d, with_repeatable_pooling
 from genie_cli.models.teacher import make_teacher
 
 sides = st.tuples(st.integers(4, 11), st.integers(4, 11))
@@ -64,7 +64,7 @@ def test_a_graph_keeps_its_output():
     graph = make_teacher("pooled", Pooled(), spec).graph
     images = torch.randn(3, 1, 8, 8)
     wanted = graph(images)
-    rewritten = repeat_max_pool_gradients(graph)
+    rewritten = with_repeatable_pooling(graph)
     assert any(node.target is max_pool2d for node in rewritten.graph.nodes)
     assert torch.equal(rewritten(images), wanted)
 
