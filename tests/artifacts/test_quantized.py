@@ -17,12 +17,11 @@ import safetensors.torch
 import torch
 
 import genie_cli
-from genie_cli.artifacts.atomic import check_writable
-from genie_cli.artifacts.metadata import encode, read, sniff, tensors_sha256, write_bytes
+from genie_cli.artifacts.metadata import FOLDER_FILES, encode, read, sniff, tensors_sha256, write_bytes
 from genie_cli.artifacts.metrics import read_metrics
 from genie_cli.artifacts.quantized import (
     ActivationEntry,
-    ActivationStep,
+    QuantizedActivation,
     QuantizedArtifact,
     QuantizedMetadata,
     QuantizedWeight,
@@ -32,6 +31,7 @@ from genie_cli.artifacts.quantized import (
 )
 from genie_cli.config import InputSpec
 from genie_cli.errors import InputError
+from genie_cli.runtime.atomic import check_writable
 
 SHAPES = {"conv": (6, 3, 3, 3), "block.0.conv": (4, 6, 1, 1), "fc": (3, 4)}
 
@@ -52,8 +52,8 @@ def make(bits: int = 4, shapes: dict[str, tuple[int, ...]] = SHAPES) -> Quantize
         for seed, (layer, shape) in enumerate(shapes.items())
     }
     activations = {
-        "conv.input": ActivationStep(0.1, 8, True),
-        "block.0.add0.lhs": ActivationStep(0.05, bits, False),
+        "conv.input": QuantizedActivation(0.1, 8, True),
+        "block.0.add0.lhs": QuantizedActivation(0.05, bits, False),
     }
     shared = torch.tensor([0.5, -0.25, 0.0])
     metadata = QuantizedMetadata(
@@ -146,7 +146,7 @@ def test_tensor_names_and_types(tmp_path: Path) -> None:
     }
     assert fields["activations"]["conv.input"] == {"bits": 8, "signed": True}
     assert sniff(tmp_path / "q")["kind"] == "quantized_weights"
-    check_writable(tmp_path / "q", folder=True)
+    check_writable(tmp_path / "q", FOLDER_FILES)
 
 
 def test_a_network_of_one_layer_has_plain_names(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_size_on_disk_falls_with_the_bits(tmp_path: Path) -> None:
 
 
 def test_step_size_in_memory_is_the_one_on_disk() -> None:
-    assert ActivationStep(0.1, 4, True).step_size == torch.tensor(0.1).item() != 0.1
+    assert QuantizedActivation(0.1, 4, True).step_size == torch.tensor(0.1).item() != 0.1
 
 
 @pytest.mark.parametrize(
@@ -193,13 +193,13 @@ def test_weights_are_checked_on_creation(changes: dict[str, Any], message: str) 
 @pytest.mark.parametrize("step_size", [0.0, -1.0, float("nan"), float("inf"), 1e-50, 1e39])
 def test_steps_are_checked_on_creation(step_size: float) -> None:
     with pytest.raises(ValueError, match="positive and finite"):
-        ActivationStep(step_size, 4, False)
+        QuantizedActivation(step_size, 4, False)
 
 
 @pytest.mark.parametrize("bits", [1, 9])
 def test_bits_of_a_step_are_checked_on_creation(bits: int) -> None:
     with pytest.raises(ValueError, match=rf"bits must be in 2\.\.8, got {bits}"):
-        ActivationStep(0.1, bits, False)
+        QuantizedActivation(0.1, bits, False)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from genie_cli.artifacts.images import load_images
-from genie_cli.artifacts.lock import locked
 from genie_cli.artifacts.metadata import serialize
 from genie_cli.config import InputSpec, ModelConfig
 from genie_cli.errors import GenieError
@@ -30,6 +29,7 @@ from genie_cli.quantization.presets import PRESETS as QUANTIZATION_PRESETS
 from genie_cli.runtime.distribution import Workers
 from genie_cli.student.protocol import PROTOCOLS
 from genie_cli.synthesis.presets import PRESETS as SYNTHESIS_PRESETS
+from genie_cli.work.lock import locked
 
 USAGE, INPUT, DEVICE = 2, 3, 4
 DIGITS = ["--model", "digits_resnet"]

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from genie_cli import load
 from genie_cli.artifacts.quantized import load_quantized
 from genie_cli.data.digits import split
 from genie_cli.data.normalize import normalize_pixels
 from genie_cli.models.digits import INPUT_SPEC
+from genie_cli.student.load import load
 
 DIGITS = ("--model", "digits_resnet")
 OUTPUTS = {"avgpool.adaptive_avg_pool2d0.input", "fc.output"}

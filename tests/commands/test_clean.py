@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from genie_cli.artifacts.lock import locked
-from genie_cli.artifacts.work_folder import ROOT, WorkFolder, open_work_folder
+from genie_cli.runtime.work import Saved
+from genie_cli.work.folder import ROOT, WorkFolder, open_work_folder
+from genie_cli.work.lock import locked
 
 
 def left_behind(out: str, command: str, parts: int) -> WorkFolder:
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     work = open_work_folder(Path(out), {"command": command})
     for i in range(parts):
-        work.finish(f"part{i}", {"x": torch.ones(1000)}, {})
+        work.finish(f"part{i}", Saved({"x": torch.ones(1000)}, {}))
     return work
 
 

@@ -46,7 +46,7 @@ MANY = """
 import contextlib, io, json, os, sys
 import torch
 from genie_cli.app import app
-from genie_cli.artifacts.work_folder import WorkFolder
+from genie_cli.work.folder import WorkFolder
 from tests.support import stages
 
 rank = os.environ["RANK"]

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from genie_cli.artifacts.work_folder import ROOT
 from genie_cli.commands.display import note, progress
 from genie_cli.runtime.progress import StageFinished, StageStarted
+from genie_cli.work.folder import ROOT
 
 SYNTHESIZE = (
     *("synthesize", "--model", "digits_resnet", "--n", 8, "--batch-size", 4, "--num-steps", 2),

@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from genie_cli import load
 from genie_cli.artifacts.images import load_images
 from genie_cli.artifacts.quantized import load_quantized
 from genie_cli.data.digits import split
 from genie_cli.data.normalize import normalize_pixels
 from genie_cli.models.digits import INPUT_SPEC
+from genie_cli.student.load import load
 
 DIGITS = ("--model", "digits_resnet")
 SMALL = (*DIGITS, "--n", 8, "--num-steps", 2)

@@ -16,8 +16,9 @@ from genie_cli.app import app
 from genie_cli.artifacts.images import load_images
 from genie_cli.artifacts.metadata import tensors_sha256
 from genie_cli.artifacts.quantized import load_quantized
-from genie_cli.artifacts.work_folder import WorkFolder
 from genie_cli.models.digits import INPUT_SPEC, digits_resnet
+from genie_cli.runtime.distribution import SOLO
+from genie_cli.work.folder import WorkFolder
 
 FORMAT1 = Path(__file__).parent / "format1"
 TEACHER_SHA256 = "bd525340752e9edec963bec75d26c001234cd46080f5270fbb95d59dda58b012"
@@ -160,7 +161,7 @@ def test_the_library_loads_a_folder(name: str) -> None:
 def test_a_part_and_a_checkpoint_are_read(tmp_path: Path) -> None:
     work = WorkFolder(Path(shutil.copytree(FORMAT1 / "work", tmp_path / "work")))
     assert (work.num_parts(), work.has_checkpoint()) == (1, True)
-    part, checkpoint = work.part("unit0"), work.checkpoint("unit1")
+    part, checkpoint = work.part("unit0"), work.checkpoint("unit1", SOLO)
     assert part is not None and checkpoint is not None
     assert part.facts == {"weights": [["conv1", 8]], "activations": [], "num_steps": 60}
     assert tensors_sha256(part.tensors) == "78432f7c4792e0cd47ac6420f1507d2f1bd1011483d9c5a8c8b1aeeffd0cd436"

@@ -19,14 +19,14 @@ from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.tensors import get_tensor, named_tensors
 from genie_cli.models.teacher import Teacher, make_teacher
 from genie_cli.quantization import quantize as quantize_module
-from genie_cli.quantization import reconstruction
-from genie_cli.quantization.activation_store import ActivationStore
-from genie_cli.quantization.batches import Batches
-from genie_cli.quantization.calibration import CALIBRATION_IMAGES
+from genie_cli.quantization.activations.step_sizes import CALIBRATION_IMAGES
+from genie_cli.quantization.activations.store import ActivationStore
+from genie_cli.quantization.learned.soft_rounding import largest_rate, rectified_sigmoid
 from genie_cli.quantization.presets import preset_options
 from genie_cli.quantization.quantize import QuantizedNetwork
-from genie_cli.quantization.rounding import largest_rate, rectified_sigmoid
-from genie_cli.quantization.units import reconstruction_units
+from genie_cli.quantization.reconstruction import reconstruct
+from genie_cli.quantization.reconstruction.batches import Batches
+from genie_cli.quantization.units.partition import reconstruction_units
 from genie_cli.runtime.determinism import make_generator
 from genie_cli.runtime.progress import Advanced, Event, StageFinished, StageStarted
 from genie_cli.student.formats import activation_format, weight_format
@@ -63,7 +63,7 @@ def quantize(
 
 def assert_sound(network: QuantizedNetwork, images: Tensor) -> None:
     for name, weight in network.weights.items():
-        bits = network.plan.weights[name]
+        bits = network.plan.bits.weights[name]
         assert weight.format == weight_format(bits) and int(weight.codes.max()) <= 2**bits - 1, name
         assert (weight.scale > 0).all() and torch.isfinite(weight.scale).all(), name
         assert ((weight.zero_point >= 0) & (weight.zero_point <= 2**bits - 1)).all(), name
@@ -104,8 +104,8 @@ def test_reconstruction_of_one_unit_beats_rounding_to_nearest_on_the_same_input(
 
 
 def test_nearest_rounding_is_that_of_the_initial_grid(nearest: QuantizedNetwork):
-    for layer in weight_layers(nearest.folded.graph):
-        weight, quantized = get_tensor(nearest.folded.graph, layer.weight_key), nearest.weights[layer.name]
+    for layer in weight_layers(nearest.plan.folded.graph):
+        weight, quantized = get_tensor(nearest.plan.folded.graph, layer.weight_key), nearest.weights[layer.name]
         rows = weight.flatten(1)
         codes = (rows / quantized.scale).round() + quantized.zero_point
         assert torch.equal(quantized.codes.flatten(1).float(), codes.clamp(0, 2**quantized.format.bits - 1))
@@ -116,14 +116,14 @@ def test_bits_follow_the_protocol_and_codes_their_range(learned: QuantizedNetwor
     bits = {name: weight.format.bits for name, weight in learned.weights.items()}
     assert bits == {name: 8 if name in ("conv1", "fc") else 2 for name in bits} and len(bits) == 10
     assert {name: a.format.bits for name, a in learned.activations.items()} == {
-        site.name: site.bits for site in learned.plan.activations
+        site.name: site.bits for site in learned.plan.bits.activations
     }
     assert not any(activation.format.signed for activation in learned.activations.values())  # all behind a ReLU
 
 
 def test_units_cover_all_layers_in_order(learned: QuantizedNetwork):
     layers = [name for unit in learned.units for name in unit.layers]
-    assert layers == [layer.name for layer in weight_layers(learned.folded.graph)]
+    assert layers == [layer.name for layer in weight_layers(learned.plan.folded.graph)]
 
 
 def test_teacher_is_left_alone(digits_teacher: Teacher, digits: Tensor):
@@ -143,29 +143,30 @@ def test_carried_activations_are_those_of_the_finished_student(
     digits_teacher: Teacher, digits: Tensor, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ):
     carried: list[tuple[Tensor, Tensor]] = []
-    real = quantize_module._relative_errors
+    real = quantize_module.relative_errors
 
     def record(values: ActivationStore, targets: ActivationStore, *others: Any) -> tuple[float, float | None]:
         carried.append((values.read(0, len(values)), targets.read(0, len(targets))))
         return real(values, targets, *others)
 
-    monkeypatch.setattr(quantize_module, "_relative_errors", record)
+    monkeypatch.setattr(quantize_module, "relative_errors", record)
     images = digits  # fewer than one forward batch
     network = quantize(digits_teacher, images, dtype, num_steps=5)
     student = student_of(network)
-    found, wanted = node_values(student, images), node_values(network.folded.graph, images)
-    units = reconstruction_units(network.folded.graph)
+    found, wanted = node_values(student, images), node_values(network.plan.folded.graph, images)
+    units = reconstruction_units(network.plan.folded.graph)
     assert len(carried) == len(units) == 5
     for unit, (values, targets) in zip(units, carried, strict=True):
+        student_value, teacher_value = found[unit.output.name], wanted[unit.output.name]
         assert values.dtype == targets.dtype == dtype
         if dtype == torch.bfloat16:  # kept to eight bits; what lay between two grid points may come to lie on the other
-            assert relative_square(targets.float() - wanted[unit.output], wanted[unit.output]) < 1e-4
-            own_error = relative_square(found[unit.output] - wanted[unit.output], wanted[unit.output])
-            assert relative_square(values.float() - found[unit.output], found[unit.output]) < 0.02 * own_error + 1e-5
+            assert relative_square(targets.float() - teacher_value, teacher_value) < 1e-4
+            own_error = relative_square(student_value - teacher_value, teacher_value)
+            assert relative_square(values.float() - student_value, student_value) < 0.02 * own_error + 1e-5
             continue
-        torch.testing.assert_close(targets, wanted[unit.output], rtol=0, atol=1e-5)
+        torch.testing.assert_close(targets, teacher_value, rtol=0, atol=1e-5)
         # other layouts sum in another order, and a value between two grid points may come to lie on the other one
-        differing = (values - found[unit.output]).abs() > 1e-5
+        differing = (values - student_value).abs() > 1e-5
         assert differing.float().mean() < 1e-4 if values.dim() > 2 else differing.any(1).sum() <= 1
     values, targets = (kept.double() for kept in carried[-1])
     assert network.units[-1].relative_error == pytest.approx(relative_square(values - targets, targets), rel=1e-6)
@@ -235,7 +236,7 @@ def test_each_unit_and_purpose_draws_from_a_place_of_its_own(
         places.append(place)
         return make_generator(device, *place)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(reconstruction, "make_generator", record)
+    monkeypatch.setattr(reconstruct, "make_generator", record)
     quantize(digits_teacher, digits[:4], num_steps=1, seed=9)
     assert len(places) == len(set(places)) == 10 and {place[0] for place in places} == {9}
 
@@ -274,7 +275,8 @@ def watch(
     watched: dict[str, Watched] = {}
 
     def keep(task: UnitTask, learn: Learn) -> int:
-        stores = (task.full_inputs, task.quantized_inputs, task.targets)  # they are released behind the unit
+        data = task.data
+        stores = (data.full_inputs, data.quantized_inputs, data.targets)  # they are released behind the unit
         own = watched[task.name] = Watched(task, [], *(store.read(0, len(store)) for store in stores))
 
         def keep_loss(step: int, loss: float) -> None:
@@ -401,7 +403,7 @@ def two_convs() -> fx.GraphModule:
 
 def calibrate(graph: fx.GraphModule, images: Tensor, **options: Any) -> dict[str, ActivationQuantizer]:
     plan = assign_bits(graph, find_protocol("ait"), 4, 4)
-    return stages.calibrate(graph, plan.activations, images, QuantizeConfig(**options), rows=7)
+    return stages.calibrate(graph, plan, images, QuantizeConfig(**options), rows=7)
 
 
 def test_minmax_step_is_the_largest_value_over_the_grid(two_convs: fx.GraphModule):
@@ -474,7 +476,7 @@ def test_range_and_sign_come_from_all_values_and_the_error_from_an_even_sample(
 
 def test_minmax_preset(digits_teacher: Teacher, digits: Tensor):
     network = quantize(digits_teacher, digits, weight_bits=4, **preset_options("minmax"))
-    graph = network.folded.graph
+    graph = network.plan.folded.graph
     for layer in weight_layers(graph):
         rows = get_tensor(graph, layer.weight_key).flatten(1).double()
         weight = network.weights[layer.name]
@@ -485,7 +487,7 @@ def test_minmax_preset(digits_teacher: Teacher, digits: Tensor):
         zero_point = (-rows.amin(1).clamp(max=0) / weight.scale.flatten()).round()
         assert torch.equal(weight.zero_point.flatten().double(), zero_point)
     values = node_values(student_of(network), digits)
-    for site in network.plan.activations:
+    for site in network.plan.bits.activations:
         if site.name == "layer1.0.conv1.input":  # the last whose values come from finished layers alone
             wanted = minmax_step_size(values[site.node], activation_format(site.bits, signed=False))
             assert network.activations[site.name].step_size.item() == pytest.approx(wanted, rel=1e-5)
@@ -621,7 +623,7 @@ def test_batch_norms_folded_by_hand_change_nothing_in_relative_space():
 def test_cuda_run_repeats_bit_for_bit(digits_teacher: Teacher, digits: Tensor, dtype: torch.dtype):
     first, again = (quantize(digits_teacher, digits, dtype, torch.device("cuda")) for _ in range(2))
     assert learned_bytes(first) == learned_bytes(again)
-    assert all(tensor.device == CPU for tensor in named_tensors(first.folded.graph).values())
+    assert all(tensor.device == CPU for tensor in named_tensors(first.plan.folded.graph).values())
     assert_sound(first, digits)
 
 

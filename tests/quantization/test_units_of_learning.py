@@ -12,27 +12,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from genie_cli.artifacts.quantized import load_quantized, save_quantized
+from genie_cli.artifacts.quantized import load_quantized
 from genie_cli.config import QuantizeConfig, build
 from genie_cli.models.graph.folding import fold_batch_norms
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.models.teacher import Teacher, make_teacher
-from genie_cli.quantization import reconstruction
-from genie_cli.quantization.export import to_artifact
-from genie_cli.quantization.pieces import cut_out, layer_by_layer
 from genie_cli.quantization.presets import PRESETS, preset_options
 from genie_cli.quantization.quantize import QuantizedNetwork
-from genie_cli.quantization.units import reconstruction_units
-from genie_cli.runtime.progress import Advanced, Event, StageStarted
+from genie_cli.quantization.reconstruction.batches import Batches, held_out_rows
+from genie_cli.quantization.units.partition import reconstruction_units
+from genie_cli.quantization.units.unit_graph import cut_out, layer_by_layer
+from genie_cli.runtime.progress import Advanced, Event, StageStarted, silent
 from genie_cli.student.formats import weight_format
 from genie_cli.student.grid import minmax_weight_grid, quantize_weight, search_weight_grid
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
 from genie_cli.student.protocol import assign_bits, find_protocol
-from tests.support import CPU, intervals, stages
+from tests.support import CPU, stages
 from tests.support.networks import digit_images, noise, plain_input
-from tests.support.students import node_values, student_of
-from tests.support.units import Learn, UnitTask, around_each_unit, held_out_rows
+from tests.support.students import node_values, save_student, student_of
+from tests.support.units import Learn, UnitTask, around_each_unit
 
 FAST = {
     "weight_bits": 2, "activation_bits": 4, "num_steps": 4, "batch_size": 16, "rounding_lr": 0.1,
@@ -45,9 +44,11 @@ def digits() -> Tensor:
     return digit_images(16)
 
 
-def quantize(teacher: Teacher, images: Tensor, report: Any = lambda event: None, **options: Any) -> QuantizedNetwork:
+def quantize(
+    teacher: Teacher, images: Tensor, report: Any = silent, log_every: int | None = None, **options: Any
+) -> QuantizedNetwork:
     config = QuantizeConfig(**{**FAST, **options})
-    return stages.quantize(teacher, images, config, report=report)
+    return stages.quantize(teacher, images, config, report=report, log_every=log_every)
 
 
 @dataclass
@@ -80,8 +81,8 @@ def watch(
         }
         own = Watched(
             task,
-            read(task.targets),
-            read(task.quantized_inputs),
+            read(task.data.targets),
+            read(task.data.quantized_inputs),
             {name: module for name, module in finished.items() if isinstance(module, IntegerWeight)},
             {name: float(activation.step_size.detach()) for name, activation in task.activations.items()},
         )
@@ -223,12 +224,12 @@ def test_layer_by_layer_every_layer_comes_last_once(network: Teacher, whole: boo
         sites: set[str] = set()
         for part in layer_by_layer(folded, piece):
             names.append(part.name)
-            assert part.source is piece.source and part.name in part.plan.weights
+            assert part.source is piece.source and part.name in part.bits.weights
             with torch.no_grad():
                 output = part.teacher(values[part.source.name])
             torch.testing.assert_close(output, values[part.output.name], rtol=0, atol=1e-5)
-            sites |= {site.name for site in part.plan.activations}
-        assert sites == {site.name for site in piece.plan.activations}
+            sites |= {site.name for site in part.bits.activations}
+        assert sites == {site.name for site in piece.bits.activations}
     assert names == [layer.name for layer in weight_layers(folded)]
 
 
@@ -237,8 +238,10 @@ def test_layer_by_layer_every_layer_comes_last_once(network: Teacher, whole: boo
 def test_any_unit_goes_with_any_rounding(network: Teacher, unit: str, rounding: str):
     options = {"unit": unit, "rounding": rounding, "protocol": "ait", "num_steps": 2}
     found = quantize(network, NOISE, **options)
-    names = [layer.name for layer in weight_layers(found.folded.graph)]
-    assert list(found.weights) == names and set(found.activations) == {site.name for site in found.plan.activations}
+    names = [layer.name for layer in weight_layers(found.plan.folded.graph)]
+    assert list(found.weights) == names and set(found.activations) == {
+        site.name for site in found.plan.bits.activations
+    }
     assert all(math.isfinite(own.relative_error) for own in found.units)
     assert torch.isfinite(student_of(found)(NOISE)).all()
 
@@ -277,10 +280,11 @@ def logits_of(network: QuantizedNetwork, images: Tensor) -> Tensor:
 def test_kl_starts_at_the_divergence_and_falls(
     digits_teacher: Teacher, digits: Tensor, monkeypatch: pytest.MonkeyPatch
 ):
-    intervals.log_every(monkeypatch, 1)
     options = {"unit": "network", "weight_bits": 3, "drop_prob": 0.0, "rounding_lr": 2e-3}
     events: list[Event] = []
-    learned = quantize(digits_teacher, digits, events.append, loss="kl", rounding="adaquant", num_steps=40, **options)
+    learned = quantize(
+        digits_teacher, digits, events.append, log_every=1, loss="kl", rounding="adaquant", num_steps=40, **options
+    )
     losses = [event.values["loss"] for event in events if isinstance(event, Advanced) and "loss" in event.values]
     with torch.no_grad():
         wanted = digits_teacher.graph(digits)
@@ -296,9 +300,9 @@ def test_kl_starts_at_the_divergence_and_falls(
 def grids(network: QuantizedNetwork, search: Any) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
     """Layer -> codes of nearest rounding, step size and zero point of its own initial grid."""
     found = {}
-    for layer in weight_layers(network.folded.graph):
-        weight = get_tensor(network.folded.graph, layer.weight_key)
-        format = weight_format(network.plan.weights[layer.name])
+    for layer in weight_layers(network.plan.folded.graph):
+        weight = get_tensor(network.plan.folded.graph, layer.weight_key)
+        format = weight_format(network.plan.bits.weights[layer.name])
         scale, zero_point = search(weight, format)
         found[layer.name] = (quantize_weight(weight, scale, zero_point, format), scale, zero_point)
     return found
@@ -368,7 +372,7 @@ def test_without_drops_full_precision_inputs_are_never_read(
     digits_teacher: Teacher, digits: Tensor, unit: str, monkeypatch: pytest.MonkeyPatch
 ):
     def guarded(task: UnitTask, learn: Learn) -> int:
-        return learn(dataclasses.replace(task, full_inputs=Untouchable()))
+        return learn(dataclasses.replace(task, data=dataclasses.replace(task.data, full_inputs=Untouchable())))
 
     around_each_unit(monkeypatch, guarded)
     options = {"unit": unit, "rounding": "adaround", "holdout": 0.25, "patience": 2}
@@ -385,23 +389,23 @@ def test_held_out_error_is_told_with_every_preset(
     preset: str, digits_teacher: Teacher, digits: Tensor, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ):
     drawn: set[int] = set()
-    draw = reconstruction.Batches.draw
+    draw = Batches.draw
 
     def record(batches: Any) -> Tensor:
         rows = draw(batches)
         drawn.update(rows.tolist())
         return rows
 
-    monkeypatch.setattr(reconstruction.Batches, "draw", record)
+    monkeypatch.setattr(Batches, "draw", record)
     few = {"num_steps": 3, "batch_size": 8, "holdout": 0.25, "weight_bits": 3, "activation_range": "minmax"}
     config = build(QuantizeConfig, preset_options(preset), few, {"preset": preset})
     network = stages.quantize(digits_teacher, digits, config)
     assert len(drawn) == (12 if config.reconstruct else 0)
-    save_quantized(tmp_path / "q", to_artifact(network, digits_teacher, None, config, CPU))
+    save_student(network, digits_teacher, tmp_path / "q")
     told = load_quantized(tmp_path / "q").metrics["units"]
     assert [unit["held_out_error"] for unit in told] == [unit.held_out_error for unit in network.units]
     student = student_of(network)
-    held_out = held_out_rows(16, config)
+    held_out = held_out_rows(16, config).tolist()
     assert not drawn & set(held_out)
     with torch.no_grad():
         found, wanted = student(digits).double(), digits_teacher.graph(digits).double()

@@ -1,4 +1,4 @@
-"""Shortage of memory: pieces small enough, the same result, and other errors untouched."""
+"""Shortage of memory: parts small enough, the same result, and other errors untouched."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from genie_cli.runtime.progress import Event, Note
-from genie_cli.runtime.shortage import Pieces, fits, is_out_of_memory
+from genie_cli.runtime.progress import Event, Note, silent
+from genie_cli.runtime.shortage import BatchSplitter, fits, is_out_of_memory
 
 
 def allocator_error() -> RuntimeError:
@@ -58,7 +58,7 @@ def test_a_gpu_gets_back_what_a_failed_attempt_has_held(monkeypatch: pytest.Monk
 
 
 @given(size=st.integers(1, 40), fits=st.integers(1, 40))
-def test_pieces_fit_and_join_in_order(size: int, fits: int):
+def test_parts_fit_and_join_in_order(size: int, fits: int):
     error = MemoryError()
     seen: list[int] = []
     events: list[Event] = []
@@ -73,12 +73,12 @@ def test_pieces_fit_and_join_in_order(size: int, fits: int):
         return 2 * batch
 
     batch = torch.arange(size * 3).view(size, 3)
-    in_pieces = Pieces(events.append)
-    assert torch.equal(in_pieces(double, batch), 2 * batch)
+    splitter = BatchSplitter(events.append)
+    assert torch.equal(splitter(double, batch), 2 * batch)
     assert sum(seen) == size and max(seen) <= fits
     assert len(events) == (size > fits) and all(isinstance(event, Note) and event.warning for event in events)
     before, attempts = len(seen), 0
-    in_pieces(double, batch)
+    splitter(double, batch)
     assert attempts == len(seen) - before, "a size that did not fit is tried again"
     assert len(events) == (size > fits)
 
@@ -88,7 +88,7 @@ def test_one_image_that_does_not_fit_and_other_errors_are_raised():
         raise MemoryError
 
     with pytest.raises(MemoryError):
-        Pieces()(fail, torch.zeros(3, 2))
+        BatchSplitter(silent)(fail, torch.zeros(3, 2))
 
     calls = []
 
@@ -97,5 +97,5 @@ def test_one_image_that_does_not_fit_and_other_errors_are_raised():
         raise RuntimeError("shapes do not fit")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        Pieces()(defect, torch.zeros(4, 2))
+        BatchSplitter(silent)(defect, torch.zeros(4, 2))
     assert calls == [4]

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import genie_cli
-from genie_cli.artifacts.quantized import ActivationStep, QuantizedArtifact, load_quantized, save_quantized
+from genie_cli.artifacts.quantized import QuantizedActivation, QuantizedArtifact, load_quantized
 from genie_cli.config import InputSpec, QuantizeConfig
 from genie_cli.errors import InputError, UsageError
 from genie_cli.models import zoo
@@ -23,13 +22,12 @@ from genie_cli.models.checkpoints import state_sha256
 from genie_cli.models.digits import INPUT_SPEC, digits_resnet
 from genie_cli.models.graph.folding import fold_batch_norms
 from genie_cli.models.teacher import Teacher, make_teacher
-from genie_cli.quantization.export import to_artifact
 from genie_cli.quantization.presets import preset_options
-from genie_cli.student.build import insert_quantizers
 from genie_cli.student.grid import dequantize_weight
 from genie_cli.student.load import load_student, restore
-from tests.support import CPU, stages
+from tests.support import stages
 from tests.support.networks import digit_images
+from tests.support.students import save_student, student_of
 
 
 @dataclass(frozen=True)
@@ -46,9 +44,8 @@ class Quantized:
 def quantize(teacher: Teacher, images: Tensor, folder: Path, bits: int = 4) -> Quantized:
     config = QuantizeConfig(preset="minmax", weight_bits=bits, activation_bits=bits, **preset_options("minmax"))
     network = stages.quantize(teacher, images, config)
-    source: Any = SimpleNamespace(sha256="0" * 64, metadata=SimpleNamespace(teacher_sha256=None))
-    save_quantized(folder, to_artifact(network, teacher, source, config, CPU))
-    student = insert_quantizers(network.folded.graph, network.plan, network.weights, network.activations)
+    save_student(network, teacher, folder)
+    student = student_of(network)
     return Quantized(teacher, student, folder, images, student(images))
 
 
@@ -140,7 +137,7 @@ def without_first(entries: Any) -> dict[str, Any]:
     ("change", "message"),
     [
         (
-            lambda artifact: {"activations": {"nowhere.input": ActivationStep(0.1, 4, False)}},
+            lambda artifact: {"activations": {"nowhere.input": QuantizedActivation(0.1, 4, False)}},
             r"the network lacks 1 activation site\(s\), first 'nowhere.input'",
         ),
         (lambda artifact: {"weights": without_first(artifact.weights)}, r"the folder lacks 1 weight layer\(s\)"),

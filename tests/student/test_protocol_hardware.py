@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,26 +12,25 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import genie_cli
-from genie_cli.artifacts.quantized import load_quantized, save_quantized
+from genie_cli.artifacts.quantized import load_quantized
 from genie_cli.config import InputSpec, ModelConfig, QuantizeConfig
 from genie_cli.errors import InputError, UsageError
+from genie_cli.models.graph.activation_functions import ELEMENTWISE
 from genie_cli.models.graph.capture import capture
 from genie_cli.models.graph.folding import fold_batch_norms
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.models.teacher import Teacher, make_teacher
 from genie_cli.models.zoo import load_untrained
-from genie_cli.quantization.export import to_artifact
 from genie_cli.quantization.presets import preset_options
 from genie_cli.quantization.quantize import QuantizedNetwork
 from genie_cli.student.build import insert_quantizers
 from genie_cli.student.load import load_student
 from genie_cli.student.modules import ActivationQuantizer
-from genie_cli.student.outputs import ACTIVATION_FUNCTIONS
 from genie_cli.student.protocol import PROTOCOLS, BitPlan, assign_bits, find_protocol, tensor_names
-from tests.support import CPU, stages
+from tests.support import stages
 from tests.support.networks import digit_images
-from tests.support.students import student_of
+from tests.support.students import save_student, student_of
 
 SPEC = InputSpec(size=8)
 Body = Callable[["Net", Tensor], Tensor]
@@ -159,7 +157,7 @@ def test_activation_functions_are_those_that_capture_gives() -> None:
             return self.fc(y.mean((2, 3)))
 
     found = {node.target for node in graph_of(All()).graph.nodes}
-    assert set(ACTIVATION_FUNCTIONS) <= found
+    assert set(ELEMENTWISE) <= found
 
 
 def test_names_of_the_other_protocols_are_as_they_were() -> None:
@@ -212,12 +210,6 @@ def quantize(teacher: Teacher, images: Tensor, **options: Any) -> QuantizedNetwo
     return stages.quantize(teacher, images, QuantizeConfig(**keys))
 
 
-def save(network: QuantizedNetwork, teacher: Teacher, folder: Path, **options: Any) -> None:
-    source: Any = SimpleNamespace(sha256="0" * 64, metadata=SimpleNamespace(teacher_sha256=None))
-    config = QuantizeConfig(protocol="hardware", **options)
-    save_quantized(folder, to_artifact(network, teacher, source, config, CPU))
-
-
 OUTPUTS = {"avgpool.adaptive_avg_pool2d0.input", "fc.output"}
 """What `hardware` adds on the digits network: the other additions are read by convolutions."""
 
@@ -228,7 +220,7 @@ def test_digits_teacher_from_quantization_to_loading(
 ) -> None:
     options = {"reconstruct": reconstruct, "bits_override": {"layer1.*": (8, 7), "fc": (6, 5)}}
     network = quantize(digits_teacher, images, **options)
-    assert set(network.activations) == {site.name for site in network.plan.activations} >= OUTPUTS
+    assert set(network.activations) == {site.name for site in network.plan.bits.activations} >= OUTPUTS
     assert {name: w.format.bits for name, w in network.weights.items() if w.format.bits != 4} == {
         "layer1.0.conv1": 8, "layer1.0.conv2": 8, "fc": 6,
     }  # fmt: skip
@@ -240,7 +232,7 @@ def test_digits_teacher_from_quantization_to_loading(
     assert network.activations["fc.output"].format.signed
     assert len(logits.unique()) <= 2**4  # the logits are on their grid
     assert (logits.argmax(1) == digits_teacher.graph(images).argmax(1)).float().mean() > 0.7
-    save(network, digits_teacher, tmp_path / "quantized", **options)
+    save_student(network, digits_teacher, tmp_path / "quantized")
     artifact = load_quantized(tmp_path / "quantized")
     assert artifact.metadata.config["bits_override"] == {"layer1.*": [8, 7], "fc": [6, 5]}
     assert torch.equal(genie_cli.load("digits_resnet", tmp_path / "quantized")(images), logits)
@@ -291,7 +283,7 @@ def test_addition_as_the_network_s_output(fused: bool, name: str, tmp_path: Path
     assert "add0.rhs" in network.activations  # the last layer's own output is another tensor
     logits = student_of(network)(images)
     assert len(logits.unique()) <= 2**4
-    save(network, teacher, tmp_path / "quantized")
+    save_student(network, teacher, tmp_path / "quantized")
     assert torch.equal(genie_cli.load(AddsLast(fused), tmp_path / "quantized")(images), logits)
     with pytest.raises(InputError, match="activation site"):
         genie_cli.load(AddsLast(not fused), tmp_path / "quantized")

@@ -1,25 +1,18 @@
-"""Intervals and sizes that the library fixes, set to what a test can afford."""
+"""Sizes and counts that the library fixes, set to what a test can afford."""
 
 from __future__ import annotations
 
 import pytest
 
-from genie_cli.quantization import calibration, reconstruction, unit_step
-from genie_cli.runtime import determinism
-from genie_cli.synthesis import distill
+from genie_cli.quantization.activations import step_sizes
+from genie_cli.runtime import determinism, repeated_step
 
 NEVER = 10**9
 
 
-def log_every(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    """Log, and offer a checkpoint, every so many steps of a unit or a batch."""
-    monkeypatch.setattr(reconstruction, "LOG_EVERY", steps)
-    monkeypatch.setattr(distill, "LOG_EVERY", steps)
-
-
-def record_from(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    """Record the steps of a unit where it takes at least so many of a kind."""
-    monkeypatch.setattr(unit_step, "RECORD_FROM", steps)
+def record_from(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
+    """Record a step that will be called at least so often."""
+    monkeypatch.setattr(repeated_step, "RECORD_FROM", calls)
 
 
 def mask_pool(monkeypatch: pytest.MonkeyPatch, numel: int) -> None:
@@ -29,4 +22,4 @@ def mask_pool(monkeypatch: pytest.MonkeyPatch, numel: int) -> None:
 
 def calibration_samples(monkeypatch: pytest.MonkeyPatch, numel: int) -> None:
     """Let the search of a step size compare so many values per site."""
-    monkeypatch.setattr(calibration, "_SAMPLES", numel)
+    monkeypatch.setattr(step_sizes, "_SAMPLES", numel)

@@ -1,6 +1,6 @@
 """The library's stage functions as tests call them: on the CPU, in float32, alone and in silence unless they say so.
 
-When a signature changes, it changes here.
+When a signature changes, it changes here. What a stage runs on is given by name (`dtype=`, `work=`): see `run_context`.
 """
 
 from __future__ import annotations
@@ -11,63 +11,71 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from genie_cli.artifacts.work_folder import NO_WORK, Work
 from genie_cli.config import QuantizeConfig, SynthesizeConfig
 from genie_cli.data.labeled import LabeledImages
 from genie_cli.evaluation import accuracy
 from genie_cli.evaluation.accuracy import Evaluation
 from genie_cli.models.graph.cuts import data_nodes
 from genie_cli.models.teacher import Teacher
-from genie_cli.quantization import calibration, data_free
 from genie_cli.quantization import quantize as quantization
-from genie_cli.quantization.activation_store import ActivationPool
-from genie_cli.quantization.quantize import ImageRows, QuantizedNetwork
+from genie_cli.quantization.activations import step_sizes
+from genie_cli.quantization.activations.passing import ImageRows, store_images
+from genie_cli.quantization.activations.pool import ActivationPool
+from genie_cli.quantization.data_free import quantize as data_free
+from genie_cli.quantization.plan import QuantizationPlan, make_plan
+from genie_cli.quantization.result import QuantizedNetwork
+from genie_cli.quantization.units.unit_graph import UnitGraph
+from genie_cli.runtime.context import RunContext
 from genie_cli.runtime.distribution import SOLO, Workers
 from genie_cli.runtime.progress import Reporter, silent
+from genie_cli.runtime.shortage import BatchSplitter
+from genie_cli.runtime.work import NO_WORK, Work
 from genie_cli.student.modules import ActivationQuantizer
-from genie_cli.student.protocol import ActivationSite
-from genie_cli.synthesis import distill
+from genie_cli.student.protocol import BitPlan
+from genie_cli.synthesis import synthesize as synthesis
 from genie_cli.synthesis.discrepancy import Student
-from genie_cli.synthesis.distill import Synthesis
+from genie_cli.synthesis.synthesize import Synthesis
 from tests.support import CPU
+
+
+def run_context(
+    device: torch.device = CPU,
+    dtype: torch.dtype = torch.float32,
+    report: Reporter = silent,
+    workers: Workers = SOLO,
+    work: Work = NO_WORK,
+    log_every: int | None = None,
+) -> RunContext:
+    """The context of a stage."""
+    return RunContext(device, dtype, workers, report, work, BatchSplitter(report), log_every)
 
 
 def synthesize(
     teacher: Teacher,
     config: SynthesizeConfig,
-    *,
-    device: torch.device = CPU,
-    dtype: torch.dtype = torch.float32,
-    report: Reporter = silent,
-    workers: Workers = SOLO,
     others: Sequence[Teacher] = (),
     student: Student | None = None,
-    work: Work = NO_WORK,
+    **running: Any,
 ) -> Synthesis:
     """See `synthesize_images`."""
-    return distill.synthesize_images(
-        teacher, config, device, dtype, report, workers, others=others, student=student, work=work
-    )
+    return synthesis.synthesize_images(teacher, config, run_context(**running), others, student)
 
 
-def quantize(
-    teacher: Teacher,
-    images: ImageRows,
-    config: QuantizeConfig,
-    *,
-    device: torch.device = CPU,
-    dtype: torch.dtype = torch.float32,
-    report: Reporter = silent,
-    workers: Workers = SOLO,
-    work: Work = NO_WORK,
-) -> QuantizedNetwork:
+def plan_of(teacher: Teacher, config: QuantizeConfig, device: torch.device | None = CPU) -> QuantizationPlan:
+    """See `make_plan`."""
+    return make_plan(teacher, config, device)
+
+
+def quantize(teacher: Teacher, images: ImageRows, config: QuantizeConfig, **running: Any) -> QuantizedNetwork:
     """See `quantize_network`."""
-    return quantization.quantize_network(teacher, images, config, device, dtype, report, workers, work)
+    context = run_context(**running)
+    return quantization.quantize_network(plan_of(teacher, config, context.device), images, context)
 
 
-def quantize_without_images(teacher: Teacher, config: QuantizeConfig, *, report: Reporter = silent) -> QuantizedNetwork:
-    """See `quantize_without_images`."""
-    return data_free.quantize_without_images(teacher, config, report)
+def quantize_without_images(teacher: Teacher, config: QuantizeConfig, report: Reporter = silent) -> QuantizedNetwork:
+    """See `quantize_without_images`; `config` need not say that there are no images."""
+    plan = plan_of(teacher, config.model_copy(update={"data_free": True}))
+    return data_free.quantize_without_images(teacher, plan, report)
 
 
 def quantize_as_configured(teacher: Teacher, images: ImageRows, config: QuantizeConfig) -> QuantizedNetwork:
@@ -80,28 +88,21 @@ def evaluate(
     data: LabeledImages,
     num_classes: int,
     batch_size: int,
-    *,
-    device: torch.device = CPU,
-    dtype: torch.dtype = torch.float32,
     teacher: nn.Module | None = None,
-    report: Reporter = silent,
-    workers: Workers = SOLO,
+    **running: Any,
 ) -> Evaluation:
     """See `accuracy.evaluate`."""
-    return accuracy.evaluate(
-        network, data, num_classes, batch_size, device, dtype, teacher=teacher, report=report, workers=workers
-    )
+    return accuracy.evaluate(network, data, num_classes, batch_size, run_context(**running), teacher)
 
 
 def calibrate(
-    graph: fx.GraphModule, sites: Sequence[ActivationSite], images: Tensor, config: QuantizeConfig, rows: int
+    graph: fx.GraphModule, bits: BitPlan, images: Tensor, config: QuantizeConfig, rows: int, **running: Any
 ) -> dict[str, ActivationQuantizer]:
-    """Quantizers of a whole graph's sites, as `calibrate_sites` finds them where the graph is one unit."""
-    nodes = data_nodes(graph)
-    with ActivationPool(CPU, 0, 1 << 30) as pool:
-        store = pool.allocate(tuple(images.shape))
-        store.write(0, images)
-        return calibration.calibrate_sites(graph, nodes[1:], nodes[0], sites, store, config, rows)
+    """Quantizers of a whole graph's sites, as `initial_step_sizes` finds them where the graph is one unit."""
+    context, nodes = run_context(**running), data_nodes(graph)
+    unit = UnitGraph("network", tuple(nodes[1:]), nodes[0], graph, bits, rows)
+    with ActivationPool(CPU, 0, 1 << 30, context.report) as pool:
+        return step_sizes.initial_step_sizes(graph, unit, store_images(images, pool), config, context)
 
 
 def listen_to_quantization(heard: Callable[[QuantizedNetwork], Any]) -> None:

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from genie_cli.artifacts.images import ImageSet
+from genie_cli.artifacts.quantized import save_quantized
+from genie_cli.models.teacher import Teacher
+from genie_cli.quantization.export import to_artifact
 from genie_cli.quantization.quantize import QuantizedNetwork
-from genie_cli.student.build import insert_quantizers
+from tests.support import CPU
 
 
 def student_of(network: QuantizedNetwork) -> fx.GraphModule:
     """The network with its quantizers, ready to run."""
-    return insert_quantizers(network.folded.graph, network.plan, network.weights, network.activations).eval()
+    return network.student().eval()
+
+
+def save_student(network: QuantizedNetwork, teacher: Teacher, folder: Path, images: ImageSet | None = None) -> None:
+    """Write the network as `genie quantize` does."""
+    save_quantized(folder, to_artifact(network, teacher, images, CPU))
 
 
 def learned_bytes(network: QuantizedNetwork) -> dict[str, bytes]:

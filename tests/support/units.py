@@ -10,17 +10,15 @@ import torch
 from torch import Tensor
 
 from genie_cli.config import QuantizeConfig
-from genie_cli.quantization import unit_learning
-from genie_cli.quantization.quantize import _held_out_rows
-from genie_cli.quantization.reconstruction import learn_unit
-from genie_cli.quantization.unit_step import UnitStep
-from genie_cli.quantization.unit_task import UnitTask
+from genie_cli.quantization import quantize as quantization
+from genie_cli.quantization.reconstruction.reconstruct import UnitLearner, reconstruct
+from genie_cli.quantization.reconstruction.task import UnitTask
+from genie_cli.runtime.context import RunContext
 
 __all__ = [
     "Learn",
     "UnitTask",
     "around_each_unit",
-    "held_out_rows",
     "keep_gradients",
     "limit_memory",
     "spoil_losses",
@@ -40,33 +38,26 @@ class Learn(Protocol):
 def around_each_unit(monkeypatch: pytest.MonkeyPatch, around: Callable[[UnitTask, Learn], int]) -> None:
     """Call `around(task, learn)` for each unit that is to be learned; it returns what `learn(task)` does."""
 
-    def stand_in(
-        task: UnitTask, config: QuantizeConfig, device: torch.device, dtype: torch.dtype, on_step: Any, *others: Any
-    ) -> int:
+    def stand_in(task: UnitTask, config: QuantizeConfig, context: RunContext, checkpoint: str, on_step: Any) -> int:
         def learn(task: UnitTask, listen: Callable[[int, float], None] = lambda step, loss: None) -> int:
             def both(step: int, loss: float) -> None:
                 listen(step, loss)
                 on_step(step, loss)
 
-            return learn_unit(task, config, device, dtype, both, *others)
+            return reconstruct(task, config, context, checkpoint, both)
 
         return around(task, learn)
 
-    monkeypatch.setattr(unit_learning, "learn_unit", stand_in)
-
-
-def held_out_rows(num_images: int, config: QuantizeConfig) -> list[int]:
-    """Rows that are never trained on."""
-    return _held_out_rows(num_images, config).tolist()
+    monkeypatch.setattr(quantization, "reconstruct", stand_in)
 
 
 def limit_memory(monkeypatch: pytest.MonkeyPatch, most: int, when: str = "forward") -> list[int]:
     """Let passes of more than `most` images run out of memory, forward or backward; sizes of those that did not."""
     seen: list[int] = []
-    output = UnitStep.output
+    output = UnitLearner._output
 
-    def limited(step: UnitStep, inputs: Tensor) -> Tensor:
-        result = output(step, inputs)
+    def limited(learner: UnitLearner, inputs: Tensor) -> Tensor:
+        result = output(learner, inputs)
         if len(inputs) > most:
             if when == "forward":
                 raise torch.OutOfMemoryError("CUDA out of memory")
@@ -78,54 +69,61 @@ def limit_memory(monkeypatch: pytest.MonkeyPatch, most: int, when: str = "forwar
     def refuse(gradient: Tensor) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(UnitStep, "output", limited)
+    monkeypatch.setattr(UnitLearner, "_output", limited)
     return seen
 
 
 def keep_gradients(monkeypatch: pytest.MonkeyPatch) -> list[list[Tensor]]:
     """Gradients of all that learns, a list for each step that will be taken."""
     kept: list[list[Tensor]] = []
-    sum_gradients = UnitStep._sum_gradients
+    sum_over_processes = UnitLearner._sum_over_processes
 
-    def keep(step: UnitStep) -> None:
-        kept.append([p.grad.clone() for p in step._parameters.tensors() if p.grad is not None])
-        sum_gradients(step)
+    def keep(learner: UnitLearner, learned: list[torch.nn.Parameter]) -> None:
+        kept.append([tensor.grad.clone() for tensor in learned if tensor.grad is not None])
+        sum_over_processes(learner, learned)
 
-    monkeypatch.setattr(UnitStep, "_sum_gradients", keep)
+    monkeypatch.setattr(UnitLearner, "_sum_over_processes", keep)
     return kept
 
 
 def spoil_losses(monkeypatch: pytest.MonkeyPatch, is_bad: Callable[[str, int, torch.dtype], bool]) -> None:
     """Make loss and gradient NaN where `is_bad(unit, steps done, dtype)`."""
-    reconstruction_loss = UnitStep.reconstruction_loss
+    start = UnitLearner.__init__
 
-    def spoiled(step: UnitStep, output: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        loss, gradient = reconstruction_loss(step, output, targets)
-        if is_bad(step._task.name, int(step.num_finite), step._dtype):
-            return loss * torch.nan, gradient * torch.nan
-        return loss, gradient
+    def spoiled(learner: UnitLearner, task: UnitTask, config: QuantizeConfig, context: RunContext) -> None:
+        start(learner, task, config, context)
+        compare = learner._compare
 
-    monkeypatch.setattr(UnitStep, "reconstruction_loss", spoiled)
+        def compare_or_spoil(output: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+            loss, gradient = compare(output, targets)
+            if is_bad(task.name, int(learner._num_finite), context.dtype):
+                return loss * torch.nan, gradient * torch.nan
+            return loss, gradient
+
+        learner._compare = compare_or_spoil
+
+    monkeypatch.setattr(UnitLearner, "__init__", spoiled)
 
 
 def spoil_targets(monkeypatch: pytest.MonkeyPatch, unit: str, steps_done: int) -> None:
     """Make the targets of one step of a unit NaN."""
-    call = UnitStep.__call__
+    next_batch = UnitLearner.next_batch
 
-    def spoiled(step: UnitStep, full: Tensor, quantized: Tensor, targets: Tensor, regularized: bool) -> None:
-        is_bad = step._task.name == unit and int(step.num_finite) == steps_done
-        call(step, full, quantized, targets * (torch.nan if is_bad else 1), regularized)
+    def spoiled(learner: UnitLearner) -> tuple[Tensor, Tensor, Tensor]:
+        full, quantized, targets = next_batch(learner)
+        is_bad = learner._task.name == unit and learner.steps_done == steps_done
+        return full, quantized, targets * (torch.nan if is_bad else 1)
 
-    monkeypatch.setattr(UnitStep, "__call__", spoiled)
+    monkeypatch.setattr(UnitLearner, "next_batch", spoiled)
 
 
 def spoil_offsets(monkeypatch: pytest.MonkeyPatch, unit: str, steps_done: int) -> None:
     """Make the first step size of a unit NaN behind one of its steps, whose own loss is finite."""
-    learn = UnitStep._learn
+    optimize = UnitLearner._optimize
 
-    def spoiled(step: UnitStep, *inputs: Any) -> None:
-        learn(step, *inputs)
-        if step._task.name == unit and int(step.num_finite) == steps_done:
-            step._parameters.offsets.data[0] = torch.nan
+    def spoiled(learner: UnitLearner, *inputs: Any) -> None:
+        optimize(learner, *inputs)
+        if learner._task.name == unit and int(learner._num_finite) == steps_done:
+            learner._parameters.offsets.data[0] = torch.nan
 
-    monkeypatch.setattr(UnitStep, "_learn", spoiled)
+    monkeypatch.setattr(UnitLearner, "_optimize", spoiled)

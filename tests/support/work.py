@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from torch import Tensor
-
-from genie_cli.artifacts.work_folder import Saved, WorkFolder
-from genie_cli.runtime.distribution import SOLO, Workers
+from genie_cli.runtime.distribution import Workers
+from genie_cli.runtime.work import Saved
+from genie_cli.work.folder import WorkFolder
 
 Result = TypeVar("Result")
 
@@ -26,12 +25,12 @@ class MortalFolder(WorkFolder):
         super().__init__(path, interval=0)
         self._lives = lives
 
-    def save_checkpoint(self, name: str, *state: Any) -> None:
-        super().save_checkpoint(name, *state)
+    def save_checkpoint(self, name: str, saved: Saved, workers: Workers) -> None:
+        super().save_checkpoint(name, saved, workers)
         self._die()
 
-    def finish(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        super().finish(name, tensors, facts)
+    def finish(self, name: str, saved: Saved) -> None:
+        super().finish(name, saved)
         self._die()
 
     def _die(self) -> None:
@@ -52,19 +51,17 @@ class TornFolder(WorkFolder):
         self._lives = lives
         self.found: dict[str, int] = {}
 
-    def checkpoint(self, name: str, workers: Workers = SOLO) -> Saved | None:
+    def checkpoint(self, name: str, workers: Workers) -> Saved | None:
         saved = super().checkpoint(name, workers)
         if saved is not None:
             self.found[name] = saved.facts["step"]
         return saved
 
-    def save_checkpoint(
-        self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], workers: Workers = SOLO
-    ) -> None:
+    def save_checkpoint(self, name: str, saved: Saved, workers: Workers) -> None:
         self._lives -= 1
         if self._lives < 0:
             raise KilledError
-        super().save_checkpoint(name, tensors, facts, workers)
+        super().save_checkpoint(name, saved, workers)
 
 
 class MeasuredFolder(WorkFolder):
@@ -72,12 +69,12 @@ class MeasuredFolder(WorkFolder):
 
     largest = parts = 0
 
-    def save_checkpoint(self, name: str, *saved: Any) -> None:
-        super().save_checkpoint(name, *saved)
+    def save_checkpoint(self, name: str, saved: Saved, workers: Workers) -> None:
+        super().save_checkpoint(name, saved, workers)
         self.largest = max(self.largest, *(file.stat().st_size for file in self.path.glob("*.checkpoint*")))
 
-    def finish(self, name: str, *saved: Any) -> None:
-        super().finish(name, *saved)
+    def finish(self, name: str, saved: Saved) -> None:
+        super().finish(name, saved)
         self.parts += (self.path / f"{name}.part").stat().st_size
 
 

@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from genie_cli.artifacts.work_folder import WorkFolder
 from genie_cli.config import InputSpec, SynthesizeConfig
 from genie_cli.models.teacher import Teacher
+from genie_cli.runtime.distribution import SOLO
 from genie_cli.runtime.progress import Advanced, Event, Note
-from genie_cli.synthesis import distill
-from genie_cli.synthesis.distill import Synthesis, batches_at_once
-from tests.support import CPU, batches, intervals, stages
+from genie_cli.synthesis import synthesize as synthesis
+from genie_cli.synthesis.batches import batches_at_once
+from genie_cli.synthesis.synthesize import Synthesis
+from genie_cli.work.folder import WorkFolder
+from tests.support import CPU, batches, stages
 
 
 def synthesize(teacher: Teacher, at_once: int | None, events: list[Event] | None = None, **more: Any) -> Synthesis:
@@ -59,21 +61,20 @@ class DyingList(list[Event]):
 
 @pytest.mark.parametrize("then", [1, 3])
 def test_a_killed_run_goes_on_inside_each_of_them(
-    then: int, digits_teacher: Teacher, one_by_one: Synthesis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    then: int, digits_teacher: Teacher, one_by_one: Synthesis, tmp_path: Path
 ):
-    intervals.log_every(monkeypatch, 4)
-    whole = synthesize(digits_teacher, 1)
+    whole = synthesize(digits_teacher, 1, log_every=4)
     with pytest.raises(KeyboardInterrupt):
-        synthesize(digits_teacher, 3, DyingList(9), work=WorkFolder(tmp_path, interval=0))
+        synthesize(digits_teacher, 3, DyingList(9), work=WorkFolder(tmp_path, interval=0), log_every=4)
     kept = {path.name.partition(".")[0] for path in tmp_path.glob("*.checkpoint*")}
     assert kept == {"batch0", "batch1", "batch2"}
     steps = []
     for index in range(3):
-        left = WorkFolder(tmp_path).checkpoint(f"batch{index}")
+        left = WorkFolder(tmp_path).checkpoint(f"batch{index}", SOLO)
         assert left is not None
         steps.append(left.facts["step"])
     assert steps == [8, 8, 4]  # in turns: 1, 4 and, for the first two, 8
-    resumed = synthesize(digits_teacher, then, work=WorkFolder(tmp_path, math.inf))
+    resumed = synthesize(digits_teacher, then, work=WorkFolder(tmp_path, math.inf), log_every=4)
     assert torch.equal(resumed.images, one_by_one.images) and resumed.log == whole.log
 
 
@@ -91,7 +92,7 @@ def test_fewer_left_than_go_at_once_are_halved_themselves(
     digits_teacher: Teacher, one_by_one: Synthesis, monkeypatch: pytest.MonkeyPatch
 ):
     tried: list[int] = []
-    run = distill.side_by_side
+    run = synthesis.side_by_side
 
     def limited(tasks: Any, device: torch.device) -> None:
         tried.append(len(tasks))
@@ -99,7 +100,7 @@ def test_fewer_left_than_go_at_once_are_halved_themselves(
             raise MemoryError
         run(tasks, device)
 
-    monkeypatch.setattr(distill, "side_by_side", limited)
+    monkeypatch.setattr(synthesis, "side_by_side", limited)
     assert same(synthesize(digits_teacher, 100), one_by_one)
     assert tried == [5, 3, 2, 2, 1]
 

@@ -19,16 +19,23 @@ from genie_cli.models.teacher import Teacher, make_teacher
 from genie_cli.runtime.determinism import derive_seed, make_generator
 from genie_cli.runtime.progress import Advanced, Event, StageFinished, StageStarted
 from genie_cli.synthesis import distill, image_source
-from genie_cli.synthesis.distill import Synthesis, batch_sizes
+from genie_cli.synthesis.batches import batch_sizes
 from genie_cli.synthesis.schedule import PlateauSchedule
-from genie_cli.synthesis.statistics import statistics_graph
-from tests.support import CPU, intervals, stages
+from genie_cli.synthesis.statistics_graph import statistics_graph
+from genie_cli.synthesis.synthesize import Synthesis
+from tests.support import CPU, stages
 from tests.support.networks import StridedNet
 
 
-def run(teacher: Teacher, dtype: torch.dtype = torch.float32, device: torch.device = CPU, **options: Any) -> Synthesis:
+def run(
+    teacher: Teacher,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device = CPU,
+    log_every: int | None = None,
+    **options: Any,
+) -> Synthesis:
     config = SynthesizeConfig(**{"num_images": 4, "num_steps": 4, "batch_size": 4, **options})
-    return stages.synthesize(teacher, config, device=device, dtype=dtype)
+    return stages.synthesize(teacher, config, device=device, dtype=dtype, log_every=log_every)
 
 
 def small_teacher(num_channels: int, size: int) -> Teacher:
@@ -239,10 +246,9 @@ def test_generator_rate_decays(small: Teacher, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_latent_rate_falls_on_a_plateau_and_the_log_says_so(small: Teacher, monkeypatch: pytest.MonkeyPatch):
-    intervals.log_every(monkeypatch, 1)
     # a generator that walks at random hardly improves, so that the plateau comes soon
     options = {"latent_lr_patience": 1, "latent_lr_factor": 0.5, "latent_min_lr": 0.02, "generator_lr": 5.0}
-    rates, result = recorded(small, monkeypatch, num_steps=25, **options)
+    rates, result = recorded(small, monkeypatch, num_steps=25, log_every=1, **options)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
         torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=0.1), factor=0.5, patience=1, min_lr=0.02
     )

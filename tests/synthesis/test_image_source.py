@@ -21,12 +21,12 @@ from genie_cli.models.zoo import load_teacher
 from genie_cli.runtime.determinism import make_generator
 from genie_cli.synthesis import image_source
 from genie_cli.synthesis.conditioning import draw_superpositions
-from genie_cli.synthesis.distill import Synthesis
 from genie_cli.synthesis.generator import Generator
 from genie_cli.synthesis.image_source import GeneratedImages, LearnedPixels, make_source
 from genie_cli.synthesis.presets import preset_options
+from genie_cli.synthesis.synthesize import Synthesis
 from genie_cli.synthesis.teacher_network import check_same_input
-from tests.support import CPU, intervals, stages
+from tests.support import CPU, stages
 from tests.support.networks import StridedNet
 
 FEW = {"num_images": 6, "batch_size": 6, "num_steps": 4}
@@ -43,8 +43,8 @@ def small() -> Teacher:
     return teacher_of(StridedNet(1))
 
 
-def run(teacher: Teacher, others: tuple[Teacher, ...] = (), **options: Any) -> Synthesis:
-    return stages.synthesize(teacher, SynthesizeConfig(**{**FEW, **options}), others=others)
+def run(teacher: Teacher, others: tuple[Teacher, ...] = (), log_every: int | None = None, **options: Any) -> Synthesis:
+    return stages.synthesize(teacher, SynthesizeConfig(**{**FEW, **options}), others, log_every=log_every)
 
 
 def statistics_of(network: StridedNet, images: Tensor) -> Tensor:
@@ -89,10 +89,9 @@ def plain_pixels(network: StridedNet, config: SynthesizeConfig) -> Iterator[tupl
 
 
 @pytest.mark.parametrize("options", [{}, {"pixel_lr": 3.0, "latent_lr_patience": 1, "latent_lr_factor": 0.5}], ids=str)
-def test_pixels_are_those_of_plain_adam(small: Teacher, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
-    intervals.log_every(monkeypatch, 1)
+def test_pixels_are_those_of_plain_adam(small: Teacher, options: dict[str, Any]):
     num_steps = 12
-    result = run(small, num_steps=num_steps, **PIXELS, **options)
+    result = run(small, num_steps=num_steps, log_every=1, **PIXELS, **options)
     steps = plain_pixels(StridedNet(1).requires_grad_(False), SynthesizeConfig(**FEW, **PIXELS, **options))
     wanted = [next(steps) for _ in range(num_steps)]
     torch.testing.assert_close(result.images, wanted[-1][0], rtol=0, atol=1e-3)

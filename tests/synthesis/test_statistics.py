@@ -20,12 +20,9 @@ from genie_cli.models.digits import digits_resnet
 from genie_cli.models.graph.batch_norm import BatchNormSite
 from genie_cli.models.graph.tensors import named_tensors
 from genie_cli.models.teacher import Teacher, make_teacher
-from genie_cli.synthesis.statistics import (
-    StatisticsSite,
-    channel_statistics,
-    image_statistics_loss,
-    statistics_graph,
-)
+from genie_cli.synthesis.image_statistics import image_statistics_loss
+from genie_cli.synthesis.statistics import StatisticsSite, channel_statistics
+from genie_cli.synthesis.statistics_graph import statistics_graph
 
 CHANNELS = 5
 SPEC = InputSpec(num_channels=1, size=8, mean=(0.0,), std=(1.0,))

@@ -16,7 +16,7 @@ from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.teacher import Teacher, make_teacher
 from genie_cli.runtime.determinism import make_generator
 from genie_cli.synthesis import teacher_network
-from genie_cli.synthesis.statistics import statistics_graph
+from genie_cli.synthesis.statistics_graph import statistics_graph
 from genie_cli.synthesis.swing import SwingShift, draw_offsets, set_offsets, swing_strided_convolutions
 from tests.support import CPU, stages
 

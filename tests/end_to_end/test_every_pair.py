@@ -1,0 +1,89 @@
+"""Every synthesizer feeds every quantizer: presets meet in image sets alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from genie_cli.artifacts.images import load_images, save_images
+from genie_cli.artifacts.quantized import load_quantized, save_quantized
+from genie_cli.config import ModelConfig, QuantizeConfig, SynthesizeConfig, build
+from genie_cli.models.teacher import Teacher
+from genie_cli.models.zoo import load_teacher
+from genie_cli.quantization import presets as quantizers
+from genie_cli.quantization.export import to_artifact as quantized_artifact
+from genie_cli.quantization.images import calibration_images
+from genie_cli.student.load import load_student
+from genie_cli.synthesis import presets as synthesizers
+from genie_cli.synthesis.discrepancy import Student
+from genie_cli.synthesis.export import to_artifact as images_artifact
+from tests.support import CPU, stages
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pairs")
+
+
+def image_set(preset: str, teacher: Teacher, folder: Path) -> Path:
+    """The image set of a preset, made once."""
+    path = folder / f"{preset}.safetensors"
+    if path.exists():
+        return path
+    needed: dict[str, object] = {}
+    if preset == "mixmix":
+        needed["other_teachers"] = [ModelConfig(name="digits_resnet")]
+    if preset == "zaq":
+        needed["student"] = quantized("minmax", "genie", teacher, folder)
+    options = {**synthesizers.preset_options(preset), "num_steps": 3, "num_images": 16, "batch_size": 8, **needed}
+    config = build(SynthesizeConfig, options, {"preset": preset})
+    others = [load_teacher(other) for other in config.other_teachers]
+    student = None
+    if config.student is not None:
+        student = Student(load_student(teacher, load_quantized(config.student)), CPU)
+    result = stages.synthesize(teacher, config, others=others, student=student)
+    save_images(path, *images_artifact(result.images, [teacher, *others], config, CPU))
+    return path
+
+
+def quantized(preset: str, images: str, teacher: Teacher, folder: Path) -> Path:
+    """The quantized folder of a preset on an image set."""
+    out = folder / f"{images}-{preset}"
+    options = {**quantizers.preset_options(preset), "num_steps": 3, "batch_size": 8, "weight_bits": 3}
+    config = build(QuantizeConfig, options, {"preset": preset})
+    if config.data_free:
+        network, used = stages.quantize_without_images(teacher, config), None
+    else:
+        used = load_images(image_set(images, teacher, folder))
+        rows = calibration_images(used, teacher, None)
+        network = stages.quantize(teacher, rows, config)
+    save_quantized(out, quantized_artifact(network, teacher, used, config, CPU))
+    return out
+
+
+@pytest.mark.parametrize("quantizer", list(quantizers.PRESETS))
+@pytest.mark.parametrize("synthesizer", list(synthesizers.PRESETS))
+def test_every_pair_gives_a_network_that_loads_and_tells_digits(
+    synthesizer: str, quantizer: str, digits_teacher: Teacher, folder: Path
+):
+    teacher = digits_teacher
+    out = quantized(quantizer, synthesizer, teacher, folder)
+    student = load_student(teacher, load_quantized(out))
+    images = load_images(image_set(synthesizer, teacher, folder)).normalized(teacher.input.mean, teacher.input.std)
+    with torch.no_grad():
+        wanted, found = teacher.graph(images), student(images)
+    assert torch.isfinite(found).all()
+    # nearer to the teacher than an answer that says nothing
+    assert (found - wanted).square().sum() < (wanted - wanted.mean(0)).square().sum() * 2
+
+
+def test_presets_are_sets_of_options():
+    for module, cls in ((synthesizers, SynthesizeConfig), (quantizers, QuantizeConfig)):
+        for name in module.PRESETS:
+            options = module.preset_options(name)
+            assert set(options) <= set(cls.model_fields), name
+            needed = {"mixmix": {"other_teachers": [{"name": "digits_resnet"}]}, "zaq": {"student": "x"}}.get(name, {})
+            plain = build(cls, options, needed).model_dump()
+            assert build(cls, options, needed, {"preset": name}).model_dump() == {**plain, "preset": name}

@@ -1,0 +1,112 @@
+"""A run that was killed goes on where it was, and ends in the bytes of one that was not."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from genie_cli.app import app
+from genie_cli.config import QuantizeConfig, SynthesizeConfig, build
+from genie_cli.models.teacher import Teacher
+from genie_cli.quantization import presets as quantizers
+from genie_cli.quantization.quantize import QuantizedNetwork
+from genie_cli.synthesis import presets as synthesizers
+from genie_cli.synthesis.synthesize import Synthesis
+from genie_cli.work.folder import ROOT
+from tests.support import intervals, stages
+from tests.support.networks import noise
+from tests.support.students import learned_bytes
+from tests.support.work import until_done
+
+
+@pytest.mark.parametrize("preset", ["genie", "zeroq", "gba", "qimera", "intraq"])
+def test_synthesis_goes_on_to_the_same_bytes(preset: str, digits_teacher: Teacher, tmp_path: Path):
+    options = {**synthesizers.preset_options(preset), "num_steps": 25, "num_images": 4, "batch_size": 2}
+    config = build(SynthesizeConfig, options, {"latent_lr_patience": 3})
+
+    def run(work: Any) -> Synthesis:
+        return stages.synthesize(digits_teacher, config, work=work)
+
+    whole = stages.synthesize(digits_teacher, config)
+    resumed, deaths = until_done(run, tmp_path, lives=4)
+    assert deaths >= 2
+    assert torch.equal(resumed.images, whole.images)
+    assert resumed.log == whole.log
+
+
+@pytest.mark.parametrize(
+    ("preset", "more"),
+    [
+        ("genie-m", {}),
+        ("genie-m", {"patience": 8, "holdout": 0.25, "num_steps": 30}),
+        ("adaround", {}),
+        ("adaquant", {}),
+        ("lsq", {"num_steps": 22}),  # the network is its only unit
+    ],
+)
+@pytest.mark.parametrize("recorded_from", [2, intervals.NEVER])
+def test_quantization_goes_on_to_the_same_bytes(
+    preset: str,
+    more: dict[str, Any],
+    recorded_from: int,
+    digits_teacher: Teacher,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    intervals.record_from(monkeypatch, recorded_from)
+    options = {**quantizers.preset_options(preset), "num_steps": 12, "batch_size": 4, "weight_bits": 3, **more}
+    config = build(QuantizeConfig, options)
+    images = noise(12)
+
+    def run(work: Any) -> QuantizedNetwork:
+        return stages.quantize(digits_teacher, images, config, work=work, log_every=5)
+
+    whole = stages.quantize(digits_teacher, images, config, log_every=5)
+    resumed, deaths = until_done(run, tmp_path, lives=4)
+    assert deaths >= 1
+    assert resumed.units == whole.units
+    assert learned_bytes(resumed) == learned_bytes(whole)
+
+
+KILLED = """
+import os, signal, sys
+from genie_cli.app import app
+from genie_cli.work.folder import WorkFolder
+
+save = WorkFolder.save_checkpoint
+
+
+def save_and_die(*args):
+    save(*args)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+WorkFolder.save_checkpoint = save_and_die
+app(sys.argv[1:], prog_name="genie")
+"""
+
+
+def test_command_killed_with_signal_9_goes_on_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+
+    def command(out: str) -> list[str]:
+        options = ("--model", "digits_resnet", "--n", "4", "--batch-size", "2", "--num-steps", "25")
+        return ["synthesize", *options, "--checkpoint-interval", "0", "--out", out]
+
+    assert CliRunner().invoke(app, command("whole.safetensors")).exit_code == 0
+    killed = subprocess.run([sys.executable, "-c", KILLED, *command("resumed.safetensors")], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed
+    assert list(Path(ROOT).glob("*/*.checkpoint*"))
+    assert not Path("resumed.safetensors").exists()
+    resumed = CliRunner().invoke(app, command("resumed.safetensors"))
+    assert resumed.exit_code == 0
+    assert "going on where an earlier run was" in resumed.stderr
+    assert Path("resumed.safetensors").read_bytes() == Path("whole.safetensors").read_bytes()
+    assert not Path(ROOT).exists()
