@@ -130,7 +130,7 @@ def relative_distance(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> floa
 @torch.no_grad()
 def _answers(network: nn.Module, images: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """The tensors that a copy of the network in `dtype` returns, on the CPU."""
-    own = network if dtype == torch.float32 else copy.deepcopy(network).to(dtype)
+    own = network if dtype == torch.float32 else copy.deepcopy(network).double()  # which leaves complex ones complex
     outputs = own(images.to(dtype))
     return tuple(leaf.detach() for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor))
 
