@@ -258,7 +258,7 @@ def test_patches_in_the_batch_are_no_boundary_between_units():
             self.fc = nn.Linear(4, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            size = len(x)
+            size = x.shape[0]
             parts = x.view(size, 3, 2, 4, 2, 4).permute(0, 2, 4, 1, 3, 5).reshape(size * 4, 3, 4, 4)
             return self.fc(self.net(parts).view(size, 4, -1).mean(1))
 
