@@ -309,7 +309,10 @@ def _store_as_real(graph_module: fx.GraphModule) -> None:
             continue
         if value.numel():
             set_tensor(graph_module, str(node.target), torch.view_as_real(value.resolve_conj()).contiguous())
-        with graph.inserting_after(node):
+        first = next((user for user in graph.nodes if user in node.users), None)
+        if first is None:
+            continue
+        with graph.inserting_before(first):  # behind the images, which are the first of the nodes that compute
             joined = graph.call_function(aten.view_as_complex.default, (node,))
         joined.meta = dict(node.meta)
         node.replace_all_uses_with(joined, delete_user_cb=lambda user, own=joined: user is not own)
