@@ -18,6 +18,7 @@ COMMAND = re.compile(r"python -m genie_cli (\w+)")
 COMMANDS = "genie_cli/commands"
 SHARED = {
     "genie_cli/__init__.py",
+    "genie_cli/data/__init__.py",
     "genie_cli/errors.py",
     "genie_cli/evaluation/__init__.py",
     "genie_cli/sizes.py",

@@ -53,7 +53,7 @@ class SynthesizeConfig(LongStage):
     statistics_weight: float = Field(1.0, ge=0)
     """Weight of the batch-norm statistics loss (Eq. 5)."""
     image_loss_weight: float = Field(1.0, ge=0)
-    """Weight of each image's own mean and std against 0 and 1 in normalised space."""
+    """Weight of each image's own mean and std against those of the pixel prior."""
     conditioning: Literal["none", "label", "superposed"] = "none"
     """Latents of a class (GDFQ), or between classes (Qimera), with learned class embeddings."""
     num_mixed: int = Field(2, ge=1, le=2**20)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from genie_cli.config import SynthesizeConfig
+from genie_cli.data.pixel_prior import PixelPrior
 from genie_cli.errors import NumbersError
 from genie_cli.models.teacher import Teacher
 from genie_cli.runtime.context import RunContext
@@ -56,6 +57,7 @@ class Batch:
         device = context.device
         self._networks, self._config, self._context = networks, config, context
         spec, num_classes = teacher.input, teacher.num_classes
+        self._place = PixelPrior.of_input(spec).placement(device)
         self._terms = BatchTerms(spec, num_classes, index, size, config, device, student)
         self._source = make_source(spec, num_classes, index, self._terms.labels, config, device)
         swings = make_generator(torch.device("cpu"), config.seed, "swing", index)
@@ -93,10 +95,11 @@ class Batch:
         self._learn.close()
 
     def finish(self) -> tuple[Tensor, Tensor]:
-        """The last forward pass: images ``[B, C, S, S]`` and their loss."""
+        """The last forward pass: images ``[B, C, S, S]`` in the teacher's normalised space, and their loss."""
         self._source.prepare()
         with torch.no_grad():
-            return self._images_and_loss()
+            images, loss = self._images_and_loss()
+            return self._place(images), loss
 
     def set_generator_lr(self, steps_done: int) -> None:
         """Lower the generator's rate, which decays in stairs."""
@@ -118,7 +121,10 @@ class Batch:
         self.num_finite += self.loss.isfinite()
 
     def _images_and_loss(self) -> tuple[Tensor, Tensor]:
-        """Images from latents (or pixels), through the teachers with swing, to the loss (Eq. 5 and other terms)."""
+        """Images from latents (or pixels), through the teachers with swing, to the loss (Eq. 5 and other terms).
+
+        The images are standardized (`PixelPrior`): all that learns takes the same steps in pixels for every network.
+        """
         config = self._config
         with self._context.autocast():
             images, targets = self._source.images(self._step_index)

@@ -1,4 +1,4 @@
-"""The generator: from one latent vector per image to a normalised image of any input size."""
+"""The generator: from one latent vector per image to a standardized image of any input size."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Generator(nn.Module):
     """Linear, BN, up x2, conv, BN, LeakyReLU, up x2, conv, tanh, BN without affine.
 
     The first map has a quarter of the image's side, rounded up; an image whose side is not a multiple
-    of four is cut out of the middle of a larger one. The last batch norm (no affine) puts the images
-    into normalised space. The generator always runs in training mode.
+    of four is cut out of the middle of a larger one. The last batch norm (no affine) gives the images
+    mean 0 and std 1 per channel. The generator always runs in training mode.
     """
 
     def __init__(self, latent_dim: int, spec: InputSpec) -> None:
@@ -35,7 +35,7 @@ class Generator(nn.Module):
         self.bn3 = nn.BatchNorm2d(spec.num_channels, affine=False)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """``[B, latent_dim]`` to images ``[B, C, S, S]`` in normalised space, float32."""
+        """``[B, latent_dim]`` to standardized images ``[B, C, S, S]``, float32."""
         x = self.linear(latents).view(len(latents), _BASE_CHANNELS, self.base, self.base)
         x = self.bn1(x.contiguous(memory_format=torch.channels_last))
         x = _upsampled_convolution(x, self.conv1)

@@ -1,4 +1,4 @@
-"""The statistics of each image itself: mean 0 and deviation 1 per channel, in normalised space."""
+"""The statistics of each image itself: those of the pixel prior, mean 0 and deviation 1 in standardized images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def image_statistics_loss(images: Tensor) -> Tensor:
     """Each image's channel mean and std over its pixels against 0 and 1, summed, per image of the batch.
 
     Args:
-        images: ``[B, C, H, W]`` in normalised space, float32.
+        images: ``[B, C, H, W]``, standardized, float32.
     """
     pixels = images.flatten(2)
     mean = pixels.mean(2, keepdim=True)

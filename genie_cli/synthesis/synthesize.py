@@ -65,7 +65,7 @@ def synthesize_images(
     """
     spec, workers, work = teacher.input, context.workers, context.work
     networks = [
-        TeacherNetwork(one, spec, config, context, with_logits=one is teacher and needs_logits(config))
+        TeacherNetwork(one, config, context, with_logits=one is teacher and needs_logits(config))
         for one in (teacher, *others)
     ]
     sizes = batch_sizes(config.num_images, config.batch_size)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from genie_cli.config import InputSpec, SynthesizeConfig
+from genie_cli.config import SynthesizeConfig
+from genie_cli.data.pixel_prior import PixelPrior
 from genie_cli.errors import InputError
 from genie_cli.models.graph.placement import move
 from genie_cli.models.teacher import Teacher
@@ -17,24 +18,24 @@ from genie_cli.synthesis.swing import draw_offsets, set_offsets, swing_strided_c
 class TeacherNetwork:
     """One teacher on the device, shared by all batches.
 
-    Images come in the normalised space of `spec`, that of the first teacher; others see them in their own.
+    Images come standardized, with mean 0 and std 1. Each teacher sees them where the pixel prior lies in its own
+    normalised space, so that all see the same pixels.
     """
 
     def __init__(
         self,
         teacher: Teacher,
-        spec: InputSpec,
         config: SynthesizeConfig,
         context: RunContext,
         with_logits: bool = False,
     ) -> None:
         """Prepare the graph: up to the last batch norm, or with the rest (`with_logits`)."""
-        self._made_of = (teacher, spec, config)
+        self._made_of = (teacher, config)
         self._context, self._with_logits = context, with_logits
         self._graph = statistics_graph(teacher.graph, context.dtype, with_logits)
         self._shifts = swing_strided_convolutions(self._graph) if config.swing else []
         move(self._graph, context.device)
-        self._renormalization = _renormalization(spec, teacher.input, context.device)
+        self._place = PixelPrior.of_input(teacher.input).placement(context.device)
 
     def running_on(self, context: RunContext) -> TeacherNetwork:
         """The same in the arithmetic of `context`; itself where that is its own."""
@@ -47,17 +48,14 @@ class TeacherNetwork:
         return draw_offsets(num_steps, len(self._shifts), generator).to(device)
 
     def __call__(self, images: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Statistics loss of ``images [B, C, S, S]`` under the offsets ``[num_shifts, 2]`` of a step.
+        """Statistics loss of standardized ``images [B, C, S, S]`` under the offsets ``[num_shifts, 2]`` of a step.
 
         Returns:
             loss (scalar); logits ``[B, K]`` and features ``[B, D]``, float32, the input of the last layer
             (None where they are not asked for).
         """
         set_offsets(self._shifts, offsets)
-        if self._renormalization is not None:
-            multiplier, offset = self._renormalization
-            images = images * multiplier + offset
-        batch = images.to(self._context.dtype).contiguous(memory_format=torch.channels_last)
+        batch = self._place(images).to(self._context.dtype).contiguous(memory_format=torch.channels_last)
         if not self._with_logits:
             return torch.stack(self._graph(batch)).sum(), None, None
         losses, logits, features = self._graph(batch)
@@ -76,12 +74,3 @@ def check_same_input(teacher: Teacher, other: Teacher) -> None:
             f"'{teacher.name}' takes {own[0]} channel(s) of {own[1]} pixels a side and '{other.name}' {found[0]} of "
             f"{found[1]}: teachers of one image set take the same; set --input-size where the networks allow it."
         )
-
-
-def _renormalization(source: InputSpec, target: InputSpec, device: torch.device) -> tuple[Tensor, Tensor] | None:
-    """Multiplier and offset ``[C, 1, 1]`` from one normalised space to another; None where they are the same."""
-    if (source.mean, source.std) == (target.mean, target.std):
-        return None
-    numbers = (source.mean, source.std, target.mean, target.std)
-    mean, std, own_mean, own_std = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in numbers)
-    return (std / own_std).float().to(device), ((mean - own_mean) / own_std).float().to(device)

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genie_cli.config import InputSpec, SynthesizeConfig
+from genie_cli.data.pixel_prior import PixelPrior
 from genie_cli.runtime.determinism import make_generator
 from genie_cli.synthesis.class_terms import (
     class_targets,
@@ -48,7 +49,8 @@ class BatchTerms:
             return make_generator(torch.device("cpu"), config.seed, purpose, index)
 
         self._config, self._student = config, student
-        self._std = torch.tensor(spec.std).view(-1, 1, 1).to(device)
+        self._place = PixelPrior.of_input(spec).placement(device)
+        self._pixel_std = torch.tensor(PixelPrior.of_pixels(spec.num_channels).std).view(-1, 1, 1).to(device)
         self.labels = class_targets(size, num_classes, draws("classes")).to(device)
         self._one_hot = F.one_hot(self.labels, num_classes).float()
         self._confidences = draw_confidences(size, config.soft_class_lowest, draws("confidences")).to(device)
@@ -69,7 +71,7 @@ class BatchTerms:
         """The weighted sum of the terms that are switched on; None if all are off.
 
         Args:
-            images: ``[B, C, S, S]``, normalised.
+            images: ``[B, C, S, S]``, standardized.
             seen: their crops that the teacher saw.
             targets: soft classes ``[B, K]`` of the generator's input, where it has them.
             logits: the teacher's ``[B, K]``; None where no term needs them.
@@ -78,8 +80,8 @@ class BatchTerms:
         config = self._config
         terms = []
         if config.smoothness_weight:
-            # on pixels in 0..1, as in the authors' code: in normalised space its weight would be 1 / std^2 as large
-            terms.append(config.smoothness_weight * smoothness_loss(images * self._std))
+            # on pixels in 0..1, as in the authors' code: on standardized images its weight would be 1 / std^2 as large
+            terms.append(config.smoothness_weight * smoothness_loss(images * self._pixel_std))
         if logits is not None and features is not None:
             if config.class_weight:
                 wanted = self._one_hot if targets is None else targets
@@ -90,5 +92,5 @@ class BatchTerms:
                 margin = marginal_distance_loss(features, self.labels, config.margin_low, config.margin_high)
                 terms.append(config.margin_weight * margin)
             if self._student is not None:
-                terms.append(config.discrepancy_weight * discrepancy_loss(logits, self._student(seen)))
+                terms.append(config.discrepancy_weight * discrepancy_loss(logits, self._student(self._place(seen))))
         return torch.stack(terms).sum() if terms else None

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from genie_cli.config import InputSpec, SynthesizeConfig
+from genie_cli.data.pixel_prior import PixelPrior
 from genie_cli.errors import InputError
 from genie_cli.models.graph.tensors import named_tensors
 from genie_cli.models.teacher import Teacher, make_teacher
@@ -39,8 +40,8 @@ def run(
 
 
 def small_teacher(num_channels: int, size: int) -> Teacher:
-    values = (0.5,) * num_channels
-    spec = InputSpec(num_channels=num_channels, size=size, mean=values, std=values)
+    pixels = PixelPrior.of_pixels(num_channels)
+    spec = InputSpec(num_channels=num_channels, size=size, mean=pixels.mean, std=pixels.std)
     return make_teacher("small", StridedNet(num_channels, num_channels), spec)
 
 

@@ -34,7 +34,7 @@ PIXELS = {"generator": False, "swing": False}
 SAMPLED = {"latents": "sampled", "swing": False}
 
 
-def teacher_of(network: StridedNet, mean: float = 0.5, std: float = 0.5, size: int = 8) -> Teacher:
+def teacher_of(network: StridedNet, mean: float = 0.449, std: float = 0.226, size: int = 8) -> Teacher:
     return make_teacher("small", network, InputSpec(num_channels=1, size=size, mean=(mean,), std=(std,)))
 
 

@@ -26,7 +26,7 @@ from genie_cli.synthesis.terms import BatchTerms, needs_logits
 from tests.support import CPU, stages
 from tests.support.students import student_of
 
-SIZE, CLASSES, STD = 9, 3, 0.25
+SIZE, CLASSES, MEAN, STD = 9, 3, 0.449, 0.226
 FEW = {"num_images": 9, "batch_size": 9, "num_steps": 1, "generator": False, "swing": False, "seed": 5}
 """One step: the images are the noise that pixels start from, whatever the terms are."""
 
@@ -54,7 +54,7 @@ class Net(nn.Module):
 
 @pytest.fixture(scope="module")
 def teacher() -> Teacher:
-    return make_teacher("net", Net(), InputSpec(num_channels=2, size=SIZE, mean=(0.5, 0.4), std=(STD, STD)))
+    return make_teacher("net", Net(), InputSpec(num_channels=2, size=SIZE, mean=(MEAN, MEAN), std=(STD, STD)))
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +237,7 @@ def test_logits_are_needed_by_the_terms_that_look_at_them(values: list[float]):
 
 def batch_terms(index: int = 0, size: int = 9, against: Student | None = None, **options: Any) -> BatchTerms:
     config = SynthesizeConfig(**{**FEW, **ALWAYS, **options})
-    spec = InputSpec(num_channels=2, size=SIZE, mean=(0.5, 0.4), std=(STD, STD))
+    spec = InputSpec(num_channels=2, size=SIZE, mean=(MEAN, MEAN), std=(STD, STD))
     return BatchTerms(spec, CLASSES, index, size, config, CPU, against)
 
 

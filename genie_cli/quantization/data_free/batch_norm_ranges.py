@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
+from genie_cli.data.pixel_prior import PixelPrior
 from genie_cli.models.graph.batch_norm import BatchNormSite, batch_norm_sites
 from genie_cli.models.graph.capture import aten
 from genie_cli.models.graph.cuts import data_nodes
@@ -88,17 +89,18 @@ def batch_norm_outputs(graph_module: fx.GraphModule) -> dict[str, ChannelStatist
 
 
 def activation_statistics(
-    folded: fx.GraphModule, outputs: Mapping[str, ChannelStatistics]
+    folded: fx.GraphModule, outputs: Mapping[str, ChannelStatistics], images: PixelPrior
 ) -> dict[str, ActivationStatistics]:
     """Statistics of every tensor of a folded graph for which they are known, by node name.
 
     Args:
         folded: the folded graph, equalized or not.
         outputs: weight layer -> statistics of its output, in the scale that it has in `folded`.
+        images: mean and std of the network's input, which is assumed normal.
 
     Returns:
         Node name -> statistics. Nodes behind a layer without batch norm, or behind an unknown operation,
-        are left out. The images are assumed normalised to mean 0 and variance 1.
+        are left out.
     """
     layers = {layer.node: layer for layer in weight_layers(folded)}
     sites = {site.node: site for site in batch_norm_sites(folded)}
@@ -106,8 +108,8 @@ def activation_statistics(
     for node in data_nodes(folded):
         statistics: ActivationStatistics | None = None
         if node.op == "placeholder":
-            num_channels = node.meta["val"].shape[1]
-            statistics = ActivationStatistics(normal(torch.zeros(num_channels), torch.ones(num_channels)), 1)
+            mean, std = (torch.tensor(values, dtype=torch.float64) for values in (images.mean, images.std))
+            statistics = ActivationStatistics(normal(mean, std), 1)
         elif node in layers:
             axis = output_axis(folded, layers[node])
             channels = outputs.get(layers[node].name)

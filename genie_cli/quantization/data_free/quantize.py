@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, fx
 
+from genie_cli.data.pixel_prior import PixelPrior
 from genie_cli.errors import InputError
 from genie_cli.models.graph.layers import input_axis, weight_layers
 from genie_cli.models.graph.tensors import get_tensor, set_tensor
@@ -53,7 +54,7 @@ def quantize_without_images(teacher: Teacher, plan: QuantizationPlan, report: Re
         name: channels / plan.equalized[name] if name in plan.equalized else channels
         for name, channels in batch_norm_outputs(teacher.graph).items()
     }
-    statistics = activation_statistics(graph, outputs)
+    statistics = activation_statistics(graph, outputs, PixelPrior.of_input(teacher.input))
     activations = _quantize_activations(graph, plan.bits, statistics)
     layers = weight_layers(graph)
     report(StageStarted(STAGE, len(layers), "layers"))

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from genie_cli.config import InputSpec
 from genie_cli.data.digits import split
 from genie_cli.data.normalize import normalize_pixels
+from genie_cli.data.pixel_prior import PixelPrior
 from genie_cli.models.graph.equalization import equalize
 from genie_cli.models.graph.folding import fold_batch_norms
 from genie_cli.models.graph.layers import weight_layers
@@ -33,6 +34,7 @@ from genie_cli.quantization.data_free.batch_norm_ranges import (
 )
 
 SPEC = InputSpec(num_channels=3, size=8, mean=(0.0,) * 3, std=(1.0,) * 3)
+STANDARD = PixelPrior((0.0,) * 3, (1.0,) * 3)
 INFINITY = math.inf
 
 
@@ -180,7 +182,7 @@ def build(middle: Callable[..., Tensor], channels: int = 4) -> Net:
 def statistics(network: nn.Module) -> tuple[fx.GraphModule, dict[str, ActivationStatistics]]:
     teacher = make_teacher("network", network, SPEC)
     folded = fold_batch_norms(teacher.graph).graph
-    return folded, activation_statistics(folded, batch_norm_outputs(teacher.graph))
+    return folded, activation_statistics(folded, batch_norm_outputs(teacher.graph), STANDARD)
 
 
 def at_input_of(network: nn.Module, layer: str) -> ChannelStatistics | None:
@@ -331,8 +333,8 @@ def test_equalized_statistics_are_those_of_the_equalized_tensors():
     equalized = equalize(folded)
     scale = equalized.scales["conv"]
     assert float(scale.log().abs().max()) > 0.3
-    plain = activation_statistics(folded.graph, outputs)
-    found = activation_statistics(equalized.folded.graph, {"conv": outputs["conv"] / scale})
+    plain = activation_statistics(folded.graph, outputs, STANDARD)
+    found = activation_statistics(equalized.folded.graph, {"conv": outputs["conv"] / scale}, STANDARD)
     name = str(weight_layers(folded.graph)[1].node.args[0])
     for field in ("mean", "var", "low", "high"):
         wanted = getattr(plain[name].channels / scale, field)
@@ -342,7 +344,7 @@ def test_equalized_statistics_are_those_of_the_equalized_tensors():
 @torch.no_grad()
 def test_embedded_network_against_its_own_data(digits_teacher: Teacher):
     folded = fold_batch_norms(digits_teacher.graph).graph
-    found = activation_statistics(folded, batch_norm_outputs(digits_teacher.graph))
+    found = activation_statistics(folded, batch_norm_outputs(digits_teacher.graph), PixelPrior((0.0,), (1.0,)))
     images = normalize_pixels(split(train=True)[0], digits_teacher.input)
     measured: dict[str, Tensor] = {}
 

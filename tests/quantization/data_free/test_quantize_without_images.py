@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genie_cli.config import QuantizeConfig
+from genie_cli.config import InputSpec, QuantizeConfig
 from genie_cli.data.sources import open_data
 from genie_cli.errors import InputError, UsageError
 from genie_cli.models.graph.equalization import add_channel_clips, equalize, has_channel_clips
@@ -26,11 +26,11 @@ from genie_cli.student.build import insert_quantizers
 from genie_cli.student.formats import activation_format, weight_format
 from genie_cli.student.grid import minmax_weight_grid
 from tests.support import stages
-from tests.support.networks import noise, plain_input
+from tests.support.networks import noise
 from tests.support.stages import quantize_without_images
 from tests.support.students import student_of
 
-SPEC = plain_input(3, 8)
+SPEC = InputSpec(size=8)
 
 
 def images(count: int = 256, seed: int = 7) -> Tensor:
