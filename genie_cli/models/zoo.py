@@ -16,6 +16,7 @@ from genie_cli.models.checkpoints import check_numbers, load_into, read_state
 from genie_cli.models.factories import call_factory
 from genie_cli.models.source import Source, looks_like_file, no_weights
 from genie_cli.models.teacher import Teacher, make_teacher
+from genie_cli.runtime.progress import Reporter, silent
 
 _ASSETS = Path(__file__).parent / "assets"
 _CIFAR_DEPTHS = (20, 32, 44, 56)
@@ -33,8 +34,12 @@ class ZooEntry:
     num_parameters: int | None
 
 
-def load_teacher(config: ModelConfig) -> Teacher:
+def load_teacher(config: ModelConfig, report: Reporter = silent) -> Teacher:
     """The teacher that `config` describes, with its weights.
+
+    Args:
+        config: the network, its weights and its input.
+        report: receives notes on what was assumed or left out.
 
     Raises:
         UsageError: unknown model or weights name.
@@ -42,15 +47,18 @@ def load_teacher(config: ModelConfig) -> Teacher:
     """
     source = _find(config.name, config.weights)
     network = _build(source, config.name)
+    is_file = config.weights is not None and (source.named_state is None or looks_like_file(config.weights))
+    if config.weights_key is not None and not is_file:
+        raise UsageError(f"--weights-key '{config.weights_key}' picks from a weights file: name one with --weights.")
     if config.weights is None:
         state = source.default_state() if source.default_state is not None else None
         what = f"The default weights of '{config.name}'"
-    elif source.named_state is not None and not looks_like_file(config.weights):
+    elif not is_file and source.named_state is not None:
         state, what = source.named_state(config.weights), f"Weights '{config.weights}'"
     else:
         state, what = read_state(Path(config.weights)), f"Weights file {config.weights}"
     if state is not None:
-        load_into(network, {k: v for k, v in state.items() if not k.startswith(source.ignored)}, what)
+        load_into(network, state, what, config.weights_key, source.ignored, report)
     else:  # a factory may bring weights of its own
         check_numbers(network.state_dict(), f"Model '{config.name}'")
     return make_teacher(display_name(config.name), network, describe_input(config, source.input, network))
