@@ -84,7 +84,9 @@ def _measure(run: Run, model_config: ModelConfig, config: EvaluateConfig, source
         if config.resize_size is not None:
             resize_size = None if config.resize_size == "none" else config.resize_size
             spec = spec.model_copy(update={"resize_size": resize_size})
-        data = open_data(source, spec, config.num_workers, config.num_images)
+        data = open_data(
+            source, spec, config.num_workers, config.num_images, class_order=config.class_order, report=run.report
+        )
         if config.num_images is not None and config.num_images > data.num_images:
             raise UsageError(f"--num-images {config.num_images} is more than the {data.num_images} images of {source}.")
         check_classes(data, teacher.num_classes)
