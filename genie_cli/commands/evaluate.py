@@ -69,6 +69,7 @@ def _measure(run: Run, model_config: ModelConfig, config: EvaluateConfig, source
     from genie_cli.evaluation import accuracy
     from genie_cli.models.graph.folding import fold_batch_norms
     from genie_cli.models.graph.placement import move
+    from genie_cli.models.network_input import RecordedInput
     from genie_cli.models.zoo import load_teacher
     from genie_cli.runtime.work import NO_WORK
     from genie_cli.student.load import load_student
@@ -79,7 +80,11 @@ def _measure(run: Run, model_config: ModelConfig, config: EvaluateConfig, source
             read = {"--weights": model_config.weights, "--data": data_file, "--quantized": config.quantized}
             opt.check_files({"--out": config.out}, read, ["--quantized"])
         artifact = load_quantized(config.quantized) if config.quantized is not None else None
-        teacher = load_teacher(model_config)
+        recorded = None
+        if artifact is not None:
+            made_for = artifact.metadata
+            recorded = RecordedInput(str(config.quantized), made_for.teacher_sha256, made_for.input)
+        teacher = load_teacher(model_config, run.report, recorded)
         spec = teacher.input
         if config.resize_size is not None:
             resize_size = None if config.resize_size == "none" else config.resize_size

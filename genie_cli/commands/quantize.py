@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from genie_cli.commands import options as opt
 from genie_cli.commands.flags import Fields, Used, takes
-from genie_cli.errors import UsageError
+from genie_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from genie_cli.artifacts.images import ImageSet
     from genie_cli.commands.running import Run
     from genie_cli.config import ModelConfig, QuantizeConfig
+    from genie_cli.models.network_input import RecordedInput
     from genie_cli.models.teacher import Teacher
     from genie_cli.quantization.plan import QuantizationPlan
     from genie_cli.quantization.result import QuantizedNetwork
@@ -52,7 +54,7 @@ def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
                 images = None if names_source(config.images) else config.images
                 opt.check_files(outputs, {"--weights": model_config.weights, "--images": images}, ["--out"])
             find_protocol(config.protocol)
-            teacher = load_teacher(model_config)
+            teacher = load_teacher(model_config, run.report, None if config.data_free else _input_of(config.images))
             check_repeatable(teacher, run.device)
             layer_bits([layer.name for layer in weight_layers(teacher.graph)], config.bits_override or {})
         if config.data_free:
@@ -61,6 +63,22 @@ def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
             _without_images(run, plan, teacher)
         else:
             _on_images(run, config, teacher)
+
+
+def _input_of(images: str) -> RecordedInput | None:
+    """The input that an image set records; None for anything else, of which `open_image_set` says what is wrong."""
+    from genie_cli.artifacts.images import ImagesMetadata
+    from genie_cli.artifacts.metadata import sniff, validate
+    from genie_cli.data.sources import names_source
+    from genie_cli.models.network_input import RecordedInput
+
+    if names_source(images):
+        return None
+    try:
+        metadata = validate(ImagesMetadata, sniff(Path(images)), Path(images))
+    except InputError:
+        return None
+    return RecordedInput(images, metadata.teacher_sha256, metadata.input)
 
 
 def _without_images(run: Run, plan: QuantizationPlan, teacher: Teacher) -> None:
