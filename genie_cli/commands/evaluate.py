@@ -67,6 +67,7 @@ def _measure(run: Run, model_config: ModelConfig, config: EvaluateConfig, source
     from genie_cli.data.labeled import check_classes
     from genie_cli.data.sources import open_data
     from genie_cli.evaluation import accuracy
+    from genie_cli.evaluation.decision import decision_of
     from genie_cli.models.graph.folding import fold_batch_norms
     from genie_cli.models.graph.placement import move
     from genie_cli.models.network_input import RecordedInput
@@ -95,12 +96,16 @@ def _measure(run: Run, model_config: ModelConfig, config: EvaluateConfig, source
         if config.num_images is not None and config.num_images > data.num_images:
             raise UsageError(f"--num-images {config.num_images} is more than the {data.num_images} images of {source}.")
         check_classes(data, teacher.num_classes)
+        decision = decision_of(teacher.graph, teacher.num_classes)
         network = teacher.graph
         reference = None
         if artifact is not None:
             network, reference = load_student(teacher, artifact), move(teacher.graph, run.device)
         elif config.folded:
             network = fold_batch_norms(teacher.graph).graph
+    if decision.is_binary:
+        kind = "probability" if decision.threshold else "logit"
+        run.note(f"the network has one output: a {kind} above {decision.threshold:g} is class 1, else class 0.")
     num_batches = data.num_batches(config.batch_size)
     if run.workers.size > num_batches:
         run.note(
@@ -110,7 +115,10 @@ def _measure(run: Run, model_config: ModelConfig, config: EvaluateConfig, source
         )
     with run.working(NO_WORK) as context:
         network = move(network, run.device)
-        result = accuracy.evaluate(network, data, teacher.num_classes, config.batch_size, context, reference)
+        threshold = decision.threshold
+        result = accuracy.evaluate(
+            network, data, decision.num_outputs, config.batch_size, context, reference, threshold
+        )
     figures = {"model": teacher.name, **result.as_json()}
     if artifact is not None:
         figures |= {key: getattr(artifact.metadata, key) for key in ("preset", "protocol")}

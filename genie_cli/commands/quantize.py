@@ -55,6 +55,11 @@ def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
                 opt.check_files(outputs, {"--weights": model_config.weights, "--images": images}, ["--out"])
             find_protocol(config.protocol)
             teacher = load_teacher(model_config, run.report, None if config.data_free else _input_of(config.images))
+            if config.loss == "kl" and teacher.num_classes == 1:
+                raise UsageError(
+                    "loss = 'kl' compares the probabilities of classes, and this network has one output: use a preset "
+                    "with the squared error, or --set loss=squared."
+                )
             check_repeatable(teacher, run.device)
             layer_bits([layer.name for layer in weight_layers(teacher.graph)], config.bits_override or {})
         if config.data_free:
