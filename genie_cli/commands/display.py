@@ -96,6 +96,12 @@ def note(message: str, warning: bool = False) -> None:
         Console(stderr=True).print(_note(Note(message, warning)), soft_wrap=True)
 
 
+def note_event(event: Event) -> None:
+    """A reporter of notes for commands without a run: one line each on stderr."""
+    if isinstance(event, Note):
+        note(event.message, event.warning)
+
+
 def _note(event: Note) -> Text:
     return Text(f"{'Warning' if event.warning else 'Note'}: {event.message}", style="yellow" if event.warning else "")
 

@@ -67,8 +67,10 @@ def _measure(run: Run, model_config: ModelConfig, config: EvaluateConfig, source
     from genie_cli.data.labeled import check_classes
     from genie_cli.data.sources import open_data
     from genie_cli.evaluation import accuracy
+    from genie_cli.evaluation.decision import decision_of
     from genie_cli.models.graph.folding import fold_batch_norms
     from genie_cli.models.graph.placement import move
+    from genie_cli.models.network_input import RecordedInput
     from genie_cli.models.zoo import load_teacher
     from genie_cli.runtime.work import NO_WORK
     from genie_cli.student.load import load_student
@@ -79,15 +81,22 @@ def _measure(run: Run, model_config: ModelConfig, config: EvaluateConfig, source
             read = {"--weights": model_config.weights, "--data": data_file, "--quantized": config.quantized}
             opt.check_files({"--out": config.out}, read, ["--quantized"])
         artifact = load_quantized(config.quantized) if config.quantized is not None else None
-        teacher = load_teacher(model_config)
+        recorded = None
+        if artifact is not None:
+            made_for = artifact.metadata
+            recorded = RecordedInput(str(config.quantized), made_for.teacher_sha256, made_for.input)
+        teacher = load_teacher(model_config, run.report, recorded)
         spec = teacher.input
         if config.resize_size is not None:
             resize_size = None if config.resize_size == "none" else config.resize_size
             spec = spec.model_copy(update={"resize_size": resize_size})
-        data = open_data(source, spec, config.num_workers, config.num_images)
+        data = open_data(
+            source, spec, config.num_workers, config.num_images, class_order=config.class_order, report=run.report
+        )
         if config.num_images is not None and config.num_images > data.num_images:
             raise UsageError(f"--num-images {config.num_images} is more than the {data.num_images} images of {source}.")
         check_classes(data, teacher.num_classes)
+        decision = decision_of(teacher.graph, teacher.num_classes)
         network = teacher.graph
         reference = None
         if artifact is not None:
@@ -95,6 +104,9 @@ def _measure(run: Run, model_config: ModelConfig, config: EvaluateConfig, source
         elif config.folded:
             network = fold_batch_norms(teacher.graph).graph
     run.tell(teacher.notes)
+    if decision.is_binary:
+        kind = "probability" if decision.threshold else "logit"
+        run.note(f"the network has one output: a {kind} above {decision.threshold:g} is class 1, else class 0.")
     num_batches = data.num_batches(config.batch_size)
     if run.workers.size > num_batches:
         run.note(
@@ -104,7 +116,10 @@ def _measure(run: Run, model_config: ModelConfig, config: EvaluateConfig, source
         )
     with run.working(NO_WORK) as context:
         network = move(network, run.device)
-        result = accuracy.evaluate(network, data, teacher.num_classes, config.batch_size, context, reference)
+        threshold = decision.threshold
+        result = accuracy.evaluate(
+            network, data, decision.num_outputs, config.batch_size, context, reference, threshold
+        )
     figures = {"model": teacher.name, **result.as_json()}
     if artifact is not None:
         figures |= {key: getattr(artifact.metadata, key) for key in ("preset", "protocol")}

@@ -105,6 +105,8 @@ def split_networks(flags: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[
             "order, 'default' for a network's own, or none at all."
         )
     files = [None if file == "default" else file for file in weights] or [None] * len(names)
+    if None in files:  # a network's own weights are no file to pick from
+        shared.pop("weights_key", None)
     first, *others = [{**shared, "name": name, "weights": file} for name, file in zip(names, files, strict=True)]
     return first, others
 

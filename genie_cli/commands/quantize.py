@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from genie_cli.commands import options as opt
 from genie_cli.commands.flags import Fields, Used, takes
-from genie_cli.errors import UsageError
+from genie_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from genie_cli.artifacts.images import ImageSet
     from genie_cli.commands.running import Run
     from genie_cli.config import ModelConfig, QuantizeConfig
+    from genie_cli.models.network_input import RecordedInput
     from genie_cli.models.teacher import Teacher
     from genie_cli.quantization.plan import QuantizationPlan
     from genie_cli.quantization.result import QuantizedNetwork
@@ -56,7 +58,12 @@ def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
                 images = None if names_source(config.images) else config.images
                 opt.check_files(outputs, {"--weights": model_config.weights, "--images": images}, ["--out"])
             find_protocol(config.protocol)
-            teacher = load_teacher(model_config)
+            teacher = load_teacher(model_config, run.report, None if config.data_free else _input_of(config.images))
+            if config.loss == "kl" and teacher.num_classes == 1:
+                raise UsageError(
+                    "loss = 'kl' compares the probabilities of classes, and this network has one output: use a preset "
+                    "with the squared error, or --set loss=squared."
+                )
             check_repeatable(teacher, run.device)
             layer_bits([layer.name for layer in weight_layers(teacher.graph)], config.bits_override or {})
         run.tell(teacher.notes)
@@ -80,6 +87,22 @@ def _tell_of_plan(run: Run, plan: QuantizationPlan) -> None:
         run.note(f"no cut divides these reconstruction units, which take more memory and time: {', '.join(large)}.")
 
 
+def _input_of(images: str) -> RecordedInput | None:
+    """The input that an image set records; None for anything else, of which `open_image_set` says what is wrong."""
+    from genie_cli.artifacts.images import ImagesMetadata
+    from genie_cli.artifacts.metadata import sniff, validate
+    from genie_cli.data.sources import names_source
+    from genie_cli.models.network_input import RecordedInput
+
+    if names_source(images):
+        return None
+    try:
+        metadata = validate(ImagesMetadata, sniff(Path(images)), Path(images))
+    except InputError:
+        return None
+    return RecordedInput(images, metadata.teacher_sha256, metadata.input)
+
+
 def _without_images(run: Run, plan: QuantizationPlan, teacher: Teacher) -> None:
     from genie_cli.quantization.data_free.quantize import quantize_without_images
     from genie_cli.quantization.disk_need import quantization_need
@@ -101,7 +124,7 @@ def _on_images(run: Run, config: QuantizeConfig, teacher: Teacher) -> None:
 
     workers = run.workers
     with run.checks():
-        image_set = open_image_set(config.images, teacher, config.num_images, config.seed)
+        image_set = open_image_set(config.images, teacher, config.num_images, config.seed, run.report)
         inputs = calibration_images(image_set, teacher, config.num_images, (workers.rank, workers.size))
         num_images = config.num_images or len(image_set)
         if config.reconstruct and round(len(inputs) * held_out_share(config)) >= len(inputs):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genie_cli.errors import DeviceError, DiskFullError, GenieError
+from genie_cli.runtime.progress import Event, Note
 
 if TYPE_CHECKING:
     import torch
@@ -151,7 +152,6 @@ class Run:
     def note(self, message: str, warning: bool = False) -> None:
         """One line on stderr, from the first process."""
         from genie_cli.commands.display import note
-        from genie_cli.runtime.progress import Note
 
         if not self.workers.is_first:
             return
@@ -164,6 +164,11 @@ class Run:
         """Notes, one line each."""
         for note in notes:
             self.note(note)
+
+    def report(self, event: Event) -> None:
+        """A reporter of notes for the checks before the work."""
+        if isinstance(event, Note):
+            self.note(event.message, event.warning)
 
     def _warn(self, message: str) -> None:
         self.note(message, warning=True)

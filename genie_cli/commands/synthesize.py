@@ -8,8 +8,10 @@ from genie_cli.commands import options as opt
 from genie_cli.commands.flags import Fields, Used, takes
 
 if TYPE_CHECKING:
+    from genie_cli.artifacts.quantized import QuantizedArtifact
     from genie_cli.commands.running import Run
     from genie_cli.config import ModelConfig, SynthesizeConfig
+    from genie_cli.models.network_input import RecordedInput
     from genie_cli.models.teacher import Teacher
     from genie_cli.synthesis.discrepancy import Student
     from genie_cli.synthesis.synthesize import Synthesis
@@ -30,6 +32,7 @@ def synthesize(used: Used, settings: opt.SynthesizeSettings = None, params: opt.
 
 
 def _run(model_config: ModelConfig, config: SynthesizeConfig) -> None:
+    from genie_cli.artifacts.quantized import load_quantized
     from genie_cli.commands.running import running
     from genie_cli.models.graph.repeatable import check_repeatable
     from genie_cli.models.zoo import load_teacher
@@ -44,13 +47,14 @@ def _run(model_config: ModelConfig, config: SynthesizeConfig) -> None:
                 outputs = {"--out": config.out, "--log": config.log, "--performance": config.performance}
                 for one in (model_config, *config.other_teachers):
                     opt.check_files(outputs, {"--weights": one.weights, "--student": config.student}, ["--student"])
-            teacher = load_teacher(model_config)
-            others = [load_teacher(other) for other in config.other_teachers]
+            artifact = load_quantized(config.student) if config.student is not None else None
+            teacher = load_teacher(model_config, run.report, _input_of(config, artifact))
+            others = [load_teacher(other, run.report) for other in config.other_teachers]
             for other in others:
                 check_same_input(teacher, other)
             for each in (teacher, *others):
                 check_repeatable(each, run.device)
-            student, student_sha256 = _load_student(config, teacher, run)
+            student, student_sha256 = _load_student(config, artifact, teacher, run)
         for each in (teacher, *others):
             run.tell(each.notes)
         if config.batch_size > config.num_images:
@@ -78,16 +82,25 @@ def _run(model_config: ModelConfig, config: SynthesizeConfig) -> None:
                 _finish(run, config, [teacher, *others], student_sha256, result)
 
 
-def _load_student(config: SynthesizeConfig, teacher: Teacher, run: Run) -> tuple[Student | None, str | None]:
+def _input_of(config: SynthesizeConfig, artifact: QuantizedArtifact | None) -> RecordedInput | None:
+    from genie_cli.models.network_input import RecordedInput
+
+    if artifact is None:
+        return None
+    return RecordedInput(str(config.student), artifact.metadata.teacher_sha256, artifact.metadata.input)
+
+
+def _load_student(
+    config: SynthesizeConfig, artifact: QuantizedArtifact | None, teacher: Teacher, run: Run
+) -> tuple[Student | None, str | None]:
     from genie_cli.artifacts.metadata import file_sha256
-    from genie_cli.artifacts.quantized import WEIGHTS_FILE, load_quantized
+    from genie_cli.artifacts.quantized import WEIGHTS_FILE
     from genie_cli.student.load import load_student
     from genie_cli.synthesis.discrepancy import Student
 
-    if config.student is None:
+    if artifact is None or config.student is None:
         return None, None
-    network = load_student(teacher, load_quantized(config.student))
-    return Student(network, run.device), file_sha256(config.student / WEIGHTS_FILE)
+    return Student(load_student(teacher, artifact), run.device), file_sha256(config.student / WEIGHTS_FILE)
 
 
 def _finish(

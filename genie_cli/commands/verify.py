@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from genie_cli.commands import options as opt
 from genie_cli.commands.flags import Fields, Used, takes
+
+if TYPE_CHECKING:
+    from genie_cli.artifacts.metadata import ArtifactMetadata
 
 
 @takes(Fields("model"))
@@ -20,27 +23,31 @@ def verify(
     from genie_cli.artifacts.images import load_images
     from genie_cli.artifacts.metadata import sniff
     from genie_cli.artifacts.quantized import load_quantized
-    from genie_cli.commands.display import summary
+    from genie_cli.commands.display import note_event, summary
 
     found = {"artifact": str(artifact)}
     if sniff(artifact)["kind"] == "images":
         images = load_images(artifact)
         found["images"] = f"{len(images)}, finite, of the recorded shape"
         found["hash"] = _hash(images.metadata.content_sha256)
+        metadata: ArtifactMetadata = images.metadata
         teacher_sha256 = {images.metadata.teacher_sha256, *images.metadata.other_teachers}
     else:
         quantized = load_quantized(artifact if artifact.is_dir() else artifact.parent)
         found["weights"] = f"{len(quantized.weights)} layers, codes within their bits, scales positive"
         found["activations"] = f"{len(quantized.activations)} step sizes, positive"
         found["hash"] = _hash(quantized.metadata.content_sha256)
+        metadata = quantized.metadata
         teacher_sha256 = {quantized.metadata.teacher_sha256}
     if "name" in used["model"]:
         from genie_cli.config import Params
+        from genie_cli.models.network_input import RecordedInput
         from genie_cli.models.zoo import load_teacher
         from genie_cli.student.probe import compare_with_record
 
         config = opt.model_config(Params({}), used["model"])
-        teacher = load_teacher(config)
+        recorded = RecordedInput(str(artifact), metadata.teacher_sha256, metadata.input)
+        teacher = load_teacher(config, note_event, recorded)
         if "images" in found:
             matches = teacher.sha256 in teacher_sha256
             found["teacher"] = f"{teacher.name}: " + ("the images were made for it" if matches else "another one")

@@ -52,6 +52,8 @@ class ModelConfig(Frozen):
     """A name of `genie models`, or FILE.py:FACTORY, code that is run."""
     weights: Annotated[str | None, Flag("Model", default="the model's own", several="one per --model")] = None
     """A torchvision weights name, or a local .safetensors or .pth file."""
+    weights_key: Annotated[str | None, Flag("Model", default="the one set of weights")] = None
+    """Place of the weights in their file, such as state_dict_ema, where it holds more than one set."""
     input_size: Annotated[int | None, Flag("Model", default="the model's own")] = Field(None, ge=8, le=4096)
     """Side of the square input in pixels."""
     num_channels: Annotated[int | None, Flag("Model", default="the model's own")] = Field(None, ge=1, le=64)

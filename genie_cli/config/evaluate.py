@@ -26,6 +26,10 @@ class EvaluateConfig(Stage):
         Flag("Data", default="the model's own, else input size / 0.875"),
     ] = None
     """Image files: shorter side before the centre crop in pixels, or none."""
+    class_order: Annotated[Literal["text", "natural"] | None, Flag("Data", default="text")] = None
+    """Order of class folders: text (0, 1, 10, 2), or natural (0, 1, 2, 10), by the numbers in their names.
+
+    null: text, with a warning where the two differ."""
     num_images: Annotated[int | None, Flag("Data", default="all")] = Field(None, ge=1)
     """Evaluate the first so many images."""
     batch_size: Annotated[int, Flag("Data")] = Field(128, ge=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import struct
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -11,15 +11,17 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from genie_cli.config import InputSpec
+from genie_cli.data.value_range import READ_ERRORS, Range, in_8_bits
 from genie_cli.errors import InputError
 
 
-def decode_image(path: Path, spec: InputSpec) -> Tensor:
-    """Read, resize the shorter side (antialiased) and crop the centre.
+def decode_image(path: Path, spec: InputSpec, ranges: Mapping[str, Range] | None = None) -> Tensor:
+    """Read, scale to 8 bits, resize the shorter side (antialiased) and crop the centre.
 
     Args:
         path: an image file that Pillow reads.
         spec: channels (1 is grayscale, 3 is RGB), size, resize_size (None: no resize), interpolation.
+        ranges: of the set's 32-bit integer and float images, see `value_ranges`; None: the image's own.
 
     Returns:
         uint8 [spec.num_channels, spec.size, spec.size].
@@ -32,8 +34,8 @@ def decode_image(path: Path, spec: InputSpec) -> Tensor:
 
     try:
         with Image.open(path) as file:
-            image = file.convert("L" if spec.num_channels == 1 else "RGB")
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+            image = in_8_bits(file, path, ranges or {}).convert("L" if spec.num_channels == 1 else "RGB")
+    except READ_ERRORS as error:
         reason = "it is not an image" if isinstance(error, UnidentifiedImageError) else str(error).rstrip(".")
         raise InputError(f"Image {path} cannot be read: {reason}.") from None
     original = image.size
@@ -55,10 +57,9 @@ class ImageFiles(Dataset[Tensor | str]):
     Messages are returned and not raised, because a DataLoader would wrap a worker's error in its traceback.
     """
 
-    def __init__(self, paths: list[Path], spec: InputSpec) -> None:
-        """Keep the files and the input of the network."""
-        self._paths = paths
-        self._spec = spec
+    def __init__(self, paths: list[Path], spec: InputSpec, ranges: Mapping[str, Range]) -> None:
+        """Keep the files, the input of the network, and the ranges that `decode_image` takes."""
+        self._paths, self._spec, self._ranges = paths, spec, ranges
 
     def __len__(self) -> int:
         """Number of files."""
@@ -67,7 +68,7 @@ class ImageFiles(Dataset[Tensor | str]):
     def __getitem__(self, index: int) -> Tensor | str:
         """The pixels of a file, uint8 [C, size, size], or the message."""
         try:
-            return decode_image(self._paths[index], self._spec)
+            return decode_image(self._paths[index], self._spec, self._ranges)
         except InputError as error:
             return str(error)
 

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from genie_cli.config import InputSpec
+from genie_cli.data.class_order import ClassOrder, in_order
 from genie_cli.data.decode import ImageFiles, first_failure_or_stack
 from genie_cli.data.labeled import LabeledImages
 from genie_cli.data.normalize import normalize_pixels
+from genie_cli.data.value_range import value_ranges
 from genie_cli.errors import InputError
+from genie_cli.runtime.progress import Note, Reporter, silent
 
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _DECODED = 64
@@ -24,19 +27,19 @@ class ImageFolderImages(LabeledImages):
     """Images that are decoded when their batch is asked for, in this process or in workers."""
 
     def __init__(
-        self, paths: list[Path], labels: Tensor, class_names: list[str], spec: InputSpec, num_workers: int = 0
+        self, files: ImageFiles, labels: Tensor, class_names: list[str], spec: InputSpec, num_workers: int = 0
     ) -> None:
         """Keep the list of files.
 
         Args:
-            paths: n image files.
+            files: n image files.
             labels: int64 [n].
             class_names: one name per class.
             spec: the network's input.
             num_workers: processes that decode; 0 decodes in this one.
         """
         super().__init__(labels, len(class_names), class_names)
-        self._files = ImageFiles(paths, spec)
+        self._files = files
         self._spec = spec
         self._num_workers = num_workers
 
@@ -67,7 +70,12 @@ class ImageFolderImages(LabeledImages):
 
 
 def open_image_folder(
-    folder: Path, spec: InputSpec, num_workers: int = 0, num_images: int | None = None
+    folder: Path,
+    spec: InputSpec,
+    num_workers: int = 0,
+    num_images: int | None = None,
+    class_order: ClassOrder = "text",
+    report: Reporter = silent,
 ) -> ImageFolderImages:
     """The images of the class folders in `folder`, classes and files in sorted order.
 
@@ -78,6 +86,8 @@ def open_image_folder(
         spec: the network's input.
         num_workers: processes that decode; 0 decodes in this one.
         num_images: number of images to keep, from the first on; None: all.
+        class_order: order of the class folders.
+        report: receives a note on values that were taken as black and white.
 
     Raises:
         InputError: no such folder, no class folders, classes without images, or a network that
@@ -90,7 +100,8 @@ def open_image_folder(
         )
     if not folder.is_dir():
         raise InputError(f"Image folder {folder} does not exist: {_LAYOUT}.")
-    classes = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    names = [entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    classes = [folder / name for name in in_order(names, class_order)]
     if not classes:
         found = "image files but no class folders" if any(_is_image(entry) for entry in folder.iterdir()) else "nothing"
         raise InputError(f"Image folder {folder} holds {found}, and the labels come from class folders: {_LAYOUT}.")
@@ -104,8 +115,11 @@ def open_image_folder(
         )
     paths = [path for found in files for path in found]
     labels = [label for label, found in enumerate(files) for _ in found]
+    ranges = value_ranges(paths)
+    for kind, (low, high) in ranges.items():
+        report(Note(f"Images of {kind} in {folder}: {low:g} is taken as black and {high:g} as white."))
     return ImageFolderImages(
-        paths[:num_images],
+        ImageFiles(paths[:num_images], spec, ranges),
         torch.tensor(labels[:num_images], dtype=torch.int64),
         [entry.name for entry in classes],
         spec,

@@ -127,17 +127,25 @@ def check_classes(data: LabeledImages, num_classes: int) -> None:
 
     Args:
         data: the images to evaluate on.
-        num_classes: width of the network's output.
+        num_classes: width of the network's output; one output tells the classes 0 and 1 apart.
 
     Raises:
         InputError: another number of classes, or a label beyond the network's last class.
     """
+    is_binary = num_classes == 1
+    highest = int(data.labels.max())
+    if is_binary and (highest > 1 or (data.num_classes or 2) > 2):
+        raise InputError(
+            f"The network has one output, which tells the classes 0 and 1 apart, and the data have "
+            f"{f'label {highest}' if highest > 1 else f'{data.num_classes} classes'}: use data with the labels 0 and 1."
+        )
+    if is_binary:
+        return
     if data.num_classes is not None and data.num_classes != num_classes:
         raise InputError(
             f"The data have {data.num_classes} classes and the network has {num_classes}: "
             "use data with the classes that the network was trained on."
         )
-    highest = int(data.labels.max())
     if highest >= num_classes:
         raise InputError(
             f"The data have label {highest} and the network's {num_classes} classes end at label {num_classes - 1}: "

@@ -6,11 +6,13 @@ from pathlib import Path
 
 from genie_cli.config import InputSpec
 from genie_cli.data.cifar10 import open_cifar10
+from genie_cli.data.class_order import ClassOrder, order_warning
 from genie_cli.data.digits import open_digits
 from genie_cli.data.image_folder import open_image_folder
 from genie_cli.data.labeled import LabeledImages
 from genie_cli.data.tensors import open_tensors
 from genie_cli.errors import UsageError, nearest
+from genie_cli.runtime.progress import Note, Reporter, silent
 
 _FORMS = {"digits": "digits", "cifar10": "cifar10:FOLDER", "imagefolder": "imagefolder:PATH"}
 """Kind of data -> how it is written; the other form is a file of tensors, FILE.safetensors."""
@@ -22,7 +24,13 @@ def names_source(text: str) -> bool:
 
 
 def open_data(
-    data: str, spec: InputSpec, num_workers: int = 0, num_images: int | None = None, train: bool = False
+    data: str,
+    spec: InputSpec,
+    num_workers: int = 0,
+    num_images: int | None = None,
+    train: bool = False,
+    class_order: ClassOrder | None = None,
+    report: Reporter = silent,
 ) -> LabeledImages:
     """The labelled images that `data` names, prepared for one network.
 
@@ -32,6 +40,8 @@ def open_data(
         num_workers: processes that decode image files; 0 decodes in this one.
         num_images: number of images to keep, from the first on; None: all.
         train: open images to learn from: the training images of a source that has both. Labels may be missing.
+        class_order: order of class folders; None: as text, with a warning where their numbers say another.
+        report: receives notes and warnings.
 
     Raises:
         UsageError: none of these forms.
@@ -46,7 +56,11 @@ def open_data(
     if kind == "cifar10" and place:
         return open_cifar10(folder, spec, num_images, train)
     if kind == "imagefolder" and place:
-        return open_image_folder(folder, spec, num_workers, num_images)
+        images = open_image_folder(folder, spec, num_workers, num_images, class_order or "text", report)
+        warning = order_warning(images.class_names or ())
+        if class_order is None and not train and warning is not None:
+            report(Note(warning, warning=True))
+        return images
     if data.endswith(".safetensors"):
         return open_tensors(Path(data).expanduser(), spec, num_images, labelled=not train)
     raise UsageError(f"Unknown data '{data}': use {', '.join(_FORMS.values())} or FILE.safetensors.{_hint(data)}")

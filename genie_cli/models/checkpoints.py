@@ -2,82 +2,160 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+import pathlib
 import pickle
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from genie_cli.errors import InputError
+from genie_cli.models.weights_match import COUNTER, TOP, find_weights, tensor_names
+from genie_cli.runtime.progress import Note, Reporter, silent
 
-_WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "net")
-_PREFIXES = ("module.", "_orig_mod.")
-_COUNTER = "num_batches_tracked"
-"""Batch norm's training counter: it has no part in inference, and many files leave it out."""
+_DEEPEST = 8
+"""Mappings inside mappings that are looked into: a crafted file may hold itself."""
+_OPTIMIZER = "optim"
+"""Beginning of the keys of an optimizer's state, whose moments have the names and shapes of weights."""
+_GLOBAL = re.compile(r"GLOBAL (\S+)")
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a ``.safetensors`` or ``.pth`` file, wrappers and prefixes removed.
+    """The tensors of a ``.safetensors`` file, or of a file of ``torch.save``; optimizers' states are left out.
+
+    Returns:
+        Place in the file -> tensor: ``state_dict/conv1.weight`` is ``conv1.weight`` of the mapping ``state_dict``.
 
     Raises:
-        InputError: the file is missing, truncated, or holds anything but tensors.
+        InputError: the file is missing, truncated, or holds anything but tensors and plain values.
     """
     if not path.is_file():
         raise InputError(f"Weights file {path} does not exist: check --weights.")
     try:
-        if path.suffix == ".safetensors":
+        content: Any
+        if _is_safetensors(path):
             content = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise InputError(
-            f"Weights file {path} is damaged or holds more than plain tensors, whose loading would run code: "
-            "save model.state_dict() as .safetensors or .pth and use that."
-        ) from None
+            with torch.serialization.safe_globals(_plain_types()), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what torch warns of ends in an error below
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(_refusal(path, str(error))) from None
     except Exception as error:  # a damaged file makes the unpickler raise anything
+        if "TorchScript" in str(error):
+            raise InputError(
+                f"Weights file {path} is a TorchScript program, which is code: save its tensors and use them, "
+                f"torch.save(torch.jit.load('{path.name}').state_dict(), 'weights.pth')."
+            ) from None
         reason = next(iter(str(error).splitlines()), "")
         raise InputError(f"Weights file {path} cannot be read: {type(error).__name__}: {reason}") from None
-    return _unwrap(content, path)
-
-
-def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
-    for _ in _WRAPPERS:  # each at most once: a crafted file may hold itself
-        if isinstance(content, Mapping):
-            content = next((content[k] for k in _WRAPPERS if isinstance(content.get(k), Mapping)), content)
-    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+    tensors: dict[str, Tensor] = {}
+    _collect(content, "", 0, tensors)
+    if not tensors:
         raise InputError(f"Weights file {path} does not hold a state dict (parameter name -> tensor).")
-    state = {str(key): value for key, value in content.items()}
-    while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), None):
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
+    return tensors
 
 
-def load_into(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Copy `state` into `model`; every key and shape must match.
+def _is_safetensors(path: Path) -> bool:
+    """True by the name, or by the beginning of the file: eight bytes of length, then a JSON header."""
+    with path.open("rb") as file:
+        return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
+
+
+def _plain_types() -> list[Any]:
+    """Types without code that trainers store beside weights: options, paths, NumPy's numbers and arrays."""
+    scalar, array = np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]
+    dtypes = {type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64", "bool")}
+    named = [
+        (function, f"numpy.{package}.multiarray.{name}")
+        for function, name in ((scalar, "scalar"), (array, "_reconstruct"))
+        for package in ("core", "_core")
+    ]
+    paths = [
+        (kind, f"{module}.{name}")
+        for kind, name in ((pathlib.PurePosixPath, "PosixPath"), (pathlib.PureWindowsPath, "WindowsPath"))
+        for module in ("pathlib", "pathlib._local")
+    ]
+    return [argparse.Namespace, np.ndarray, np.dtype, *dtypes, *named, *paths]
+
+
+def _refusal(path: Path, error: str) -> str:
+    """The message for a pickle that is damaged or would run code."""
+    found = _GLOBAL.search(error)
+    if found is None:
+        return (
+            f"Weights file {path} is damaged or holds more than plain tensors: "
+            "save model.state_dict() as .safetensors or .pth and use that."
+        )
+    what = "a whole pickled network" if found[1].startswith("torch.nn.") else "pickled objects"
+    return (
+        f"Weights file {path} holds more than plain tensors: {what} ({found[1]}), whose loading would run code. "
+        "Where you trust it, load it in a script that can import its classes, by "
+        f"torch.load('{path.name}', weights_only=False), save model.state_dict() as .safetensors or .pth and use that."
+    )
+
+
+def _collect(content: object, place: str, depth: int, tensors: dict[str, Tensor]) -> None:
+    if not isinstance(content, Mapping) or depth > _DEEPEST:
+        return
+    for key, value in content.items():
+        if isinstance(value, Tensor):
+            tensors[f"{place}{key}"] = value
+        elif not str(key).startswith(_OPTIMIZER):
+            _collect(value, f"{place}{key}/", depth + 1, tensors)
+
+
+def load_into(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    source: str,
+    key: str | None = None,
+    ignored: tuple[str, ...] = (),
+    report: Reporter = silent,
+) -> None:
+    """Copy the tensors of `state` that are those of `model` into it; every name and shape must match.
+
+    Args:
+        model: the network.
+        state: tensors by name, or by their place in a file, see `read_state`.
+        source: names them in messages.
+        key: the place of the network's tensors, where the file leaves a choice.
+        ignored: beginnings of names that the network leaves out.
+        report: receives a note on tensors of the file that are left out.
 
     Raises:
-        InputError: weights of another architecture, or values that are not finite. The message names the
-            first missing key, the first unexpected key and the first shape that differs.
+        InputError: see `find_weights`; or values that are not finite, or that differ for one tensor. The message names
+            the first missing key, the first unexpected key and the first shape that differs.
     """
-    wanted = model.state_dict()
-    missing = [key for key in wanted if key not in state and not key.endswith(_COUNTER)]
-    unexpected = [key for key in state if key not in wanted and not key.endswith(_COUNTER)]
-    unlike = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
-    problems = []
-    if missing:
-        problems.append(f"{len(missing)} keys are missing, first '{missing[0]}'")
-    if unexpected:
-        problems.append(f"{len(unexpected)} are unexpected, first '{unexpected[0]}'")
-    if unlike:
-        key = unlike[0]
-        problems.append(f"'{key}' has shape {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}")
-    if problems:
-        raise InputError(f"{source} does not fit this network: {'; '.join(problems)}. Check --model and --weights.")
-    check_numbers(state, source)
-    model.load_state_dict({**wanted, **{k: v for k, v in state.items() if k in wanted}})
+    match = find_weights(model, state, source, key, ignored)
+    check_numbers(match.tensors, source)
+    values = dict(model.state_dict())
+    for names in tensor_names(model):
+        held = [name for name in names if name in match.tensors]
+        for name in held[1:]:
+            if not torch.equal(match.tensors[held[0]], match.tensors[name]):
+                raise InputError(
+                    f"{source} has different values for '{held[0]}' and '{name}', which are one tensor of this "
+                    "network: check --model and --weights."
+                )
+        values.update({name: match.tensors[held[0]] for name in names if held})
+    model.load_state_dict(values)
+    if match.others:
+        where = "" if match.place == TOP else f" under '{match.place}'"
+        report(
+            Note(
+                f"{source}: the network's tensors are those{where}; {len(match.others)} beside them are left out, "
+                f"first '{match.others[0]}'."
+            )
+        )
 
 
 def check_numbers(state: Mapping[str, Tensor], source: str) -> None:
@@ -100,7 +178,7 @@ def state_sha256(model: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
-        if key.endswith(_COUNTER):
+        if key.endswith(COUNTER):
             continue
         tensor = value.detach().cpu().contiguous()
         digest.update(f"{key}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())

@@ -5,22 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from genie_cli.config import InputSpec, ModelConfig
 from genie_cli.errors import GenieError, InputError, UsageError, unknown_name
 from genie_cli.models import torchvision_zoo
-from genie_cli.models.checkpoints import check_numbers, load_into, read_state
+from genie_cli.models.checkpoints import check_numbers, load_into, read_state, state_sha256
 from genie_cli.models.factories import call_factory
+from genie_cli.models.network_input import RecordedInput, describe_input
 from genie_cli.models.source import Source, looks_like_file, no_weights
 from genie_cli.models.teacher import Teacher, make_teacher
+from genie_cli.runtime.progress import Reporter, silent
 
 _ASSETS = Path(__file__).parent / "assets"
 _CIFAR_DEPTHS = (20, 32, 44, 56)
-_CROP_SHARE = 0.875
-"""The field's usual share of the resized shorter side that the centre crop keeps."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,13 @@ class ZooEntry:
     num_parameters: int | None
 
 
-def load_teacher(config: ModelConfig) -> Teacher:
+def load_teacher(config: ModelConfig, report: Reporter = silent, recorded: RecordedInput | None = None) -> Teacher:
     """The teacher that `config` describes, with its weights.
+
+    Args:
+        config: the network, its weights and its input.
+        report: receives notes on what was assumed or left out.
+        recorded: the input that an artifact records; it holds where the artifact was made for this very network.
 
     Raises:
         UsageError: unknown model or weights name.
@@ -42,18 +46,23 @@ def load_teacher(config: ModelConfig) -> Teacher:
     """
     source = _find(config.name, config.weights)
     network = _build(source, config.name)
+    is_file = config.weights is not None and (source.named_state is None or looks_like_file(config.weights))
+    if config.weights_key is not None and not is_file:
+        raise UsageError(f"--weights-key '{config.weights_key}' picks from a weights file: name one with --weights.")
     if config.weights is None:
         state = source.default_state() if source.default_state is not None else None
         what = f"The default weights of '{config.name}'"
-    elif source.named_state is not None and not looks_like_file(config.weights):
+    elif not is_file and source.named_state is not None:
         state, what = source.named_state(config.weights), f"Weights '{config.weights}'"
     else:
         state, what = read_state(Path(config.weights)), f"Weights file {config.weights}"
     if state is not None:
-        load_into(network, {k: v for k, v in state.items() if not k.startswith(source.ignored)}, what)
+        load_into(network, state, what, config.weights_key, source.ignored, report)
     else:  # a factory may bring weights of its own
         check_numbers(network.state_dict(), f"Model '{config.name}'")
-    return make_teacher(display_name(config.name), network, describe_input(config, source.input, network))
+    if recorded is not None and recorded.teacher_sha256 != state_sha256(network):
+        recorded = None
+    return _captured(config, source, network, recorded, report)
 
 
 def load_architecture(config: ModelConfig) -> nn.Module:
@@ -61,16 +70,25 @@ def load_architecture(config: ModelConfig) -> nn.Module:
     return _build(_find(config.name, config.weights), config.name)
 
 
-def load_untrained(config: ModelConfig) -> Teacher:
+def load_untrained(config: ModelConfig, report: Reporter = silent) -> Teacher:
     """The captured network of `config`, with its weights only where a local file is named.
 
     It shows a structure; nothing is downloaded.
     """
     if config.weights is not None and looks_like_file(config.weights):
-        return load_teacher(config)
+        return load_teacher(config, report)
     source = _find(config.name, config.weights)
-    network = _build(source, config.name)
-    return make_teacher(display_name(config.name), network, describe_input(config, source.input, network))
+    return _captured(config, source, _build(source, config.name), None, report)
+
+
+def _captured(
+    config: ModelConfig, source: Source, network: nn.Module, recorded: RecordedInput | None, report: Reporter
+) -> Teacher:
+    """The teacher of a network that has its weights."""
+    name = display_name(config.name)
+    told_of = name if ":" in config.name else None  # the input of a network that the zoo knows is no assumption
+    spec = describe_input(config, source.input, network, recorded, told_of, report)
+    return make_teacher(name, network, spec)
 
 
 def display_name(spec: str) -> str:
@@ -98,38 +116,6 @@ def zoo_entries() -> Iterator[ZooEntry]:
             source = _find(name, None)
             count = sum(p.numel() for p in source.build().parameters())
             yield ZooEntry(name, "embedded" if name == "digits_resnet" else "needs --weights", source.input, count)
-
-
-def describe_input(config: ModelConfig, default: InputSpec, network: nn.Module) -> InputSpec:
-    """The input of a network: from `config`, else from the network itself, else from `default`.
-
-    Raises:
-        UsageError: channels without a mean and std of their number.
-    """
-    values: dict[str, Any] = default.model_dump()
-    declared = getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None)
-    if isinstance(declared, dict):  # the convention of timm's models
-        shape = list(declared.get("input_size", (default.num_channels, default.size)))
-        values.update(num_channels=shape[0], size=shape[1])
-        values.update({k: tuple(declared[k]) for k in ("mean", "std") if k in declared})
-    given = {
-        "num_channels": config.num_channels,
-        "size": config.input_size,
-        "mean": config.mean,
-        "std": config.std,
-    }
-    values.update({key: value for key, value in given.items() if value is not None})
-    if values["size"] != default.size or values["resize_size"] is None:
-        values["resize_size"] = round(values["size"] / _CROP_SHARE)
-    for key in ("mean", "std"):
-        if len(values[key]) != values["num_channels"]:
-            raise UsageError(
-                f"--{key} has {len(values[key])} value(s) for a network of {values['num_channels']} channel(s): "
-                f"give --{key} with {values['num_channels']}."
-            )
-    if any(s <= 0 for s in values["std"]):
-        raise UsageError(f"--std must be positive, got {values['std']}.")
-    return InputSpec(**values)
 
 
 def _build(source: Source, name: str) -> nn.Module:

@@ -33,12 +33,20 @@ def compare_with_record(teacher: Teacher, artifact: QuantizedArtifact) -> str:
     """Compare the network's logits with the recorded ones; returns the result in words.
 
     Raises:
-        InputError: another teacher, or a network whose logits differ from those that were recorded.
+        InputError: another teacher or images of another size, or a network whose logits differ from those that were
+            recorded.
     """
     student = load_student(teacher, artifact)
     recorded = artifact.metrics.get(METRIC)
     if not isinstance(recorded, list) or not recorded:
         return "none recorded (an older genie wrote this)"
+    own, given = artifact.metadata.input, teacher.input
+    if (own.num_channels, own.size) != (given.num_channels, given.size):
+        raise InputError(
+            f"The network's answer was recorded for an image of {own.num_channels}x{own.size}x{own.size}, and cannot "
+            f"be compared for one of {given.num_channels}x{given.size}x{given.size}: leave out --num-channels and "
+            "--input-size, the folder says them."
+        )
     wanted, found = torch.tensor(recorded, dtype=torch.float64), probe_logits(student, teacher.input)
     distance = float((torch.tensor(found, dtype=torch.float64) - wanted).norm() / wanted.norm().clamp(min=1e-12))
     if not distance <= _TOLERANCE:

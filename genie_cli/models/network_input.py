@@ -1,0 +1,155 @@
+"""The images that a network takes: of options, of an artifact made for it, of its own declaration, or assumed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, is_dataclass
+from typing import Any, get_args
+
+from torch import nn
+
+from genie_cli.config import InputSpec, ModelConfig
+from genie_cli.errors import InputError, UsageError
+from genie_cli.runtime.progress import Note, Reporter, silent
+
+_CROP_SHARE = 0.875
+"""The field's usual share of the resized shorter side that the centre crop keeps."""
+_OPTIONS = {"num_channels": "--num-channels", "size": "--input-size", "mean": "--mean", "std": "--std"}
+"""Field of `InputSpec` -> the option that sets it."""
+
+
+@dataclass(frozen=True)
+class RecordedInput:
+    """The input of a network as an artifact records it.
+
+    Attributes:
+        where: names the artifact in messages.
+        teacher_sha256: hash of the network that the artifact was made for, see `state_sha256`.
+        input: its input.
+    """
+
+    where: str
+    teacher_sha256: str | None
+    input: InputSpec
+
+
+def describe_input(
+    config: ModelConfig,
+    default: InputSpec,
+    network: nn.Module,
+    recorded: RecordedInput | None = None,
+    name: str | None = None,
+    report: Reporter = silent,
+) -> InputSpec:
+    """The input of a network: from `config`, else as recorded, else as the network declares it, else `default`.
+
+    A network declares its input in timm's convention: an attribute ``pretrained_cfg`` or ``default_cfg``, a mapping
+    with ``input_size`` (channels, height, width), ``mean``, ``std``, ``crop_pct`` and ``interpolation``, each of which
+    may be absent. The shorter side of image files is resized to size / ``crop_pct``.
+
+    Args:
+        config: options.
+        default: of the network's kind.
+        network: the network.
+        recorded: of an artifact that was made for this network.
+        name: the user's name of a network of whose input nothing else is known: what is assumed is told.
+        report: receives notes, and a warning for each option that is not as recorded.
+
+    Raises:
+        UsageError: channels without a mean and std of their number.
+        InputError: a declaration that cannot be used.
+    """
+    declared = _declared(network, config.input_size is not None or recorded is not None, report)
+    crop_share = declared.pop("crop_share", _CROP_SHARE)
+    given = {"num_channels": config.num_channels, "size": config.input_size, "mean": config.mean, "std": config.std}
+    given = {field: value for field, value in given.items() if value is not None}
+    from_artifact = {} if recorded is None else {field: getattr(recorded.input, field) for field in _OPTIONS}
+    for field, value in given.items():
+        if recorded is not None and value != from_artifact[field]:
+            report(
+                Note(
+                    f"{_OPTIONS[field]} {_shown(value)} is not the {_shown(from_artifact[field])} that "
+                    f"{recorded.where} was made with: {_shown(value)} is used.",
+                    warning=True,
+                )
+            )
+    known = {**declared, **from_artifact, **given}
+    values: dict[str, Any] = {**default.model_dump(), **known}
+    if name is not None and (assumed := [field for field in _OPTIONS if field not in known]):
+        told = ", ".join(f"{_OPTIONS[field]} {_shown(values[field])}" for field in assumed)
+        report(Note(f"'{name}' does not say what images it takes, and these are assumed: {told}."))
+    if declared or values["size"] != default.size or values["resize_size"] is None:
+        values["resize_size"] = round(values["size"] / crop_share)
+    for key in ("mean", "std"):
+        if len(values[key]) != values["num_channels"]:
+            raise UsageError(
+                f"--{key} has {len(values[key])} value(s) for a network of {values['num_channels']} channel(s): "
+                f"give --{key} with {values['num_channels']}."
+            )
+    if any(s <= 0 for s in values["std"]):
+        raise UsageError(f"--std must be positive, got {values['std']}.")
+    return InputSpec(**values)
+
+
+def _declared(network: nn.Module, is_size_known: bool, report: Reporter) -> dict[str, Any]:
+    """Fields of `InputSpec`, and ``crop_share``, that the network declares."""
+    found = getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None)
+    if is_dataclass(found):
+        found = vars(found)
+    if not isinstance(found, Mapping):
+        return {}
+    values: dict[str, Any] = {}
+    if (shape := found.get("input_size")) is not None:
+        channels, height, width = _numbers("input_size", shape, "three whole numbers above 0", int, 3)
+        if height != width and not is_size_known:
+            raise InputError(
+                f"The network declares images of {height}x{width} (height x width), and genie takes square ones: "
+                "choose their side with --input-size."
+            )
+        values.update(num_channels=channels, size=height)
+    for key in ("mean", "std"):
+        if found.get(key) is not None:
+            values[key] = _numbers(key, found[key], "numbers, one per channel", float)
+    if found.get("crop_pct") is not None:
+        (values["crop_share"],) = _numbers("crop_pct", (found["crop_pct"],), "a share above 0, up to 1", float)
+        if not 0 < values["crop_share"] <= 1:
+            raise _unusable("crop_pct", found["crop_pct"], "a share above 0, up to 1")
+    _take_interpolation(found, values, report)
+    if found.get("crop_mode", "center") not in ("center", None):
+        told = f"The network declares crop_mode '{found['crop_mode']}': image files are cropped at their centre."
+        report(Note(told, warning=True))
+    return values
+
+
+def _take_interpolation(found: Mapping[str, Any], values: dict[str, Any], report: Reporter) -> None:
+    wanted = found.get("interpolation")
+    if wanted in get_args(InputSpec.model_fields["interpolation"].annotation):
+        values["interpolation"] = wanted
+    elif wanted is not None:
+        values["interpolation"] = "bicubic"
+        report(
+            Note(f"The network declares interpolation '{wanted}': image files are resized by bicubic.", warning=True)
+        )
+
+
+def _numbers(key: str, value: Any, wanted: str, kind: type, count: int | None = None) -> tuple[Any, ...]:
+    """A declared sequence of numbers.
+
+    Raises:
+        InputError: something else.
+    """
+    try:
+        numbers = tuple(kind(each) for each in value)
+    except (TypeError, ValueError):
+        raise _unusable(key, value, wanted) from None
+    if count is not None and (len(numbers) != count or min(numbers) < 1):
+        raise _unusable(key, value, wanted)
+    return numbers
+
+
+def _unusable(key: str, value: Any, wanted: str) -> InputError:
+    return InputError(f"The network declares {key} = {value!r} in its pretrained_cfg, which must be {wanted}.")
+
+
+def _shown(value: Any) -> str:
+    return ",".join(f"{each:g}" for each in value) if isinstance(value, tuple) else str(value)
