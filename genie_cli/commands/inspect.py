@@ -136,5 +136,5 @@ def _show_model(description: dict[str, Any], plan: QuantizationPlan) -> None:
 
 
 def _checks(distances: dict[str, float]) -> str:
-    """How far each rewrite of the network is from the network itself."""
+    """The distance of each rewrite from the network itself."""
     return ", ".join(f"{name} {distance:.1e}" for name, distance in distances.items()) + " from the network's output"

@@ -15,7 +15,7 @@ from genie_cli.data.labeled import LabeledImages
 from genie_cli.data.normalize import normalize_pixels
 from genie_cli.data.value_range import value_ranges
 from genie_cli.errors import InputError
-from genie_cli.runtime.progress import Note, Reporter, silent
+from genie_cli.runtime.progress import Note, Reporter, tell
 
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _DECODED = 64
@@ -75,7 +75,7 @@ def open_image_folder(
     num_workers: int = 0,
     num_images: int | None = None,
     class_order: ClassOrder = "text",
-    report: Reporter = silent,
+    report: Reporter | None = None,
 ) -> ImageFolderImages:
     """The images of the class folders in `folder`, classes and files in sorted order.
 
@@ -117,7 +117,7 @@ def open_image_folder(
     labels = [label for label, found in enumerate(files) for _ in found]
     ranges = value_ranges(paths)
     for kind, (low, high) in ranges.items():
-        report(Note(f"Images of {kind} in {folder}: {low:g} is taken as black and {high:g} as white."))
+        tell(report, Note(f"Images of {kind} in {folder}: {low:g} is taken as black and {high:g} as white."))
     return ImageFolderImages(
         ImageFiles(paths[:num_images], spec, ranges),
         torch.tensor(labels[:num_images], dtype=torch.int64),

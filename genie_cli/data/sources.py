@@ -12,7 +12,7 @@ from genie_cli.data.image_folder import open_image_folder
 from genie_cli.data.labeled import LabeledImages
 from genie_cli.data.tensors import open_tensors
 from genie_cli.errors import UsageError, nearest
-from genie_cli.runtime.progress import Note, Reporter, silent
+from genie_cli.runtime.progress import Note, Reporter, tell
 
 _FORMS = {"digits": "digits", "cifar10": "cifar10:FOLDER", "imagefolder": "imagefolder:PATH"}
 """Kind of data -> how it is written; the other form is a file of tensors, FILE.safetensors."""
@@ -30,7 +30,7 @@ def open_data(
     num_images: int | None = None,
     train: bool = False,
     class_order: ClassOrder | None = None,
-    report: Reporter = silent,
+    report: Reporter | None = None,
 ) -> LabeledImages:
     """The labelled images that `data` names, prepared for one network.
 
@@ -59,7 +59,7 @@ def open_data(
         images = open_image_folder(folder, spec, num_workers, num_images, class_order or "text", report)
         warning = order_warning(images.class_names or ())
         if class_order is None and not train and warning is not None:
-            report(Note(warning, warning=True))
+            tell(report, Note(warning, warning=True))
         return images
     if data.endswith(".safetensors"):
         return open_tensors(Path(data).expanduser(), spec, num_images, labelled=not train)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from genie_cli.errors import InputError
 from genie_cli.models.weights_match import COUNTER, TOP, find_weights, tensor_names
-from genie_cli.runtime.progress import Note, Reporter, silent
+from genie_cli.runtime.progress import Note, Reporter, tell
 
 _DEEPEST = 8
 """Mappings inside mappings that are looked into: a crafted file may hold itself."""
@@ -119,7 +119,7 @@ def load_into(
     source: str,
     key: str | None = None,
     ignored: tuple[str, ...] = (),
-    report: Reporter = silent,
+    report: Reporter | None = None,
 ) -> None:
     """Copy the tensors of `state` that are those of `model` into it; every name and shape must match.
 
@@ -150,11 +150,12 @@ def load_into(
     model.load_state_dict(values)
     if match.others:
         where = "" if match.place == TOP else f" under '{match.place}'"
-        report(
+        tell(
+            report,
             Note(
                 f"{source}: the network's tensors are those{where}; {len(match.others)} beside them are left out, "
                 f"first '{match.others[0]}'."
-            )
+            ),
         )
 
 

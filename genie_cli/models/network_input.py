@@ -10,7 +10,7 @@ from torch import nn
 
 from genie_cli.config import InputSpec, ModelConfig
 from genie_cli.errors import InputError, UsageError
-from genie_cli.runtime.progress import Note, Reporter, silent
+from genie_cli.runtime.progress import Note, Reporter, tell
 
 _CROP_SHARE = 0.875
 """The field's usual share of the resized shorter side that the centre crop keeps."""
@@ -39,7 +39,7 @@ def describe_input(
     network: nn.Module,
     recorded: RecordedInput | None = None,
     name: str | None = None,
-    report: Reporter = silent,
+    report: Reporter | None = None,
 ) -> InputSpec:
     """The input of a network: from `config`, else as recorded, else as the network declares it, else `default`.
 
@@ -66,18 +66,19 @@ def describe_input(
     from_artifact = {} if recorded is None else {field: getattr(recorded.input, field) for field in _OPTIONS}
     for field, value in given.items():
         if recorded is not None and value != from_artifact[field]:
-            report(
+            tell(
+                report,
                 Note(
                     f"{_OPTIONS[field]} {_shown(value)} is not the {_shown(from_artifact[field])} that "
                     f"{recorded.where} was made with: {_shown(value)} is used.",
                     warning=True,
-                )
+                ),
             )
     known = {**declared, **from_artifact, **given}
     values: dict[str, Any] = {**default.model_dump(), **known}
     if name is not None and (assumed := [field for field in _OPTIONS if field not in known]):
         told = ", ".join(f"{_OPTIONS[field]} {_shown(values[field])}" for field in assumed)
-        report(Note(f"'{name}' does not say what images it takes, and these are assumed: {told}."))
+        tell(report, Note(f"'{name}' does not say what images it takes, and these are assumed: {told}."))
     if declared or values["size"] != default.size or values["resize_size"] is None:
         values["resize_size"] = round(values["size"] / crop_share)
     for key in ("mean", "std"):
@@ -91,7 +92,7 @@ def describe_input(
     return InputSpec(**values)
 
 
-def _declared(network: nn.Module, is_size_known: bool, report: Reporter) -> dict[str, Any]:
+def _declared(network: nn.Module, is_size_known: bool, report: Reporter | None) -> dict[str, Any]:
     """Fields of `InputSpec`, and ``crop_share``, that the network declares."""
     found = getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None)
     if is_dataclass(found):
@@ -117,18 +118,19 @@ def _declared(network: nn.Module, is_size_known: bool, report: Reporter) -> dict
     _take_interpolation(found, values, report)
     if found.get("crop_mode", "center") not in ("center", None):
         told = f"The network declares crop_mode '{found['crop_mode']}': image files are cropped at their centre."
-        report(Note(told, warning=True))
+        tell(report, Note(told, warning=True))
     return values
 
 
-def _take_interpolation(found: Mapping[str, Any], values: dict[str, Any], report: Reporter) -> None:
+def _take_interpolation(found: Mapping[str, Any], values: dict[str, Any], report: Reporter | None) -> None:
     wanted = found.get("interpolation")
     if wanted in get_args(InputSpec.model_fields["interpolation"].annotation):
         values["interpolation"] = wanted
     elif wanted is not None:
         values["interpolation"] = "bicubic"
-        report(
-            Note(f"The network declares interpolation '{wanted}': image files are resized by bicubic.", warning=True)
+        tell(
+            report,
+            Note(f"The network declares interpolation '{wanted}': image files are resized by bicubic.", warning=True),
         )
 
 

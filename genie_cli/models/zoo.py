@@ -16,7 +16,7 @@ from genie_cli.models.factories import call_factory
 from genie_cli.models.network_input import RecordedInput, describe_input
 from genie_cli.models.source import Source, looks_like_file, no_weights
 from genie_cli.models.teacher import Teacher, make_teacher
-from genie_cli.runtime.progress import Reporter, silent
+from genie_cli.runtime.progress import Reporter
 
 _ASSETS = Path(__file__).parent / "assets"
 _CIFAR_DEPTHS = (20, 32, 44, 56)
@@ -32,7 +32,7 @@ class ZooEntry:
     num_parameters: int | None
 
 
-def load_teacher(config: ModelConfig, report: Reporter = silent, recorded: RecordedInput | None = None) -> Teacher:
+def load_teacher(config: ModelConfig, report: Reporter | None = None, recorded: RecordedInput | None = None) -> Teacher:
     """The teacher that `config` describes, with its weights.
 
     Args:
@@ -70,7 +70,7 @@ def load_architecture(config: ModelConfig) -> nn.Module:
     return _build(_find(config.name, config.weights), config.name)
 
 
-def load_untrained(config: ModelConfig, report: Reporter = silent) -> Teacher:
+def load_untrained(config: ModelConfig, report: Reporter | None = None) -> Teacher:
     """The captured network of `config`, with its weights only where a local file is named.
 
     It shows a structure; nothing is downloaded.
@@ -82,7 +82,7 @@ def load_untrained(config: ModelConfig, report: Reporter = silent) -> Teacher:
 
 
 def _captured(
-    config: ModelConfig, source: Source, network: nn.Module, recorded: RecordedInput | None, report: Reporter
+    config: ModelConfig, source: Source, network: nn.Module, recorded: RecordedInput | None, report: Reporter | None
 ) -> Teacher:
     """The teacher of a network that has its weights."""
     name = display_name(config.name)

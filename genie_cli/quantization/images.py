@@ -14,11 +14,11 @@ from genie_cli.artifacts.metadata import KEY, provenance
 from genie_cli.data.sources import names_source, open_data
 from genie_cli.errors import InputError, UsageError
 from genie_cli.models.teacher import Teacher
-from genie_cli.runtime.progress import Reporter, silent
+from genie_cli.runtime.progress import Reporter
 
 
 def open_image_set(
-    images: str, teacher: Teacher, num_images: int | None, seed: int, report: Reporter = silent
+    images: str, teacher: Teacher, num_images: int | None, seed: int, report: Reporter | None = None
 ) -> ImageSet:
     """An image set, or real images as one: a draw under the seed, or all of them in their order.
 
