@@ -32,7 +32,7 @@ def inspect(
 ) -> None:
     """Show a model's layers, batch norms, strided convolutions, units and bits, or what an artifact is."""
     path = Path(subject)
-    if path.is_dir() or path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" or (path.is_dir() and not _names_network(subject)):
         _show_artifact(path, as_json)
         return
     from genie_cli.commands.bits_override import parse_overrides
@@ -54,6 +54,17 @@ def inspect(
         typer.echo(json.dumps(description, indent=2))
     else:
         _show_model(description, plan)
+
+
+def _names_network(folder: str) -> bool:
+    """True, with a note, if a folder is called as a network of ``genie models``."""
+    from genie_cli.commands.display import note
+    from genie_cli.models.zoo import known_names
+
+    if folder not in known_names():
+        return False
+    note(f"'{folder}' is a network of 'genie models', which is shown, and a folder, which ./{folder} names.")
+    return True
 
 
 def _show_artifact(path: Path, as_json: bool) -> None:

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 from torch import nn
@@ -43,6 +43,13 @@ def call_factory(spec: str) -> nn.Module:
             raise UsageError(f"'{location}' has no factory '{factory}'.{nearest(factory, public)}")
         network = function()
     return network  # type: ignore[no-any-return]
+
+
+@contextmanager
+def prints_on_stderr() -> Iterator[None]:
+    """Around users' code, which may print anything: standard output is for results."""
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 @contextmanager

@@ -37,4 +37,4 @@ def no_weights(name: str) -> dict[str, Tensor]:
 
 def looks_like_file(weights: str) -> bool:
     """True if `weights` names a file rather than a set of torchvision's weights."""
-    return "/" in weights or "." in weights or Path(weights).exists()
+    return "/" in weights or "." in weights or Path(weights).is_file()

@@ -110,7 +110,7 @@ class _Try:
         return self.has_parameters and not self.missing
 
     def problems(self) -> str:
-        """The part that is wrong, in words."""
+        """The fault, in words."""
         problems = []
         if self.missing:
             problems.append(f"{len(self.missing)} keys are missing, first '{self.missing[0]}'")

@@ -12,10 +12,11 @@ from genie_cli.config import InputSpec, ModelConfig
 from genie_cli.errors import GenieError, InputError, UsageError, unknown_name
 from genie_cli.models import torchvision_zoo
 from genie_cli.models.checkpoints import check_numbers, load_into, read_state, state_sha256
-from genie_cli.models.factories import call_factory
+from genie_cli.models.factories import call_factory, prints_on_stderr
 from genie_cli.models.network_input import RecordedInput, describe_input
 from genie_cli.models.source import Source, looks_like_file, no_weights
 from genie_cli.models.teacher import Teacher, make_teacher
+from genie_cli.models.unwrapping import unwrapped
 from genie_cli.runtime.progress import Reporter
 
 _ASSETS = Path(__file__).parent / "assets"
@@ -32,6 +33,7 @@ class ZooEntry:
     num_parameters: int | None
 
 
+@prints_on_stderr()
 def load_teacher(config: ModelConfig, report: Reporter | None = None, recorded: RecordedInput | None = None) -> Teacher:
     """The teacher that `config` describes, with its weights.
 
@@ -65,11 +67,13 @@ def load_teacher(config: ModelConfig, report: Reporter | None = None, recorded: 
     return _captured(config, source, network, recorded, report)
 
 
+@prints_on_stderr()
 def load_architecture(config: ModelConfig) -> nn.Module:
     """The network of `config` without its weights."""
     return _build(_find(config.name, config.weights), config.name)
 
 
+@prints_on_stderr()
 def load_untrained(config: ModelConfig, report: Reporter | None = None) -> Teacher:
     """The captured network of `config`, with its weights only where a local file is named.
 
@@ -127,7 +131,7 @@ def _build(source: Source, name: str) -> nn.Module:
         raise InputError(f"Model '{name}' failed while it was built: {type(error).__name__}: {error}") from error
     if not isinstance(network, nn.Module):
         raise InputError(f"Model '{name}' must return a torch.nn.Module, it returned {type(network).__name__}.")
-    return network
+    return unwrapped(network)
 
 
 def _find(name: str, weights: str | None) -> Source:

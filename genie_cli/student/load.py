@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 from torch import fx, nn
@@ -10,6 +9,7 @@ from torch import fx, nn
 from genie_cli.artifacts.quantized import QuantizedArtifact, load_quantized
 from genie_cli.config import ModelConfig
 from genie_cli.errors import InputError
+from genie_cli.models.cold_copy import copies
 from genie_cli.models.graph.capture import capture
 from genie_cli.models.graph.equalization import add_channel_clips, has_channel_clips
 from genie_cli.models.graph.folding import fold_batch_norms
@@ -17,6 +17,7 @@ from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.tensors import named_tensors, set_tensor
 from genie_cli.models.preparation import prepared
 from genie_cli.models.teacher import Teacher
+from genie_cli.models.unwrapping import unwrapped
 from genie_cli.models.zoo import load_architecture
 from genie_cli.student.build import insert_quantizers
 from genie_cli.student.formats import activation_format, weight_format
@@ -28,7 +29,7 @@ def load(model: str | nn.Module, folder: str | Path) -> nn.Module:
     """The quantized network in `folder`, ready to run; the teacher's weights are not needed.
 
     Args:
-        model: a model SPEC, or the network as a module (its weights are ignored and left alone).
+        model: a model SPEC, or the network as a module, which may have run (its weights are ignored and left alone).
         folder: written by ``genie quantize``.
 
     Returns:
@@ -39,7 +40,19 @@ def load(model: str | nn.Module, folder: str | Path) -> nn.Module:
         UsageError: unknown model.
     """
     artifact = load_quantized(Path(folder))
-    network = copy.deepcopy(model) if isinstance(model, nn.Module) else load_architecture(ModelConfig(name=model))
+    if not isinstance(model, nn.Module):
+        return _restored(load_architecture(ModelConfig(name=model)), artifact)
+    first_error = None
+    for network in copies(model):
+        try:
+            return _restored(unwrapped(network), artifact)
+        except InputError as error:
+            first_error = first_error or error
+    assert first_error is not None
+    raise first_error
+
+
+def _restored(network: nn.Module, artifact: QuantizedArtifact) -> fx.GraphModule:
     graph = capture(prepared(network)[0], artifact.metadata.input)
     return restore(fold_batch_norms(graph, keep=artifact.metadata.unfolded).graph, artifact)
 

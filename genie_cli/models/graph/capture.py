@@ -29,6 +29,8 @@ from torch import Tensor, fx, nn
 from genie_cli.config import InputSpec
 from genie_cli.errors import DeviceError, InputError
 from genie_cli.models.evaluation_mode import EvaluationMode
+from genie_cli.models.graph.capture_failure import capture_failure
+from genie_cli.models.graph.exporting import exported_graph
 from genie_cli.models.graph.operations import operation_of
 from genie_cli.models.graph.rows_first import rows_first
 from genie_cli.models.graph.tensors import delete_tensor, get_tensor, named_tensors, set_tensor
@@ -52,16 +54,11 @@ def capture(model: nn.Module, spec: InputSpec) -> fx.GraphModule:
     example = torch.zeros(_TRACE_BATCH, spec.num_channels, spec.size, spec.size)
     try:
         with _quiet(), EvaluationMode():
-            exported = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
-            traced = exported.run_decompositions({}).module(check_guards=False)
+            traced = exported_graph(model, example)
     except Exception as error:  # torch.export raises many types; each means the same to the user
         if is_out_of_memory(error):
             raise DeviceError("Memory runs out while the network is captured: it needs more than there is.") from None
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise InputError(
-            f"The network cannot be captured for input {tuple(example.shape[1:])}: {reason.strip()[:300]}. "
-            "Check --input-size and --num-channels, and that forward() has no data-dependent control flow."
-        ) from error
+        raise capture_failure(model, example, error) from error
     graph_module = _copy_plain(traced)
     graph = graph_module.graph
     computed = _evaluate_parameter_expressions(graph_module)
