@@ -43,7 +43,7 @@ class Reference:
     bound: float
 
     def distance(self, network: nn.Module) -> float:
-        """The distance of a network's answers: the largest difference over the largest magnitude; infinite for other NaNs.
+        """The distance of a network's answers: largest difference over largest magnitude, infinite for other NaNs.
 
         In float64 where this and the network can run in it, else in float32.
         """
