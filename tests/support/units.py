@@ -76,13 +76,14 @@ def limit_memory(monkeypatch: pytest.MonkeyPatch, most: int, when: str = "forwar
 def keep_gradients(monkeypatch: pytest.MonkeyPatch) -> list[list[Tensor]]:
     """Gradients of all that learns, a list for each step that will be taken."""
     kept: list[list[Tensor]] = []
-    sum_over_processes = UnitLearner._sum_over_processes
+    update = UnitLearner._update
 
-    def keep(learner: UnitLearner, learned: list[torch.nn.Parameter]) -> None:
+    def keep(learner: UnitLearner) -> None:
+        learned = learner._parameters.learned()
         kept.append([tensor.grad.clone() for tensor in learned if tensor.grad is not None])
-        sum_over_processes(learner, learned)
+        update(learner)
 
-    monkeypatch.setattr(UnitLearner, "_sum_over_processes", keep)
+    monkeypatch.setattr(UnitLearner, "_update", keep)
     return kept
 
 
