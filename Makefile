@@ -4,13 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN := PATH="$(abspath $(BIN)):$$PATH"
+PYTEST := $(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal
 
-.PHONY: install demo test coverage format lint bench fuzz chaos clean
+.PHONY: install demo test test-slow coverage format lint bench fuzz chaos clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
 help:  ## show the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 install: $(STAMP)  ## make .venv with everything
 
@@ -25,11 +26,14 @@ demo: install  ## the whole pipeline on the embedded digits network
 	$(RUN) dvc repro
 	@cat outputs/report/table.md
 
-test: install  ## all tests
-	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal
+test: install  ## the tests, but for those that take long
+	$(PYTEST) -m "not slow"
+
+test-slow: install  ## the tests that take long
+	$(PYTEST) -m slow
 
 coverage: install  ## all tests, measured; floors for the share of branches that they take
-	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal --cov --cov-branch --cov-report=
+	$(PYTEST) --cov --cov-branch --cov-report=
 	$(RUN) python .ci/branches.py 95 'genie_cli/artifacts/*' 'genie_cli/work/*' 'genie_cli/runtime/*' 'genie_cli/config/*'
 	$(RUN) python .ci/branches.py 90 'genie_cli/synthesis/*' 'genie_cli/quantization/*'
 

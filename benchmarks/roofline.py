@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from genie_cli.config import ModelConfig, SynthesizeConfig
+from genie_cli.models.teacher import Teacher
 from genie_cli.models.zoo import load_untrained
 from genie_cli.runtime.context import RunContext
 from genie_cli.runtime.progress import silent
@@ -44,16 +45,32 @@ class _ByteCounter(TorchDispatchMode):
         return result
 
 
+<<<<<<< HEAD
 def count(teacher: Any, batch_size: int, device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
     """Operations and bytes of one step: those of two steps minus those of one."""
+=======
+def count(take_steps: Callable[[int], object]) -> tuple[float, float]:
+    """Operations and bytes of one step: those of three steps less those of two."""
+>>>>>>> wt-gpubench
     totals = []
     for num_steps in (2, 3):
-        config = SynthesizeConfig(num_images=batch_size, batch_size=batch_size, num_steps=num_steps)
         flops, moved = FlopCounterMode(display=False), _ByteCounter()
         with flops, moved:
-            synthesize_images(teacher, config, RunContext.alone(device, dtype, silent))
+            take_steps(num_steps)
         totals.append((flops.get_total_flops(), moved.total))
     return float(totals[1][0] - totals[0][0]), float(totals[1][1] - totals[0][1])
+
+
+def synthesis_steps(
+    teacher: Teacher, batch_size: int, device: torch.device, dtype: torch.dtype
+) -> Callable[[int], object]:
+    """Takes so many steps of one batch of images."""
+
+    def take_steps(num_steps: int) -> object:
+        config = SynthesizeConfig(num_images=batch_size, batch_size=batch_size, num_steps=num_steps)
+        return synthesize_images(teacher, config, RunContext.alone(device, dtype, silent))
+
+    return take_steps
 
 
 def _best_seconds(work: Callable[[], object], device: torch.device, repeats: int = 10) -> float:
@@ -90,7 +107,7 @@ def main() -> None:
     rows = []
     for precision in args.precisions.split(","):
         dtype = DTYPES[precision]
-        operations, moved = count(teacher, args.batch_size, device, dtype)
+        operations, moved = count(synthesis_steps(teacher, args.batch_size, device, dtype))
         compute, bandwidth = ceilings(device, dtype)
         watch = Stopwatch()
         config = SynthesizeConfig(num_images=args.batch_size, batch_size=args.batch_size, num_steps=40)

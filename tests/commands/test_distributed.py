@@ -135,7 +135,7 @@ def free_ports(count: int) -> list[str]:
     return ports
 
 
-def two_processes(*args: object, cwd: Path, timeout: float = 120) -> list[Outcome]:
+def two_processes(*args: object, cwd: Path, timeout: float = 300) -> list[Outcome]:
     """Two processes without a torchrun that ends one because of the other: what each of them does."""
     common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_ports(1)[0]}
     started = [

@@ -51,7 +51,7 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 
 def test_chain(genie: Any, genie_process: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Synthesize, quantize, evaluate and report; the first two once more, here, for the same bytes."""
+    """Synthesize and quantize in processes of their own and here, for the same bytes; then evaluate and report."""
     folders = Path("first").absolute(), Path("second").absolute()
     for folder in folders:
         folder.mkdir()
@@ -75,10 +75,9 @@ def test_chain(genie: Any, genie_process: Any, monkeypatch: pytest.MonkeyPatch) 
         assert [line for line in result.stderr.splitlines() if not line.startswith(("Note: ", f"{stage}: "))] == []
         assert f"{stage}: done in" in result.stderr
 
-    folder = folders[0]
-    evaluated = genie_process(
-        "evaluate", *DIGITS, "--data", "digits", "--quantized", "quantized", "--json", "--out", "w4a4.json", cwd=folder
-    )
+    folder = folders[1]
+    options = ("--data", "digits", "--quantized", "quantized", "--json", "--out", "w4a4.json")
+    evaluated = genie("evaluate", *DIGITS, *options)
     figures = one_object(evaluated.stdout)
     assert figures == json.loads((folder / "w4a4.json").read_text())
     assert figures.keys() > EVALUATION_KEYS
@@ -88,13 +87,13 @@ def test_chain(genie: Any, genie_process: Any, monkeypatch: pytest.MonkeyPatch) 
     assert figures["top1"] > 90
     assert evaluated.stderr.startswith("evaluate: 537 images\n")
 
-    reported = genie_process("report", "w4a4.json", cwd=folder)
+    reported = genie("report", "w4a4.json")
     assert sorted(path.name for path in (folder / "report").iterdir()) == ["table.csv", "table.json", "table.md"]
     assert "Model: digits_resnet" in (folder / "report" / "table.md").read_text()
     assert f"{figures['top1']:.2f}" in reported.stdout
     rows = read_csv(folder / "report" / "table.csv")
     assert [float(row["top1"]) for row in rows] == [figures["top1"]]
-    assert json.loads((folder / "report" / "table.json").read_text())["first"]["agreement"] == figures["agreement"]
+    assert json.loads((folder / "report" / "table.json").read_text())["second"]["agreement"] == figures["agreement"]
 
 
 # --- the files

@@ -23,6 +23,7 @@ from genie_cli.runtime.progress import Event, Note
 from genie_cli.synthesis.synthesize import Synthesis
 from tests.support import batches, stages, units
 from tests.support.networks import noise
+from tests.support.recipes import MINMAX_RANGES
 from tests.support.work import until_done
 
 FAILS_AFTER = 7
@@ -44,7 +45,7 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
 
 
 def quantize(teacher: Teacher, report: Callable[[Event], None] = lambda event: None, **more: Any) -> QuantizedNetwork:
-    config = QuantizeConfig(num_steps=20, batch_size=4, weight_bits=2, activation_bits=4)
+    config = QuantizeConfig(num_steps=20, batch_size=4, weight_bits=2, activation_bits=4, **MINMAX_RANGES)
     return stages.quantize(teacher, noise(8), config, dtype=torch.bfloat16, report=report, log_every=5, **more)
 
 

@@ -27,6 +27,7 @@ from genie_cli.work import folder as work_folder
 from genie_cli.work.folder import WorkFolder
 from tests.support import CPU, intervals, stages
 from tests.support.networks import noise
+from tests.support.recipes import MINMAX_RANGES
 from tests.support.work import KilledError, TornFolder
 
 EVERY = 5
@@ -199,7 +200,7 @@ def quantize(digits_teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> Callab
     images = noise(12)
 
     def run(workers: Workers, work: Work, **more: Any) -> QuantizedNetwork:
-        options = {**quantizers.preset_options("genie-m"), "batch_size": 4, "weight_bits": 3, **more}
+        options = {**quantizers.preset_options("genie-m"), "batch_size": 4, "weight_bits": 3, **MINMAX_RANGES, **more}
         config, own = build(QuantizeConfig, options), images[list(workers.share(len(images)))]
         return stages.quantize(digits_teacher, own, config, workers=workers, work=work, log_every=EVERY)
 

@@ -31,7 +31,7 @@ ALLOWED = 1 << 20
 
 
 def configured(preset: str, **more: Any) -> QuantizeConfig:
-    options = {**presets.preset_options(preset), "num_steps": 60, "batch_size": 4, "weight_bits": 3, **more}
+    options = {**presets.preset_options(preset), "num_steps": 12, "batch_size": 4, "weight_bits": 3, **more}
     return build(QuantizeConfig, options)
 
 
@@ -57,7 +57,7 @@ def need(
 @pytest.mark.parametrize(
     ("preset", "more", "memory", "excess"),
     [
-        ("genie-m", {"patience": 60, "holdout": 0.25, "warmup": 0.0}, 100_000, 1.1),
+        ("genie-m", {"patience": 12, "holdout": 0.25, "warmup": 0.0}, 100_000, 1.1),
         ("adaround", {"unit": "layer"}, 0, 2),  # a layer's checkpoint counts as its whole unit's
         ("lsq", {}, PLENTY, 1.1),
     ],
@@ -75,7 +75,7 @@ def test_a_run_takes_no_more_than_it_asks_for_and_not_much_less(
 ):
     monkeypatch.setattr(plan, "activation_budget", lambda *_: ActivationBudget(0, memory))
     config = configured(preset, **more)
-    network = stages.quantize(digits_teacher, noise(NUM_IMAGES), config, dtype=dtype, work=measured_work)
+    network = stages.quantize(digits_teacher, noise(NUM_IMAGES), config, dtype=dtype, work=measured_work, log_every=10)
     save_student(network, digits_teacher, tmp_path / "out")
 
     found = need(digits_teacher, config, dtype=dtype, host_memory=memory)

@@ -9,11 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from genie_cli.config import QuantizeConfig
 from genie_cli.quantization import quantize as quantization
 from genie_cli.quantization.reconstruction.reconstruct import UnitLearner, reconstruct
 from genie_cli.quantization.reconstruction.task import UnitTask
-from genie_cli.runtime.context import RunContext
 
 __all__ = [
     "Learn",
@@ -38,13 +36,15 @@ class Learn(Protocol):
 def around_each_unit(monkeypatch: pytest.MonkeyPatch, around: Callable[[UnitTask, Learn], int]) -> None:
     """Call `around(task, learn)` for each unit that is to be learned; it returns what `learn(task)` does."""
 
-    def stand_in(task: UnitTask, config: QuantizeConfig, context: RunContext, checkpoint: str, on_step: Any) -> int:
+    def stand_in(task: UnitTask, *others: Any) -> int:
+        *running, on_step = others
+
         def learn(task: UnitTask, listen: Callable[[int, float], None] = lambda step, loss: None) -> int:
             def both(step: int, loss: float) -> None:
                 listen(step, loss)
                 on_step(step, loss)
 
-            return reconstruct(task, config, context, checkpoint, both)
+            return reconstruct(task, *running, both)
 
         return around(task, learn)
 
@@ -76,13 +76,14 @@ def limit_memory(monkeypatch: pytest.MonkeyPatch, most: int, when: str = "forwar
 def keep_gradients(monkeypatch: pytest.MonkeyPatch) -> list[list[Tensor]]:
     """Gradients of all that learns, a list for each step that will be taken."""
     kept: list[list[Tensor]] = []
-    sum_over_processes = UnitLearner._sum_over_processes
+    update = UnitLearner._update
 
-    def keep(learner: UnitLearner, learned: list[torch.nn.Parameter]) -> None:
+    def keep(learner: UnitLearner) -> None:
+        learned = learner._parameters.learned()
         kept.append([tensor.grad.clone() for tensor in learned if tensor.grad is not None])
-        sum_over_processes(learner, learned)
+        update(learner)
 
-    monkeypatch.setattr(UnitLearner, "_sum_over_processes", keep)
+    monkeypatch.setattr(UnitLearner, "_update", keep)
     return kept
 
 
@@ -90,13 +91,13 @@ def spoil_losses(monkeypatch: pytest.MonkeyPatch, is_bad: Callable[[str, int, to
     """Make loss and gradient NaN where `is_bad(unit, steps done, dtype)`."""
     start = UnitLearner.__init__
 
-    def spoiled(learner: UnitLearner, task: UnitTask, config: QuantizeConfig, context: RunContext) -> None:
-        start(learner, task, config, context)
-        compare = learner._compare
+    def spoiled(learner: UnitLearner, *args: Any, **options: Any) -> None:
+        start(learner, *args, **options)
+        compare, unit, dtype = learner._compare, learner._task.name, learner._context.dtype
 
         def compare_or_spoil(output: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
             loss, gradient = compare(output, targets)
-            if is_bad(task.name, int(learner._num_finite), context.dtype):
+            if is_bad(unit, int(learner._num_finite), dtype):
                 return loss * torch.nan, gradient * torch.nan
             return loss, gradient
 

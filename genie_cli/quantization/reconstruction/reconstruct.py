@@ -122,7 +122,8 @@ class UnitLearner:
         draws = make_generator(torch.device("cpu"), config.seed, "batches", task.name, *_own_place(workers))
         self._batches = Batches(trained, max(own, 1), draws)
         self._ahead: DeviceBatches | None = None
-        if all(store.place == "device" for store in (data.full_inputs, data.quantized_inputs, data.targets)):
+        read = [data.quantized_inputs, data.targets, *([data.full_inputs] if config.drop_prob > 0 else [])]
+        if all(store.place == "device" for store in read):
             self._ahead = DeviceBatches(self._batches, num_ahead, device)
         self._groups = self._parameters.groups()
         adam = partial(torch.optim.Adam, fused=True, capturable=device.type == "cuda")

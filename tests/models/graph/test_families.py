@@ -85,6 +85,8 @@ FAMILIES = [
     ),
     Family("squeezenet1_0", 26, 0),
 ]
+ALWAYS = ("resnet18", "mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x0_5", "vgg11_bn", "squeezenet1_0")
+"""One of each kind: residual blocks, inverted ones, gates, split channels, a chain, no batch norm."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,10 @@ def randomize_batch_norms(network: nn.Module, images: Tensor) -> None:
         norm.running_mean.add_(0.2 * norm.running_var.sqrt() * torch.randn_like(norm.running_mean))
 
 
-@pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.name)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(f, marks=[] if f.name in ALWAYS else pytest.mark.slow, id=f.name) for f in FAMILIES],
+)
 def case(request: pytest.FixtureRequest) -> Case:
     family: Family = request.param
     with torch.random.fork_rng(), torch.no_grad():

@@ -15,6 +15,7 @@ from genie_cli.quantization.reconstruction.batches import held_out_share
 from genie_cli.quantization.reconstruction.early_stopping import EarlyStopping
 from tests.support import stages
 from tests.support.networks import digit_images
+from tests.support.recipes import MINMAX_RANGES
 from tests.support.units import Learn, UnitTask, around_each_unit
 
 
@@ -24,7 +25,7 @@ def digits() -> Tensor:
 
 
 def quantize(teacher: Teacher, images: Tensor, **options: Any) -> QuantizedNetwork:
-    config = QuantizeConfig(**{"num_steps": 20, "weight_bits": 2, "activation_bits": 4, **options})
+    config = QuantizeConfig(**{"num_steps": 20, "weight_bits": 2, "activation_bits": 4, **MINMAX_RANGES, **options})
     return stages.quantize(teacher, images, config)
 
 

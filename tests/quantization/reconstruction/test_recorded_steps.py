@@ -16,6 +16,7 @@ from genie_cli.quantization.quantize import QuantizedNetwork
 from genie_cli.runtime.operation_list import Recording
 from genie_cli.runtime.progress import Event, Note, silent
 from tests.support import intervals, stages, units
+from tests.support.recipes import MINMAX_RANGES
 
 IMAGES = torch.randn(24, 1, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -48,7 +49,9 @@ def quantize(
     log_every: int | None = None,
     **options: Any,
 ) -> QuantizedNetwork:
-    config = QuantizeConfig(**{"weight_bits": 2, "activation_bits": 4, "num_steps": 30, "batch_size": 8, **options})
+    config = QuantizeConfig(
+        **{"weight_bits": 2, "activation_bits": 4, "num_steps": 30, "batch_size": 8, **MINMAX_RANGES, **options}
+    )
     report = silent if events is None else events.append
     return stages.quantize(
         teacher, IMAGES[:, : teacher.input.num_channels], config, dtype=dtype, report=report, log_every=log_every
@@ -98,18 +101,20 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("options", SETTINGS.values(), ids=SETTINGS.keys())
-@pytest.mark.parametrize("name", ["digits_teacher", "pooled"])
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [*(("pooled", setting) for setting in SETTINGS), ("digits_teacher", "genie-m"), ("digits_teacher", "layer")],
+)
 def test_recorded_steps_learn_the_same_bits(
     name: str,
-    options: dict[str, Any],
+    setting: str,
     dtype: torch.dtype,
     replays: list[int],
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
 ):
     teacher = request.getfixturevalue(name)
-    options = {**options, "num_steps": 30}
+    options = {**SETTINGS[setting], "num_steps": 30}
     events: list[Event] = []
     recorded = quantize(teacher, dtype, events, **options)
     num_recordings = len(replays)

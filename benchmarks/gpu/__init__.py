@@ -1,0 +1,1 @@
+"""The check on a GPU: `command.py` runs the sections of `sections.py`, which tell their findings to a `Bench`."""
