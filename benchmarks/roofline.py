@@ -45,13 +45,8 @@ class _ByteCounter(TorchDispatchMode):
         return result
 
 
-<<<<<<< HEAD
-def count(teacher: Any, batch_size: int, device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
-    """Operations and bytes of one step: those of two steps minus those of one."""
-=======
 def count(take_steps: Callable[[int], object]) -> tuple[float, float]:
-    """Operations and bytes of one step: those of three steps less those of two."""
->>>>>>> wt-gpubench
+    """Operations and bytes of one step: those of three steps minus those of two."""
     totals = []
     for num_steps in (2, 3):
         flops, moved = FlopCounterMode(display=False), _ByteCounter()
