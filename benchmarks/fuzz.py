@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from genie_cli.artifacts.images import load_images, save_images
-from genie_cli.artifacts.metadata import sniff
+from genie_cli.artifacts.metadata import Arithmetic, sniff
 from genie_cli.artifacts.quantized import load_quantized, save_quantized
 from genie_cli.commands.options import given, stage_config
 from genie_cli.config import ModelConfig, QuantizeConfig, SynthesizeConfig, read_params
@@ -74,12 +74,13 @@ def make_originals(folder: Path) -> tuple[Path, Path]:
     cpu, teacher = torch.device("cpu"), load_teacher(ModelConfig(name="digits_resnet"))
     synthesis = SynthesizeConfig(num_images=4, num_steps=2)
     context = RunContext.alone(cpu, torch.float32, silent)
+    arithmetic = Arithmetic(dtype="float32", kernels="a processor", deterministic=True)
     images = synthesize_images(teacher, synthesis, context).images
-    save_images(folder / "images.safetensors", *images_artifact(images, [teacher], synthesis, cpu))
+    save_images(folder / "images.safetensors", *images_artifact(images, [teacher], synthesis, arithmetic))
     config = QuantizeConfig(reconstruct=False, weight_bits=3)
     network = quantize_network(make_plan(teacher, config, cpu), images, context)
     image_set = load_images(folder / "images.safetensors")
-    save_quantized(folder / "quantized", quantized_artifact(network, teacher, image_set, cpu))
+    save_quantized(folder / "quantized", quantized_artifact(network, teacher, image_set, arithmetic))
     return folder / "images.safetensors", folder / "quantized"
 
 

@@ -19,7 +19,7 @@ from genie_cli.student.load import load_student
 from genie_cli.synthesis import presets as synthesizers
 from genie_cli.synthesis.discrepancy import Student
 from genie_cli.synthesis.export import to_artifact
-from tests.support import CPU, stages
+from tests.support import ARITHMETIC, CPU, stages
 from tests.support.students import save_student
 
 CHEAPEST = "minmax"
@@ -55,7 +55,7 @@ def image_set(preset: str, teacher: Teacher, folder: Path) -> Path:
     if config.student is not None:
         student = Student(load_student(teacher, load_quantized(config.student)), CPU)
     result = stages.synthesize(teacher, config, others=others, student=student)
-    save_images(path, *to_artifact(result.images, [teacher, *others], config, CPU))
+    save_images(path, *to_artifact(result.images, [teacher, *others], config, ARITHMETIC))
     return path
 
 

@@ -27,7 +27,7 @@ from genie_cli.errors import InputError, UsageError
 from genie_cli.models.teacher import Teacher, make_teacher
 from genie_cli.quantization.export import to_artifact
 from genie_cli.quantization.images import calibration_images, open_image_set
-from tests.support import CPU, stages
+from tests.support import ARITHMETIC, stages
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -206,7 +206,7 @@ def test_the_artifact_names_no_teacher_of_the_images(small: Teacher, pixels: Ten
     used = open_image_set(write(tmp_path, images=pixels), small, 8, 0)
     config = QuantizeConfig(preset="minmax", reconstruct=False, num_images=8)
     network = stages.quantize(small, calibration_images(used, small, 8), config)
-    metadata = to_artifact(network, small, used, CPU).metadata
+    metadata = to_artifact(network, small, used, ARITHMETIC).metadata
     assert metadata.images_teacher_sha256 is None and metadata.teacher_sha256 == small.sha256
     rows = torch.randperm(20, generator=torch.Generator().manual_seed(0))[:8]
     assert metadata.images_sha256 == hashlib.sha256(pixels[rows].numpy().tobytes()).hexdigest()

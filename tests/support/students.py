@@ -13,7 +13,7 @@ from genie_cli.artifacts.quantized import save_quantized
 from genie_cli.models.teacher import Teacher
 from genie_cli.quantization.export import to_artifact
 from genie_cli.quantization.quantize import QuantizedNetwork
-from tests.support import CPU
+from tests.support import ARITHMETIC
 
 
 def student_of(network: QuantizedNetwork) -> fx.GraphModule:
@@ -23,7 +23,7 @@ def student_of(network: QuantizedNetwork) -> fx.GraphModule:
 
 def save_student(network: QuantizedNetwork, teacher: Teacher, folder: Path, images: ImageSet | None = None) -> None:
     """Write the network as `genie quantize` does."""
-    save_quantized(folder, to_artifact(network, teacher, images, CPU))
+    save_quantized(folder, to_artifact(network, teacher, images, ARITHMETIC))
 
 
 def learned_bytes(network: QuantizedNetwork) -> dict[str, bytes]:

@@ -13,7 +13,7 @@ from genie_cli.models.teacher import Teacher
 from genie_cli.synthesis import presets
 from genie_cli.synthesis.disk_need import synthesis_need
 from genie_cli.synthesis.export import to_artifact
-from tests.support import CPU, stages
+from tests.support import ARITHMETIC, stages
 
 
 @pytest.mark.parametrize("preset", ["genie", "zeroq", "gba", "qimera"])
@@ -23,7 +23,7 @@ def test_a_run_takes_no_more_than_it_asks_for_and_not_much_less(
     options = {**presets.preset_options(preset), "num_steps": 12, "num_images": 24, "batch_size": 8}
     config = build(SynthesizeConfig, options)
     result = stages.synthesize(digits_teacher, config, work=measured_work)
-    save_images(tmp_path / "out", *to_artifact(result.images, [digits_teacher], config, CPU))
+    save_images(tmp_path / "out", *to_artifact(result.images, [digits_teacher], config, ARITHMETIC))
     need = synthesis_need(digits_teacher.input, digits_teacher.num_classes, config, 1)
     held = measured_work.parts + max(3 * measured_work.largest, (tmp_path / "out").stat().st_size)
     assert held <= need.beside_output <= 1.4 * held + (1 << 19)  # each file's header is counted generously
