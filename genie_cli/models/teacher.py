@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 from torch import fx, nn
@@ -46,7 +47,7 @@ def make_teacher(name: str, network: nn.Module, spec: InputSpec) -> Teacher:
         InputError: the network cannot be captured, does not agree with itself, or its graph does not agree with it.
     """
     network, notes = prepared(network)
-    graph = capture(network, spec)
+    graph = capture(_copied(network), spec)  # tracing may leave tensors without values in the modules
     reference, more_notes = make_reference(network, spec)
     error = reference.distance(graph)
     if not reference.holds(error):
@@ -58,3 +59,10 @@ def make_teacher(name: str, network: nn.Module, spec: InputSpec) -> Teacher:
     output = next(iter(reversed(graph.graph.nodes))).args[0]
     num_classes = int(output.meta["val"].shape[-1])
     return Teacher(name, graph, spec, state_sha256(network), num_classes, reference, error, (*notes, *more_notes))
+
+
+def _copied(network: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(network)
+    except Exception:  # a file, a lock: modules may hold anything
+        return network

@@ -30,7 +30,7 @@ def write(path: Path, fields: dict[str, Any] = FIELDS, tensors: dict[str, torch.
 def test_metadata_are_one_sorted_compact_key(tmp_path: Path) -> None:
     path = write(tmp_path / "a", tensors={"x": torch.zeros(2)})
     with safetensors.safe_open(path, framework="pt") as file:
-        assert file.metadata() == {"genie": '{"a":{"y":null,"z":1},"b":[1,2],"format_version":1,"kind":"images"}'}
+        assert file.metadata() == {"genie": '{"a":{"y":null,"z":1},"b":[1,2],"format_version":2,"kind":"images"}'}
 
 
 def test_metadata_refuse_numbers_that_json_lacks() -> None:
@@ -125,7 +125,7 @@ def test_pickles_are_not_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("version", "message"),
     [
-        (FORMAT_VERSION + 1, "has format version 2, and this genie reads up to 1: update genie"),
+        (FORMAT_VERSION + 1, "has format version 3, and this genie reads up to 2"),
         (0, "no known kind and format version"),
         (-1, "no known kind and format version"),
         ("1", "no known kind and format version"),
@@ -139,9 +139,9 @@ def test_versions(tmp_path: Path, version: Any, message: str) -> None:
         read(path, "images")
 
 
-def test_a_newer_kind_asks_for_an_update(tmp_path: Path) -> None:
-    path = write(tmp_path / "a", {"kind": "video", "format_version": 2})
-    with pytest.raises(InputError, match="update genie"):
+def test_a_newer_kind_asks_for_a_later_version(tmp_path: Path) -> None:
+    path = write(tmp_path / "a", {"kind": "video", "format_version": FORMAT_VERSION + 1, "tool_version": "9.1"})
+    with pytest.raises(InputError, match=r"written by genie 9\.1, so install that version or a later one"):
         sniff(path)
 
 

@@ -138,7 +138,7 @@ def test_tensor_names_and_types(tmp_path: Path) -> None:
     assert tensors["conv.weight_scale"].shape == (6, 1)
     assert tensors["conv.weight_zero_point"].dtype == torch.int32
     assert "conv.weight" not in tensors
-    assert fields["weights"]["fc"] == {"bits": 8, "shape": [3, 4]}
+    assert fields["weights"]["fc"] == {"axis": 0, "bits": 8, "grid": "asymmetric", "shape": [3, 4]}
     steps, fields = read(tmp_path / "q" / "step_sizes.safetensors", "step_sizes")
     assert {name: list(step.shape) for name, step in steps.items()} == {
         "conv.input.step_size": [1],
@@ -270,7 +270,7 @@ W, S = "weights.safetensors", "step_sizes.safetensors"
         (W, lambda t, f: f.update(time="now"), "at 'time'"),
         (W, lambda t, f: f.update(teacher_sha256="3" * 64), "mixes two runs"),
         (W, lambda t, f: f.update(kind="step_sizes"), "is the step sizes of a quantized network, not the weights"),
-        (W, lambda t, f: f.update(format_version=2), "update genie"),
+        (W, lambda t, f: f.update(format_version=3), "has format version 3"),
         (S, lambda t, f: f.update(seed=1), "differ in 'seed'"),
         (S, lambda t, f: f.update(kind="quantized_weights"), "is the weights of a quantized network"),
         (S, lambda t, f: t.pop("conv.input.step_size"), "lacks the tensor 'conv.input.step_size'"),

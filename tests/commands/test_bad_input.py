@@ -10,6 +10,7 @@ import urllib.error
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -254,7 +255,7 @@ def of_some_classes(*args: str, dtype: torch.dtype = torch.int64, label: int = 0
 
 
 def from_the_future(path: Path) -> None:
-    content, count = re.subn(rb'(format_version\\":\s*)1', rb"\g<1>9", path.read_bytes())
+    content, count = re.subn(rb'(format_version\\":\s*)2', rb"\g<1>9", path.read_bytes())
     assert count == 1
     path.write_bytes(content)
 
@@ -462,7 +463,8 @@ CASES = [
     case("folder of weights", INPUT, [*SYNTHESIZE, "--weights", ".."], "..", "--weights"),
     case("weights of another network", INPUT, with_weights("w.safetensors", OTHER_STATE),
          "'bn1.weight'", "missing", "unexpected, first 'stem.weight'", "'conv1.weight' has shape (1,)"),
-    case("weights that are code", INPUT, with_weights("w.pth", {"conv1.weight": Path("x")}), "more than plain tensors"),
+    case("weights that are code", INPUT, with_weights("w.pth", {"conv1.weight": Fraction(1, 2)}),
+         "more than plain tensors"),
     case("weights that are a list", INPUT, with_weights("w.pth", [1, 2]), "does not hold a state dict"),
     case("weights with NaN", INPUT, spoilt_state(lambda state: state["fc.bias"].fill_(float("nan"))),
          "w.safetensors holds NaN", "'fc.bias'"),
@@ -615,7 +617,7 @@ CASES = [
     case("foreign images", INPUT, with_images(lambda path: save_file({"pixels": torch.zeros(2, 1, 16, 16)}, path)),
          "safetensors file of other content", "genie synthesize"),
     case("images of a later genie", INPUT, with_images(from_the_future),
-         "bad.safetensors has format version 9", "update genie"),
+         "bad.safetensors has format version 9", "install that version or a later one"),
     case("CIFAR-10 that is not there", INPUT,
          lambda p: ["quantize", *p.own("color"), "--input-size", "32", "--images", "cifar10:."],
          "CIFAR-10 is missing or damaged in ."),
@@ -662,7 +664,7 @@ CASES = [
          "lacks step_sizes.safetensors"),
     case("folder of two runs", INPUT, with_quantized(of_another_run), "bad mixes two runs", "genie quantize"),
     case("folder of a later genie", INPUT, with_quantized(lambda f: from_the_future(f / "weights.safetensors")),
-         "bad/weights.safetensors has format version 9", "update genie"),
+         "bad/weights.safetensors has format version 9", "install that version or a later one"),
     case("folder with another bit", INPUT, with_quantized(lambda f: flip_a_bit(f / "weights.safetensors")),
          "bad/weights.safetensors", "hash differs"),
     case("folder of another teacher", INPUT,

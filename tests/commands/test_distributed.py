@@ -245,7 +245,7 @@ def test_two_learn_one_network(outcomes: Any, by_two: Path) -> None:
     (code, stdout, _), second = outcomes("quantize")
     assert (code, second) == (0, (0, "", ""))
     assert stdout.startswith("Quantized w4a4\n")
-    assert "images   72 of images.safetensors\n" in stdout
+    assert "images     72 of images.safetensors\n" in stdout
     files = sorted(path.name for path in (by_two / "quantized").iterdir())
     assert files == ["metrics.json", "step_sizes.safetensors", "weights.safetensors"]
     assert json.loads((by_two / "performance.json").read_text())["processes"] == 2

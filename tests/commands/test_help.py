@@ -90,7 +90,7 @@ def test_stated_defaults_are_those_of_the_configuration(command: str) -> None:
         if default is None or field is None:
             continue
         if field.default is None:
-            assert default.split()[0] in {"the", "all", "evaluate", "from", "none", "learned"}, option.name
+            assert default.split()[0] in {"the", "all", "evaluate", "from", "none", "learned", "text"}, option.name
         else:
             assert default == SWITCH.get(str(field.default), str(field.default)), option.name
         stated += 1

@@ -186,7 +186,7 @@ def test_quantize_on_few_images(genie: Any, images: Path, num_images: int, batch
     result = genie("quantize", *FEW_STEPS, *options)
     notes = [line for line in result.stderr.splitlines() if line.startswith("Note: ")]
     assert [note in line for line in notes] == ([True] if note else [])
-    assert f"images   {num_images} of {images}\n" in result.stdout
+    assert f"images     {num_images} of {images}\n" in result.stdout
     assert load_quantized(Path("quantized")).metadata.config["num_images"] == num_images
     assert torch.isfinite(load("digits_resnet", "quantized")(torch.randn(2, 1, 16, 16))).all()
 
@@ -194,7 +194,7 @@ def test_quantize_on_few_images(genie: Any, images: Path, num_images: int, batch
 def test_quantize_on_a_number_of_images_that_no_batch_divides(genie: Any) -> None:
     genie("synthesize", *DIGITS, "--num-steps", 1, "--n", 77)
     result = genie("quantize", *FEW_STEPS)
-    assert "images   77 of images.safetensors\n" in result.stdout
+    assert "images     77 of images.safetensors\n" in result.stdout
     assert "Note" not in result.stderr
 
 
@@ -356,7 +356,7 @@ def test_inspect_quantized(genie: Any, quantized: Path) -> None:
     fields = one_object(genie("inspect", quantized, "--json").stdout)
     assert fields == one_object(genie("inspect", quantized / "weights.safetensors", "--json").stdout)
     assert (fields["kind"], fields["preset"], fields["teacher"]) == ("quantized_weights", "minmax", "digits_resnet")
-    assert fields["weights"]["fc"] == {"bits": 8, "shape": [10, 64]}
+    assert fields["weights"]["fc"] == {"axis": 0, "bits": 8, "grid": "asymmetric", "shape": [10, 64]}
     lines = [" ".join(line.split()) for line in genie("inspect", quantized).stdout.splitlines()]
     assert "layer2.0.conv1 32x16x3x3 4" in lines
     assert "layer2.0.conv1.input 4 unsigned" in lines

@@ -81,8 +81,7 @@ def test_every_preset_gives_a_network_that_loads_and_tells_digits(
     with torch.no_grad():
         wanted, found = teacher.graph(images), student(images)
     assert torch.isfinite(found).all()
-    # nearer to the teacher than an answer that says nothing
-    assert (found - wanted).square().sum() < (wanted - wanted.mean(0)).square().sum() * 2
+    assert (found - wanted).square().sum() < wanted.square().sum()  # nearer to the teacher than no answer
 
 
 def test_a_preset_is_its_options():

@@ -120,8 +120,8 @@ def without(key: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
             ["'3.weight' has shape (4, 2) instead of (3, 2)"],
         ),
         (
-            lambda state: {f"net.{k}": v for k, v in state.items()},
-            ["8 keys are missing, first '0.weight'", "8 are unexpected, first 'net.0.weight'"],
+            lambda state: {k.replace("0.", "a.").replace("1.", "b.").replace("3.", "c."): v for k, v in state.items()},
+            ["8 keys are missing, first '0.weight'"],
         ),
         (lambda state: {**state, "1.running_var": torch.tensor([1, float("nan")])}, ["NaN or infinity in '1.running"]),
         (lambda state: {**state, "0.bias": torch.tensor([1, -float("inf")])}, ["NaN or infinity in '0.bias'"]),

@@ -215,9 +215,9 @@ def test_input_is_what_the_configuration_says_then_the_network_then_the_zoo() ->
     network.pretrained_cfg = {"input_size": (1, 28, 28), "mean": [0.1], "std": [0.3], "crop_pct": 1}
     declared = describe_input(ModelConfig(), default, network)
     assert (declared.num_channels, declared.size, declared.mean, declared.std) == (1, 28, (0.1,), (0.3,))
-    assert declared.resize_size == 32  # 28 / 0.875
+    assert declared.resize_size == 28  # by its share for the crop
     given = describe_input(ModelConfig(input_size=56, mean=(0.5,)), default, network)
-    assert (given.size, given.mean, given.std, given.resize_size) == (56, (0.5,), (0.3,), 64)
+    assert (given.size, given.mean, given.std, given.resize_size) == (56, (0.5,), (0.3,), 56)
 
 
 @pytest.mark.parametrize(

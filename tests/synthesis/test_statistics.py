@@ -322,10 +322,6 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "affine-and-1d": (lambda: Plain(with_statistics(nn.BatchNorm2d(4)), with_statistics(nn.BatchNorm1d(4))), 2),
     "no-affine": (lambda: Plain(with_statistics(nn.BatchNorm2d(4, affine=False)), nn.Identity()), 1),
     "shared": (lambda: Plain(nn.Identity(), shared_norm()), 2),
-    "without-statistics-left-out": (
-        lambda: Plain(nn.BatchNorm2d(4, track_running_stats=False), with_statistics(nn.BatchNorm1d(4))),
-        1,
-    ),
 }
 
 
