@@ -18,6 +18,8 @@ from gpu.sections import SECTIONS, Section
 
 _NOTICE = 2.0
 """Seconds before the deadline at which the process writes where it is."""
+_LONGEST_END = 5.0
+"""Seconds that a killed process is waited for: one that hangs in a driver or on a disk may outlive its end."""
 _LONGEST_OUTPUT = 1500
 """Characters that are kept of the output of a process that did not end well."""
 _FINDINGS = {"figure": "figures", "check": "checks", "skipped": "skipped", "error": "errors"}
@@ -37,7 +39,7 @@ def run_section(section: Section, options: Options, seconds: float, processes: B
         checks, skipped (part -> why), errors (part -> text), reason (of a skipped section), and of a process that did
         not end well its output: where it was, or the last of it.
     """
-    with tempfile.TemporaryDirectory(prefix="genie-check-") as name:
+    with tempfile.TemporaryDirectory(prefix="genie-check-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         started = time.monotonic()
         process: Any = processes.Process(target=_work, args=(section.name, options, seconds, folder))
@@ -48,7 +50,7 @@ def run_section(section: Section, options: Options, seconds: float, processes: B
         finally:
             if process.is_alive():  # here too where this process is interrupted
                 _end(process.pid)
-            process.join()
+            process.join(_LONGEST_END)
         row: dict[str, Any] = {"section": section.name, "status": "ok", "seconds": round(time.monotonic() - started, 1)}
         row.update(_findings(folder))
         output = _read(folder / "output").strip()
