@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
@@ -249,7 +249,11 @@ def test_random_chains_compute_the_same(
             modules += [nn.Conv2d(width, width, 3, padding=1, groups=width), nn.BatchNorm2d(width), makers[kind]()]
         channels = width
     network = Chain(*modules, nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(channels, 3))
-    folded = fold(randomize(network, seed, spread)).graph.double()
+    randomize(network, seed, spread)
+    # where a clip makes a channel constant, its batch norm makes hundreds of float32's rounding of the bounds
+    variances = [module.running_var for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    assume(all(float(variance.min()) > 1e-3 for variance in variances))
+    folded = fold(network).graph.double()
     before = FoldedGraph(folded, {}, {})
     wanted, found = folded(images().double()), equalize(before).folded.graph(images().double())
     # the bounds are stored in float32
