@@ -127,6 +127,14 @@ class UnitLearner:
         self._groups = self._parameters.groups()
         adam = partial(torch.optim.Adam, fused=True, capturable=device.type == "cuda")
         self._optimizer = adam(self._groups) if self._groups else None  # all rates may be 0
+        self._shared: Tensor | None = None
+        """The gradients that several processes sum, in one place: a recorded update reads them there."""
+        if workers.size > 1:
+            learned = self._parameters.learned()
+            sizes = [len(tensor) for tensor in learned]
+            self._shared = torch.zeros(sum(sizes), device=device)
+            for tensor, gradient in zip(learned, self._shared.split(sizes), strict=True):
+                tensor.grad = gradient
         self._compare = kl_divergence if config.loss == "kl" else squared_error
         self.micro_batches = MicroBatches(max(own, 1), task.name, context.report)
         self._steps: dict[tuple[int, bool], RepeatedStep] = {}
@@ -221,12 +229,15 @@ class UnitLearner:
                 root_gradients.append(torch.full_like(made.penalty, own_weight))
             gradients = torch.autograd.grad(roots, learned, root_gradients) if learned else ()
             summed = [a.add_(b) for a, b in zip(summed, gradients, strict=True)] if summed else list(gradients)
-        for tensor, gradient in zip(learned, summed, strict=True):
-            tensor.grad = gradient
+        if self._shared is None:
+            for tensor, gradient in zip(learned, summed, strict=True):
+                tensor.grad = gradient
+        elif summed:
+            torch.cat(summed, out=self._shared)
         task.let_go()
         self.micro_batches.gradients_are_made()
         self._num_finite += self.loss.isfinite()
-        if self._context.workers.size == 1:
+        if self._shared is None:
             self._update()
 
     def _update(self) -> None:
@@ -237,16 +248,10 @@ class UnitLearner:
 
     def update_together(self) -> None:
         """With several processes: sum the gradients of a step over them, and take it; alone, a step has done so."""
-        workers, learned = self._context.workers, self._parameters.learned()
-        if workers.size == 1:
+        if self._shared is None:
             return
-        if learned:
-            gradients = [torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for tensor in learned]
-            summed = workers.sum_(torch.cat(gradients))
-            for tensor, own in zip(learned, summed.split([len(tensor) for tensor in learned]), strict=True):
-                if tensor.grad is None:
-                    tensor.grad = torch.zeros_like(tensor)
-                tensor.grad.copy_(own)  # in place: a recorded update reads this very tensor
+        if len(self._shared):
+            self._context.workers.sum_(self._shared)
         self._updates()
 
     def _output(self, inputs: Tensor) -> Tensor:
