@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -79,17 +78,11 @@ class GraphedStep:
         """Run the step on its own stream, where gradients are then accumulated too."""
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            if self._calls < WARMUP_STEPS:
-                self._warm_up(step)
-            else:
+        try:
+            with torch.cuda.stream(self._stream), DevicePeak(self._device) as peak:
                 step(*self._inputs)
-        current.wait_stream(self._stream)
-
-    def _warm_up(self, step: Callable[..., None]) -> None:
-        with warnings.catch_warnings(), DevicePeak(self._device) as peak:
-            warnings.filterwarnings("ignore", ".*capturable=True")  # that is for the recording to come
-            step(*self._inputs)
+        finally:  # a step that fails may be tried again, behind what it has begun
+            current.wait_stream(self._stream)
         self._needed = max(self._needed, peak.num_bytes)
 
     def _record(self, step: Callable[..., None]) -> None:
