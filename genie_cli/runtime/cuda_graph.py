@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +30,6 @@ class GraphedStep:
         step: Callable[..., None],
         device: torch.device,
         generators: Sequence[torch.Generator] = (),
-        pool: Any = None,
         on_no_room: Callable[[], None] = lambda: None,
     ) -> None:
         """Wrap `step`.
@@ -40,11 +38,10 @@ class GraphedStep:
             step: the step.
             device: where it runs.
             generators: those that it draws from on `device`.
-            pool: memory that it shares with graphs which never replay between its own replays.
             on_no_room: called once where there is no room for a recording.
         """
         self._step: Callable[..., None] | None = step
-        self._device, self._generators, self._pool, self._on_no_room = device, generators, pool, on_no_room
+        self._device, self._generators, self._on_no_room = device, generators, on_no_room
         self._stream = torch.cuda.Stream(device)
         self._calls = 0
         self._needed = 0
@@ -94,7 +91,7 @@ class GraphedStep:
         graph = torch.cuda.CUDAGraph()
         for generator in self._generators:
             graph.register_generator_state(generator)
-        recording = torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local")
+        recording = torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local")
         with torch.cuda.device(self._device), recording:
             step(*self._inputs)  # recording runs nothing
         self._graph = graph

@@ -137,9 +137,10 @@ class UnitLearner:
                 tensor.grad = gradient
         self._compare = kl_divergence if config.loss == "kl" else squared_error
         self.micro_batches = MicroBatches(max(own, 1), task.name, context.report)
-        self._steps: dict[tuple[int, bool], RepeatedStep] = {}
-        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
-        self._updates = RepeatedStep(self._update, context, name=f"unit '{task.name}'", pool=self._pool)
+        self._step: RepeatedStep | None = None
+        self._kind = (0, False)
+        """Parts of a batch and the regularizer in `_step`."""
+        self._updates = RepeatedStep(self._update, context, name=f"unit '{task.name}'")
         self.loss = torch.zeros((), device=device)
         self._num_finite = torch.zeros(1, dtype=torch.int64, device=device)
         """Steps whose loss was finite, counted on the device: reading makes a GPU wait."""
@@ -176,23 +177,23 @@ class UnitLearner:
 
     def optimization_step(self, regularized: bool) -> RepeatedStep:
         """`_optimize`, with or without the regularizer, as a step that is recorded where that saves time."""
-        key = self.micro_batches.count, regularized
-        if key not in self._steps:
-            if any(count != key[0] for count, _ in self._steps):
-                self._close_steps()  # what was recorded for larger parts holds memory
+        kind = self.micro_batches.count, regularized
+        if self._step is None or kind != self._kind:
+            if self._step is not None:
+                self._step.close()  # its kind does not come again, and a recording holds memory
             config = self._config
             plain = math.ceil(config.warmup * config.num_steps) if self._parameters.has_softbits else config.num_steps
             num_calls = config.num_steps - plain if regularized else plain
-            self._steps[key] = RepeatedStep(
+            self._kind = kind
+            self._step = RepeatedStep(
                 partial(self._optimize, regularized),
                 self._context,
                 self._masks,
                 self._parameters.tensors(),
-                num_calls if key[0] == 1 else 0,
+                num_calls if kind[0] == 1 else 0,
                 f"unit '{self._task.name}'",
-                self._pool,
             )
-        return self._steps[key]
+        return self._step
 
     def _optimize(self, regularized: bool, *batch: Tensor) -> None:
         """One step: mix the inputs, make the weights, compare, regularize, step.
@@ -346,13 +347,9 @@ class UnitLearner:
 
     def close(self) -> None:
         """Give back what recorded steps hold."""
-        self._close_steps()
+        if self._step is not None:
+            self._step.close()
         self._updates.close()
-
-    def _close_steps(self) -> None:
-        for step in self._steps.values():
-            step.close()
-        self._steps.clear()
 
 
 def _own_place(workers: Workers) -> tuple[int, ...]:
