@@ -34,7 +34,7 @@ from tests.support.pretended_tensors import (
     place_of,
 )
 
-__all__ = ["CPU", "GPU", "Operation", "PretendedGpu", "Recorded", "place_of"]
+__all__ = ["CPU", "GPU", "Operation", "PretendedGpu", "Recorded", "place_of", "settings_kept"]
 
 
 class PretendedGpu(Streams):
@@ -69,7 +69,7 @@ class PretendedGpu(Streams):
     def __enter__(self) -> PretendedGpu:
         """Put the device in."""
         with ExitStack() as stack:
-            stack.enter_context(_settings_kept())
+            stack.enter_context(settings_kept())
             for owner, name, stand_in in self._stand_ins():
                 stack.enter_context(mock.patch.object(owner, name, stand_in))
             stack.enter_context(mock.patch.dict(memory._earlier_peaks, clear=True))
@@ -263,7 +263,7 @@ def _grouped(lists: Any, with_indices: bool = False) -> Any:
 
 
 @contextmanager
-def _settings_kept() -> Iterator[None]:
+def settings_kept() -> Iterator[None]:
     """Behind it, PyTorch's settings for reproducible results are what they were."""
     were_deterministic, cudnn = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn
     fills, kept = torch.utils.deterministic, (cudnn.benchmark, cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
