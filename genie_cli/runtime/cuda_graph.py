@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +30,6 @@ class GraphedStep:
         step: Callable[..., None],
         device: torch.device,
         generators: Sequence[torch.Generator] = (),
-        pool: Any = None,
         on_no_room: Callable[[], None] = lambda: None,
     ) -> None:
         """Wrap `step`.
@@ -41,11 +38,10 @@ class GraphedStep:
             step: the step.
             device: where it runs.
             generators: those that it draws from on `device`.
-            pool: memory that it shares with graphs which never replay between its own replays.
             on_no_room: called once where there is no room for a recording.
         """
         self._step: Callable[..., None] | None = step
-        self._device, self._generators, self._pool, self._on_no_room = device, generators, pool, on_no_room
+        self._device, self._generators, self._on_no_room = device, generators, on_no_room
         self._stream = torch.cuda.Stream(device)
         self._calls = 0
         self._needed = 0
@@ -79,17 +75,11 @@ class GraphedStep:
         """Run the step on its own stream, where gradients are then accumulated too."""
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            if self._calls < WARMUP_STEPS:
-                self._warm_up(step)
-            else:
+        try:
+            with torch.cuda.stream(self._stream), DevicePeak(self._device) as peak:
                 step(*self._inputs)
-        current.wait_stream(self._stream)
-
-    def _warm_up(self, step: Callable[..., None]) -> None:
-        with warnings.catch_warnings(), DevicePeak(self._device) as peak:
-            warnings.filterwarnings("ignore", ".*capturable=True")  # that is for the recording to come
-            step(*self._inputs)
+        finally:  # a step that fails may be tried again, behind what it has begun
+            current.wait_stream(self._stream)
         self._needed = max(self._needed, peak.num_bytes)
 
     def _record(self, step: Callable[..., None]) -> None:
@@ -101,7 +91,7 @@ class GraphedStep:
         graph = torch.cuda.CUDAGraph()
         for generator in self._generators:
             graph.register_generator_state(generator)
-        recording = torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local")
+        recording = torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local")
         with torch.cuda.device(self._device), recording:
             step(*self._inputs)  # recording runs nothing
         self._graph = graph

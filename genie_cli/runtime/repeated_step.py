@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -34,7 +33,6 @@ class RepeatedStep:
         state: Sequence[Tensor] = (),
         num_calls: int = 0,
         name: str = "",
-        pool: Any = None,
     ) -> None:
         """Wrap `step`.
 
@@ -45,14 +43,13 @@ class RepeatedStep:
             state: parameters that it changes; a CPU's recording takes them as inputs.
             num_calls: how often it will be called, where a CPU may record it.
             name: what a note calls it.
-            pool: memory of CUDA graphs that it shares with steps which come before or behind all of its calls.
         """
         self._step, self._masks, self._state = step, masks, tuple(state)
         self._name, self._report = name, context.report
         self._graphed: GraphedStep | None = None
         if context.device.type == "cuda":
             generators = () if masks is None else (masks.generator,)
-            self._graphed = GraphedStep(step, context.device, generators, pool, self._say_no_room)
+            self._graphed = GraphedStep(step, context.device, generators, self._say_no_room)
         alone = context.workers.size == 1
         self._records = alone and context.device.type == "cpu" and masks is not None and num_calls >= RECORD_FROM
         self._drawn: list[Tensor] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from collections.abc import Callable
 from typing import TypeVar
@@ -47,6 +48,7 @@ def fits(attempt: Callable[[], None]) -> bool:
 
 def release_failed() -> None:
     """Free the memory of a failed attempt; call it outside of the handler, whose traceback holds the tensors."""
+    gc.collect()  # graphs of finished parts are reference cycles, and hold their tensors until then
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 

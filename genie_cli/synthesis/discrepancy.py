@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from genie_cli.models.graph.placement import move
+from genie_cli.models.graph.pooling import with_repeatable_pooling
 from genie_cli.student.modules import ActivationQuantizer
 
 
@@ -29,7 +30,7 @@ class Student:
         for name, module in list(network.named_modules()):
             if isinstance(module, ActivationQuantizer):
                 network.set_submodule(name, _StraightThrough(module))
-        self._network = move(network, device)
+        self._network = move(with_repeatable_pooling(network), device)
 
     def __call__(self, images: Tensor) -> Tensor:
         """``[B, C, S, S]``, normalised, to logits ``[B, K]``, float32."""

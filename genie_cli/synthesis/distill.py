@@ -79,7 +79,7 @@ class Batch:
         """Loss of the last step."""
         self.num_finite = torch.zeros((), dtype=torch.int64, device=device)
         """Steps whose loss was finite, counted there: reading a loss makes a GPU wait."""
-        self._learn = RepeatedStep(self._optimization_step, context)
+        self._learn = RepeatedStep(self._optimization_step, context, name=f"batch {index + 1}")
 
     def code_lr(self) -> Tensor:
         """The rate of what learns image by image, a copy on the device; 0 where nothing learns."""
@@ -95,7 +95,11 @@ class Batch:
         self._learn.close()
 
     def finish(self) -> tuple[Tensor, Tensor]:
-        """The last forward pass: images ``[B, C, S, S]`` in the teacher's normalised space, and their loss."""
+        """The last forward pass: images ``[B, C, S, S]`` in the teacher's normalised space, and their loss.
+
+        No steps come after that.
+        """
+        self.close()  # the pass may need the memory of the recording
         self._source.prepare()
         with torch.no_grad():
             images, loss = self._images_and_loss()

@@ -90,8 +90,12 @@ class GeneratedImages:
 
     def prepare(self) -> None:
         """Draw new latents where they do not learn."""
-        if self.codes is None:  # in place, because the step may be a CUDA graph that reads this tensor
-            self._noise.copy_(torch.randn(self._noise.shape, generator=self._draws))
+        if self.codes is not None:
+            return
+        drawn = torch.randn(self._noise.shape, generator=self._draws)
+        if self._noise.is_cuda:  # from page-locked memory the copy goes up while the host goes on
+            drawn = drawn.pin_memory()
+        self._noise.copy_(drawn, non_blocking=True)  # in place: the step may be a CUDA graph that reads this tensor
 
     def weights(self) -> Iterator[nn.Parameter]:
         """The generator's parameters, and those of the conditioning."""

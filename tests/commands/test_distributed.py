@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 USAGE, INPUT, OTHER_ENDED = 2, 3, 5
-DIGITS = ("--model", "digits_resnet")
+DIGITS = ("--model", "digits_resnet", "--device", "cpu")
 SYNTHESIZE = ("synthesize", *DIGITS, "--n", "72", "--batch-size", "24", "--num-steps", "30")
 W4A4 = ("quantize", *DIGITS, "--images", "images.safetensors", "--num-steps", "60")
 FEW = ("quantize", *DIGITS, "--images", "images.safetensors", "--num-steps", "8")

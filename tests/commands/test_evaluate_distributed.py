@@ -46,7 +46,7 @@ for name, (arguments, port) in json.load(open("commands.json")).items():
     out, err, code = io.StringIO(), io.StringIO(), None
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            app([*arguments, "--out", f"{name}.json"], prog_name="genie")
+            app([*arguments, "--device", "cpu", "--out", f"{name}.json"], prog_name="genie")
         except SystemExit as end:
             code = end.code
     outcomes[name] = code, out.getvalue(), err.getvalue()

@@ -612,27 +612,3 @@ def test_batch_norms_folded_by_hand_change_nothing_in_relative_space():
     assert learned_bytes(relative[0]) == learned_bytes(relative[1])
     checkpoint = [quantize(t, images, weight_step_lr=0.01) for t in teachers]
     assert learned_bytes(checkpoint[0]) != learned_bytes(checkpoint[1])
-
-
-# on a GPU
-
-
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_cuda_run_repeats_bit_for_bit(digits_teacher: Teacher, digits: Tensor, dtype: torch.dtype):
-    first, again = (quantize(digits_teacher, digits, dtype, torch.device("cuda")) for _ in range(2))
-    assert learned_bytes(first) == learned_bytes(again)
-    assert all(tensor.device == CPU for tensor in named_tensors(first.plan.folded.graph).values())
-    assert_sound(first, digits)
-
-
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda_begins_with_the_loss_of_the_cpu(digits_teacher: Teacher, digits: Tensor, monkeypatch: pytest.MonkeyPatch):
-    options = {"num_steps": 1, "drop_prob": 0.0}
-    losses = []
-    for device in (CPU, torch.device("cuda")):
-        _, watched = watch(monkeypatch, digits_teacher, digits, device=device, **options)
-        losses.append(watched["layer1"].loss)
-    assert losses[1] == pytest.approx(losses[0], rel=1e-3)

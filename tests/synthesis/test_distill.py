@@ -331,24 +331,3 @@ def test_plateau_rate_changes_in_place():
     for _ in range(3):
         schedule.step(torch.tensor(1.0))
     assert held is schedule.lr and float(held) == pytest.approx(0.01)
-
-
-# on a GPU
-
-
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_cuda_run_repeats_bit_for_bit(digits_teacher: Teacher, dtype: torch.dtype):
-    options = {"num_images": 32, "batch_size": 16, "num_steps": 20, "device": torch.device("cuda")}
-    first, again = (run(digits_teacher, dtype, **options) for _ in range(2))
-    assert first.images.device == CPU and torch.equal(first.images, again.images) and first.log == again.log
-
-
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda_begins_with_the_loss_of_the_cpu(digits_teacher: Teacher):
-    options = {"num_images": 16, "batch_size": 16, "num_steps": 1}
-    cpu, cuda = run(digits_teacher, **options), run(digits_teacher, device=torch.device("cuda"), **options)
-    assert cuda.log[0].loss == pytest.approx(cpu.log[0].loss, rel=1e-3)
-    torch.testing.assert_close(cuda.images, cpu.images, rtol=0, atol=1e-2)

@@ -128,11 +128,20 @@ class UnitLearner:
         self._groups = self._parameters.groups()
         adam = partial(torch.optim.Adam, fused=True, capturable=device.type == "cuda")
         self._optimizer = adam(self._groups) if self._groups else None  # all rates may be 0
+        self._shared: Tensor | None = None
+        """The gradients that several processes sum, in one place: a recorded update reads them there."""
+        if workers.size > 1:
+            learned = self._parameters.learned()
+            sizes = [len(tensor) for tensor in learned]
+            self._shared = torch.zeros(sum(sizes), device=device)
+            for tensor, gradient in zip(learned, self._shared.split(sizes), strict=True):
+                tensor.grad = gradient
         self._compare = kl_divergence if config.loss == "kl" else squared_error
         self.micro_batches = MicroBatches(max(own, 1), task.name, context.report)
-        self._steps: dict[tuple[int, bool], RepeatedStep] = {}
-        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
-        self._updates = RepeatedStep(self._update, context, name=f"unit '{task.name}'", pool=self._pool)
+        self._step: RepeatedStep | None = None
+        self._kind = (0, False)
+        """Parts of a batch and the regularizer in `_step`."""
+        self._updates = RepeatedStep(self._update, context, name=f"unit '{task.name}'")
         self.loss = torch.zeros((), device=device)
         self._num_finite = torch.zeros(1, dtype=torch.int64, device=device)
         """Steps whose loss was finite, counted on the device: reading makes a GPU wait."""
@@ -169,23 +178,23 @@ class UnitLearner:
 
     def optimization_step(self, regularized: bool) -> RepeatedStep:
         """`_optimize`, with or without the regularizer, as a step that is recorded where that saves time."""
-        key = self.micro_batches.count, regularized
-        if key not in self._steps:
-            if any(count != key[0] for count, _ in self._steps):
-                self._close_steps()  # what was recorded for larger parts holds memory
+        kind = self.micro_batches.count, regularized
+        if self._step is None or kind != self._kind:
+            if self._step is not None:
+                self._step.close()  # its kind does not come again, and a recording holds memory
             config = self._config
             plain = math.ceil(config.warmup * config.num_steps) if self._parameters.has_softbits else config.num_steps
             num_calls = config.num_steps - plain if regularized else plain
-            self._steps[key] = RepeatedStep(
+            self._kind = kind
+            self._step = RepeatedStep(
                 partial(self._optimize, regularized),
                 self._context,
                 self._masks,
                 self._parameters.tensors(),
-                num_calls if key[0] == 1 else 0,
+                num_calls if kind[0] == 1 else 0,
                 f"unit '{self._task.name}'",
-                self._pool,
             )
-        return self._steps[key]
+        return self._step
 
     def _optimize(self, regularized: bool, *batch: Tensor) -> None:
         """One step: mix the inputs, make the weights, compare, regularize, step.
@@ -222,12 +231,15 @@ class UnitLearner:
                 root_gradients.append(torch.full_like(made.penalty, own_weight))
             gradients = torch.autograd.grad(roots, learned, root_gradients) if learned else ()
             summed = [a.add_(b) for a, b in zip(summed, gradients, strict=True)] if summed else list(gradients)
-        for tensor, gradient in zip(learned, summed, strict=True):
-            tensor.grad = gradient
+        if self._shared is None:
+            for tensor, gradient in zip(learned, summed, strict=True):
+                tensor.grad = gradient
+        elif summed:
+            torch.cat(summed, out=self._shared)
         task.let_go()
         self.micro_batches.gradients_are_made()
         self._num_finite += self.loss.isfinite()
-        if self._context.workers.size == 1:
+        if self._shared is None:
             self._update()
 
     def _update(self) -> None:
@@ -238,16 +250,10 @@ class UnitLearner:
 
     def update_together(self) -> None:
         """With several processes: sum the gradients of a step over them, and take it; alone, a step has done so."""
-        workers, learned = self._context.workers, self._parameters.learned()
-        if workers.size == 1:
+        if self._shared is None:
             return
-        if learned:
-            gradients = [torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for tensor in learned]
-            summed = workers.sum_(torch.cat(gradients))
-            for tensor, own in zip(learned, summed.split([len(tensor) for tensor in learned]), strict=True):
-                if tensor.grad is None:
-                    tensor.grad = torch.zeros_like(tensor)
-                tensor.grad.copy_(own)  # in place: a recorded update reads this very tensor
+        if len(self._shared):
+            self._context.workers.sum_(self._shared)
         self._updates()
 
     def _output(self, inputs: Tensor) -> Tensor:
@@ -342,13 +348,9 @@ class UnitLearner:
 
     def close(self) -> None:
         """Give back what recorded steps hold."""
-        self._close_steps()
+        if self._step is not None:
+            self._step.close()
         self._updates.close()
-
-    def _close_steps(self) -> None:
-        for step in self._steps.values():
-            step.close()
-        self._steps.clear()
 
 
 def _own_place(workers: Workers) -> tuple[int, ...]:

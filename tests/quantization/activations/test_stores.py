@@ -31,7 +31,6 @@ from tests.support import CPU
 
 PLENTY = 1 << 40
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
 def pool_for(place: str, device: torch.device = CPU, folder: Path | None = None) -> ActivationPool:
@@ -506,43 +505,3 @@ def test_staging_waits_before_it_fills_a_buffer_again(place: str, monkeypatch: p
     assert filled == filled[:2] * 4 and filled[0] != filled[1]
     recorded = [event for kind, event in log if kind == "record"]
     assert [event for kind, event in log if kind == "wait"] == recorded[:6]
-
-
-@pytest.mark.cuda
-@NEEDS_CUDA
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("place", ["device", "host", "disk"])
-@pytest.mark.parametrize("shape", [(40, 7), (40, 6, 5), (40, 6, 5, 4), (40, 3, 2, 5, 4)], ids=str)
-def test_cuda_round_trip(shape: tuple[int, ...], place: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(store_module, "_CHUNK_BYTES", 1000)
-    device = torch.device("cuda")
-    rows = values(shape, dtype)
-    with pool_for(place, device) as pool:
-        store = pool.allocate(shape, dtype)
-        assert store.place == place
-        store.write(0, rows[:20].to(device))
-        store.write(20, laid_out(rows[20:], "channels-last").to(device))
-        store.write(3, laid_out(rows[3:5], "reversed"))
-        for seed in range(5):
-            indices = torch.randint(0, 40, (32,), generator=torch.Generator().manual_seed(seed))
-            got = store.gather(indices)
-            assert got.is_cuda and torch.equal(got.cpu(), rows[indices])
-            check_layout(got)
-        assert torch.equal(store.read(5, 40).cpu(), rows[5:])
-
-
-@pytest.mark.cuda
-@NEEDS_CUDA
-def test_cuda_staging_survives_a_busy_stream():
-    """Copies wait behind long kernels; buffers that were filled too early would give wrong rows."""
-    device = torch.device("cuda")
-    rows = torch.arange(256.0).view(-1, 1).expand(256, 1 << 18).contiguous()
-    busy = torch.rand(4096, 4096, device=device)
-    with pool_for("host", device) as pool:
-        store = pool.allocate(tuple(rows.shape))
-        store.write(0, rows)
-        for seed in range(5):
-            indices = torch.randint(0, 256, (96,), generator=torch.Generator().manual_seed(seed))
-            for _ in range(20):
-                busy = busy @ busy / busy.norm()
-            assert torch.equal(store.gather(indices).cpu(), rows[indices])
