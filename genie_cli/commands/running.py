@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genie_cli.errors import DeviceError, DiskFullError, GenieError
-from genie_cli.runtime.progress import Event, Note
 
 if TYPE_CHECKING:
     import torch
 
     from genie_cli.config import LongStage, Stage
+    from genie_cli.data.labeled import LabeledImages
+    from genie_cli.models.teacher import Teacher
     from genie_cli.runtime.context import RunContext
     from genie_cli.runtime.distribution import Workers
     from genie_cli.runtime.progress import Reporter
@@ -151,6 +152,7 @@ class Run:
     def note(self, message: str, warning: bool = False) -> None:
         """One line on stderr, from the first process."""
         from genie_cli.commands.display import note
+        from genie_cli.runtime.progress import Note
 
         if not self.workers.is_first:
             return
@@ -159,10 +161,12 @@ class Run:
         else:
             note(message, warning)
 
-    def report(self, event: Event) -> None:
-        """A reporter of notes for the checks before the work."""
-        if isinstance(event, Note):
-            self.note(event.message, event.warning)
+    def tell_of(self, taken: Teacher | LabeledImages) -> None:
+        """The notes and warnings on how a network or images were taken, from the first process."""
+        from genie_cli.commands.display import tell_of
+
+        if self.workers.is_first:
+            tell_of(taken)
 
     def _warn(self, message: str) -> None:
         self.note(message, warning=True)

@@ -21,6 +21,8 @@ class Teacher:
         input: the images it takes.
         sha256: hash of its state.
         num_classes: width of its output.
+        notes: what the user should know of how the network was taken.
+        warnings: what the user should look at.
     """
 
     name: str
@@ -28,6 +30,8 @@ class Teacher:
     input: InputSpec
     sha256: str
     num_classes: int
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def make_teacher(name: str, network: nn.Module, spec: InputSpec) -> Teacher:
