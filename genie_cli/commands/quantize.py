@@ -135,7 +135,8 @@ def _on_images(run: Run, config: QuantizeConfig, teacher: Teacher) -> None:
         "input": teacher.input.model_dump(mode="json"),
         "images": image_set.sha256,
     }
-    with run.resumable(config, config.out, determinants, need) as work:
+    parts = (sum(plan.stages), "layers" if config.unit == "layer" else "units")
+    with run.resumable(config, config.out, determinants, need, parts) as work:
         with run.working(work) as context:
             network = quantize_network(plan, inputs, context)
         if workers.is_first:

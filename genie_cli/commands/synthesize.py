@@ -75,7 +75,7 @@ def _run(model_config: ModelConfig, config: SynthesizeConfig) -> None:
         }
         num_at_once = run.workers.size * batches_at_once(config, teacher.input, run.device)
         need = synthesis_need(teacher.input, teacher.num_classes, config, num_at_once)
-        with run.resumable(config, config.out, determinants, need) as work:
+        with run.resumable(config, config.out, determinants, need, (num_batches, "batches")) as work:
             with run.working(work) as context:
                 result = synthesize_images(teacher, config, context, others, student)
             if run.workers.is_first:
