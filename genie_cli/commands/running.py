@@ -239,7 +239,7 @@ def running(config: Stage) -> Iterator[Run]:
 
 
 def _kept(work: WorkFolder, num_parts: int, noun: str) -> str:
-    """What an interrupted run leaves for the next one, in words."""
+    """Words for all that an interrupted run leaves for the next one."""
     told = f"{work.num_parts()} of {num_parts} {noun} are kept; the same command goes on."
     return f"{told} The steps inside of the next one are kept too." if work.has_checkpoint() else told
 
