@@ -44,9 +44,9 @@ class _Group(TyperGroup):
             if _number("LOCAL_RANK") > 0:
                 _fail(str(error), UsageError.exit_code)
             raise  # the one message, in click's own form
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             if _number("LOCAL_RANK") == 0:
-                typer.echo("Interrupted; nothing was written.", err=True)
+                _say(f"Interrupted: {error}" if str(error) else "Interrupted; nothing was written.")
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except OSError as error:
             # Not a bug in genie: a name that is too long, a folder that may not be read, a full disk.

@@ -6,7 +6,7 @@ import io
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -16,6 +16,10 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from genie_cli.runtime.progress import Advanced, Event, Note, Reporter, StageFinished, StageStarted
+
+if TYPE_CHECKING:
+    from genie_cli.data.labeled import LabeledImages
+    from genie_cli.models.teacher import Teacher
 
 _LINE_EVERY = 10.0
 """Seconds between plain lines."""
@@ -96,10 +100,11 @@ def note(message: str, warning: bool = False) -> None:
         Console(stderr=True).print(_note(Note(message, warning)), soft_wrap=True)
 
 
-def note_event(event: Event) -> None:
-    """A reporter of notes for commands without a run: one line each on stderr."""
-    if isinstance(event, Note):
-        note(event.message, event.warning)
+def tell_of(taken: Teacher | LabeledImages) -> None:
+    """The notes and warnings on how a network or images were taken, one line each on stderr."""
+    for warning, messages in ((False, taken.notes), (True, taken.warnings)):
+        for message in messages:
+            note(message, warning)
 
 
 def _note(event: Note) -> Text:

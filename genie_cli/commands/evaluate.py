@@ -85,14 +85,12 @@ def _measure(run: Run, model_config: ModelConfig, config: EvaluateConfig, source
         if artifact is not None:
             made_for = artifact.metadata
             recorded = RecordedInput(str(config.quantized), made_for.teacher_sha256, made_for.input)
-        teacher = load_teacher(model_config, run.report, recorded)
+        teacher = load_teacher(model_config, recorded)
         spec = teacher.input
         if config.resize_size is not None:
             resize_size = None if config.resize_size == "none" else config.resize_size
             spec = spec.model_copy(update={"resize_size": resize_size})
-        data = open_data(
-            source, spec, config.num_workers, config.num_images, class_order=config.class_order, report=run.report
-        )
+        data = open_data(source, spec, config.num_workers, config.num_images, class_order=config.class_order)
         if config.num_images is not None and config.num_images > data.num_images:
             raise UsageError(f"--num-images {config.num_images} is more than the {data.num_images} images of {source}.")
         check_classes(data, teacher.num_classes)
@@ -103,7 +101,8 @@ def _measure(run: Run, model_config: ModelConfig, config: EvaluateConfig, source
             network, reference = load_student(teacher, artifact), move(teacher.graph, run.device)
         elif config.folded:
             network = fold_batch_norms(teacher.graph).graph
-    run.tell(teacher.notes)
+    run.tell_of(teacher)
+    run.tell_of(data)
     if decision.is_binary:
         kind = "probability" if decision.threshold else "logit"
         run.note(f"the network has one output: a {kind} above {decision.threshold:g} is class 1, else class 0.")

@@ -37,7 +37,7 @@ def inspect(
         return
     from genie_cli.commands.bits_override import parse_overrides
     from genie_cli.commands.describe import describe_model
-    from genie_cli.commands.display import note_event
+    from genie_cli.commands.display import tell_of
     from genie_cli.config import Params, QuantizeConfig
     from genie_cli.models.zoo import load_untrained
     from genie_cli.quantization.plan import make_plan
@@ -47,7 +47,8 @@ def inspect(
     overrides = parse_overrides(used["quantize"].get("bits_override"))
     bits = opt.stage_config(QuantizeConfig, {}, opt.given({**used["quantize"], "bits_override": overrides}))
     find_protocol(bits.protocol)
-    teacher = load_untrained(config, note_event)
+    teacher = load_untrained(config)
+    tell_of(teacher)
     plan = make_plan(teacher, bits, None)
     description = describe_model(teacher, plan)
     if as_json:

@@ -58,7 +58,7 @@ def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
                 images = None if names_source(config.images) else config.images
                 opt.check_files(outputs, {"--weights": model_config.weights, "--images": images}, ["--out"])
             find_protocol(config.protocol)
-            teacher = load_teacher(model_config, run.report, None if config.data_free else _input_of(config.images))
+            teacher = load_teacher(model_config, None if config.data_free else _input_of(config.images))
             if config.loss == "kl" and teacher.num_classes == 1:
                 raise UsageError(
                     "loss = 'kl' compares the probabilities of classes, and this network has one output: use a preset "
@@ -66,7 +66,7 @@ def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
                 )
             check_repeatable(teacher, run.device)
             layer_bits([layer.name for layer in weight_layers(teacher.graph)], config.bits_override or {})
-        run.tell(teacher.notes)
+        run.tell_of(teacher)
         if config.data_free:
             with run.checks():
                 plan = make_plan(teacher, config, run.device)
@@ -124,7 +124,7 @@ def _on_images(run: Run, config: QuantizeConfig, teacher: Teacher) -> None:
 
     workers = run.workers
     with run.checks():
-        image_set = open_image_set(config.images, teacher, config.num_images, config.seed, run.report)
+        image_set = open_image_set(config.images, teacher, config.num_images, config.seed)
         inputs = calibration_images(image_set, teacher, config.num_images, (workers.rank, workers.size))
         num_images = config.num_images or len(image_set)
         if config.reconstruct and round(len(inputs) * held_out_share(config)) >= len(inputs):
@@ -152,7 +152,8 @@ def _on_images(run: Run, config: QuantizeConfig, teacher: Teacher) -> None:
         "input": teacher.input.model_dump(mode="json"),
         "images": image_set.sha256,
     }
-    with run.resumable(config, config.out, determinants, need) as work:
+    parts = (sum(plan.stages), "layers" if config.unit == "layer" else "units")
+    with run.resumable(config, config.out, determinants, need, parts) as work:
         with run.working(work) as context:
             network = quantize_network(plan, inputs, context)
         if workers.is_first:

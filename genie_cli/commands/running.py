@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genie_cli.errors import DeviceError, DiskFullError, GenieError
-from genie_cli.runtime.progress import Event, Note
+from genie_cli.errors import DeviceError, DiskFullError, GenieError, WorkerError
 
 if TYPE_CHECKING:
     import torch
 
     from genie_cli.artifacts.metadata import Arithmetic
     from genie_cli.config import LongStage, Stage
+    from genie_cli.data.labeled import LabeledImages
+    from genie_cli.models.teacher import Teacher
     from genie_cli.runtime.context import RunContext
     from genie_cli.runtime.distribution import Workers
     from genie_cli.runtime.progress import Reporter
     from genie_cli.runtime.work import Work
+    from genie_cli.work.folder import WorkFolder
     from genie_cli.work.room import DiskNeed
 
 
@@ -63,8 +65,13 @@ class Run:
         self._started = time.monotonic()
         with nondeterminism_explained(), progress() if self.workers.is_first else nullcontext(silent) as report:
             self._reporter = report
+            context = RunContext(self.device, self.dtype, self.workers, report, work, BatchSplitter(report))
             try:
-                yield RunContext(self.device, self.dtype, self.workers, report, work, BatchSplitter(report))
+                yield context
+            except WorkerError:
+                if context.interrupts.is_asked:  # the others were too, and were faster
+                    raise KeyboardInterrupt from None
+                raise
             except GenieError as error:
                 if error.is_shared is None:
                     error.is_shared = False  # each process works on something else
@@ -93,7 +100,9 @@ class Run:
             ) from None
 
     @contextmanager
-    def resumable(self, config: LongStage, out: Path, determinants: dict[str, Any], need: DiskNeed) -> Iterator[Work]:
+    def resumable(
+        self, config: LongStage, out: Path, determinants: dict[str, Any], need: DiskNeed, parts: tuple[int, str]
+    ) -> Iterator[Work]:
         """Around the work and the writing of its output: what is done is kept until the output stands.
 
         Args:
@@ -101,6 +110,7 @@ class Run:
             out: the output, which no other run may write meanwhile.
             determinants: all that determines the result.
             need: the room on disks that it takes, found out before the work.
+            parts: how many parts are kept one by one, and the noun for them, such as ``(5, "units")``.
         """
         from genie_cli import __version__
         from genie_cli.runtime.device import kernel_kind
@@ -130,6 +140,8 @@ class Run:
                 kept = work.num_parts() or work.has_checkpoint()
                 if self.workers.is_first and not kept:
                     work.remove()  # nothing was done that could be kept
+                if isinstance(error, KeyboardInterrupt) and kept:
+                    error.args = (_kept(work, *parts),)
                 if isinstance(error, DiskFullError) and kept:
                     error.args = (f"{error} What is finished is kept, and the same command goes on from there.",)
                 raise
@@ -152,6 +164,7 @@ class Run:
     def note(self, message: str, warning: bool = False) -> None:
         """One line on stderr, from the first process."""
         from genie_cli.commands.display import note
+        from genie_cli.runtime.progress import Note
 
         if not self.workers.is_first:
             return
@@ -160,15 +173,12 @@ class Run:
         else:
             note(message, warning)
 
-    def tell(self, notes: Iterable[str]) -> None:
-        """Notes, one line each."""
-        for note in notes:
-            self.note(note)
+    def tell_of(self, taken: Teacher | LabeledImages) -> None:
+        """The notes and warnings on how a network or images were taken, from the first process."""
+        from genie_cli.commands.display import tell_of
 
-    def report(self, event: Event) -> None:
-        """A reporter of notes for the checks before the work."""
-        if isinstance(event, Note):
-            self.note(event.message, event.warning)
+        if self.workers.is_first:
+            tell_of(taken)
 
     def _warn(self, message: str) -> None:
         self.note(message, warning=True)
@@ -235,6 +245,12 @@ def running(config: Stage) -> Iterator[Run]:
         run = Run(device, resolve_dtype(config.precision, device), workers)
         with run.shortage_explained():
             yield run
+
+
+def _kept(work: WorkFolder, num_parts: int, noun: str) -> str:
+    """Words for all that an interrupted run leaves for the next one."""
+    told = f"{work.num_parts()} of {num_parts} {noun} are kept; the same command goes on."
+    return f"{told} The steps inside of the next one are kept too." if work.has_checkpoint() else told
 
 
 def _torch_version() -> str:

@@ -48,15 +48,15 @@ def _run(model_config: ModelConfig, config: SynthesizeConfig) -> None:
                 for one in (model_config, *config.other_teachers):
                     opt.check_files(outputs, {"--weights": one.weights, "--student": config.student}, ["--student"])
             artifact = load_quantized(config.student) if config.student is not None else None
-            teacher = load_teacher(model_config, run.report, _input_of(config, artifact))
-            others = [load_teacher(other, run.report) for other in config.other_teachers]
+            teacher = load_teacher(model_config, _input_of(config, artifact))
+            others = [load_teacher(other) for other in config.other_teachers]
             for other in others:
                 check_same_input(teacher, other)
             for each in (teacher, *others):
                 check_repeatable(each, run.device)
             student, student_sha256 = _load_student(config, artifact, teacher, run)
         for each in (teacher, *others):
-            run.tell(each.notes)
+            run.tell_of(each)
         if config.batch_size > config.num_images:
             run.note(f"the batch of {config.batch_size} becomes {config.num_images}, the number of images.")
         num_batches = len(batch_sizes(config.num_images, config.batch_size))
@@ -75,7 +75,7 @@ def _run(model_config: ModelConfig, config: SynthesizeConfig) -> None:
         }
         num_at_once = run.workers.size * batches_at_once(config, teacher.input, run.device)
         need = synthesis_need(teacher.input, teacher.num_classes, config, num_at_once)
-        with run.resumable(config, config.out, determinants, need) as work:
+        with run.resumable(config, config.out, determinants, need, (num_batches, "batches")) as work:
             with run.working(work) as context:
                 result = synthesize_images(teacher, config, context, others, student)
             if run.workers.is_first:

@@ -23,7 +23,7 @@ def verify(
     from genie_cli.artifacts.images import load_images
     from genie_cli.artifacts.metadata import sniff
     from genie_cli.artifacts.quantized import load_quantized
-    from genie_cli.commands.display import note_event, summary
+    from genie_cli.commands.display import summary, tell_of
 
     found = {"artifact": str(artifact)}
     if sniff(artifact)["kind"] == "images":
@@ -47,7 +47,8 @@ def verify(
 
         config = opt.model_config(Params({}), used["model"])
         recorded = RecordedInput(str(artifact), metadata.teacher_sha256, metadata.input)
-        teacher = load_teacher(config, note_event, recorded)
+        teacher = load_teacher(config, recorded)
+        tell_of(teacher)
         if "images" in found:
             matches = teacher.sha256 in teacher_sha256
             found["teacher"] = f"{teacher.name}: " + ("the images were made for it" if matches else "another one")

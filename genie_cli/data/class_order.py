@@ -15,16 +15,17 @@ def in_order(names: Sequence[str], order: ClassOrder) -> list[str]:
     return sorted(names, key=_by_numbers) if order == "natural" else sorted(names)
 
 
-def order_warning(names: Sequence[str]) -> str | None:
-    """The warning for class names that the two orders sort differently; None: both are one."""
+def order_warnings(names: Sequence[str]) -> tuple[str, ...]:
+    """The warning for class names that the two orders sort differently; none where both are one."""
     for label, (text, natural) in enumerate(zip(in_order(names, "text"), in_order(names, "natural"), strict=True)):
         if text != natural:
-            return (
+            warning = (
                 f"class folders are labelled in the order of their names as text: label {label} is '{text}', and by "
                 f"the numbers in their names it would be '{natural}'. --class-order natural labels them by number, "
                 "--class-order text as now."
             )
-    return None
+            return (warning,)
+    return ()
 
 
 def _by_numbers(name: str) -> tuple[list[tuple[int, str]], str]:

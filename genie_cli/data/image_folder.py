@@ -15,7 +15,6 @@ from genie_cli.data.labeled import LabeledImages
 from genie_cli.data.normalize import normalize_pixels
 from genie_cli.data.value_range import value_ranges
 from genie_cli.errors import InputError
-from genie_cli.runtime.progress import Note, Reporter, tell
 
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _DECODED = 64
@@ -75,7 +74,6 @@ def open_image_folder(
     num_workers: int = 0,
     num_images: int | None = None,
     class_order: ClassOrder = "text",
-    report: Reporter | None = None,
 ) -> ImageFolderImages:
     """The images of the class folders in `folder`, classes and files in sorted order.
 
@@ -87,7 +85,6 @@ def open_image_folder(
         num_workers: processes that decode; 0 decodes in this one.
         num_images: number of images to keep, from the first on; None: all.
         class_order: order of the class folders.
-        report: receives a note on values that were taken as black and white.
 
     Raises:
         InputError: no such folder, no class folders, classes without images, or a network that
@@ -116,15 +113,18 @@ def open_image_folder(
     paths = [path for found in files for path in found]
     labels = [label for label, found in enumerate(files) for _ in found]
     ranges = value_ranges(paths)
-    for kind, (low, high) in ranges.items():
-        tell(report, Note(f"Images of {kind} in {folder}: {low:g} is taken as black and {high:g} as white."))
-    return ImageFolderImages(
+    images = ImageFolderImages(
         ImageFiles(paths[:num_images], spec, ranges),
         torch.tensor(labels[:num_images], dtype=torch.int64),
         [entry.name for entry in classes],
         spec,
         num_workers,
     )
+    images.notes = tuple(
+        f"images of {kind} in {folder}: {low:g} is taken as black and {high:g} as white."
+        for kind, (low, high) in ranges.items()
+    )
+    return images
 
 
 def _images_below(folder: Path) -> list[Path]:

@@ -21,7 +21,12 @@ class LabeledImages(ABC):
         labels: int64 [n], each >= 0, in the order of the images.
         num_classes: number of classes, None where the source does not know it.
         class_names: one name per class in the order of the labels, None where the source has none.
+        notes: what the user should know of how the images were taken.
+        warnings: what the user should look at.
     """
+
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def __init__(self, labels: Tensor, num_classes: int | None, class_names: list[str] | None) -> None:
         """Keep what every source knows."""

@@ -6,13 +6,12 @@ from pathlib import Path
 
 from genie_cli.config import InputSpec
 from genie_cli.data.cifar10 import open_cifar10
-from genie_cli.data.class_order import ClassOrder, order_warning
+from genie_cli.data.class_order import ClassOrder, order_warnings
 from genie_cli.data.digits import open_digits
 from genie_cli.data.image_folder import open_image_folder
 from genie_cli.data.labeled import LabeledImages
 from genie_cli.data.tensors import open_tensors
 from genie_cli.errors import UsageError, nearest
-from genie_cli.runtime.progress import Note, Reporter, tell
 
 _FORMS = {"digits": "digits", "cifar10": "cifar10:FOLDER", "imagefolder": "imagefolder:PATH"}
 """Kind of data -> how it is written; the other form is a file of tensors, FILE.safetensors."""
@@ -30,7 +29,6 @@ def open_data(
     num_images: int | None = None,
     train: bool = False,
     class_order: ClassOrder | None = None,
-    report: Reporter | None = None,
 ) -> LabeledImages:
     """The labelled images that `data` names, prepared for one network.
 
@@ -41,7 +39,6 @@ def open_data(
         num_images: number of images to keep, from the first on; None: all.
         train: open images to learn from: the training images of a source that has both. Labels may be missing.
         class_order: order of class folders; None: as text, with a warning where their numbers say another.
-        report: receives notes and warnings.
 
     Raises:
         UsageError: none of these forms.
@@ -56,10 +53,9 @@ def open_data(
     if kind == "cifar10" and place:
         return open_cifar10(folder, spec, num_images, train)
     if kind == "imagefolder" and place:
-        images = open_image_folder(folder, spec, num_workers, num_images, class_order or "text", report)
-        warning = order_warning(images.class_names or ())
-        if class_order is None and not train and warning is not None:
-            tell(report, Note(warning, warning=True))
+        images = open_image_folder(folder, spec, num_workers, num_images, class_order or "text")
+        if class_order is None and not train:
+            images.warnings = order_warnings(images.class_names or ())
         return images
     if data.endswith(".safetensors"):
         return open_tensors(Path(data).expanduser(), spec, num_images, labelled=not train)

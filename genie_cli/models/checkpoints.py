@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from genie_cli.errors import InputError
 from genie_cli.models.weights_match import COUNTER, TOP, find_weights, tensor_names
-from genie_cli.runtime.progress import Note, Reporter, tell
 
 _DEEPEST = 8
 """Mappings inside mappings that are looked into: a crafted file may hold itself."""
@@ -119,8 +118,7 @@ def load_into(
     source: str,
     key: str | None = None,
     ignored: tuple[str, ...] = (),
-    report: Reporter | None = None,
-) -> None:
+) -> list[str]:
     """Copy the tensors of `state` that are those of `model` into it; every name and shape must match.
 
     Args:
@@ -129,7 +127,9 @@ def load_into(
         source: names them in messages.
         key: the place of the network's tensors, where the file leaves a choice.
         ignored: beginnings of names that the network leaves out.
-        report: receives a note on tensors of the file that are left out.
+
+    Returns:
+        Notes for the user, on tensors of the file that are left out.
 
     Raises:
         InputError: see `find_weights`; or values that are not finite, or that differ for one tensor. The message names
@@ -148,15 +148,13 @@ def load_into(
                 )
         values.update({name: match.tensors[held[0]] for name in names if held})
     model.load_state_dict(values)
-    if match.others:
-        where = "" if match.place == TOP else f" under '{match.place}'"
-        tell(
-            report,
-            Note(
-                f"{source}: the network's tensors are those{where}; {len(match.others)} beside them are left out, "
-                f"first '{match.others[0]}'."
-            ),
-        )
+    if not match.others:
+        return []
+    where = "" if match.place == TOP else f" under '{match.place}'"
+    return [
+        f"{source}: the network's tensors are those{where}; {len(match.others)} beside them are left out, "
+        f"first '{match.others[0]}'."
+    ]
 
 
 def check_numbers(state: Mapping[str, Tensor], source: str) -> None:

@@ -10,12 +10,12 @@ from torch import nn
 
 from genie_cli.config import InputSpec, ModelConfig
 from genie_cli.errors import InputError, UsageError
-from genie_cli.runtime.progress import Note, Reporter, tell
 
 _CROP_SHARE = 0.875
 """The field's usual share of the resized shorter side that the centre crop keeps."""
 _OPTIONS = {"num_channels": "--num-channels", "size": "--input-size", "mean": "--mean", "std": "--std"}
 """Field of `InputSpec` -> the option that sets it."""
+_INTERPOLATIONS = get_args(InputSpec.model_fields["interpolation"].annotation)
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,7 @@ class RecordedInput:
 
 
 def describe_input(
-    config: ModelConfig,
-    default: InputSpec,
-    network: nn.Module,
-    recorded: RecordedInput | None = None,
-    name: str | None = None,
-    report: Reporter | None = None,
+    config: ModelConfig, default: InputSpec, network: nn.Module, recorded: RecordedInput | None = None
 ) -> InputSpec:
     """The input of a network: from `config`, else as recorded, else as the network declares it, else `default`.
 
@@ -52,34 +47,15 @@ def describe_input(
         default: of the network's kind.
         network: the network.
         recorded: of an artifact that was made for this network.
-        name: the user's name of a network of whose input nothing else is known: what is assumed is told.
-        report: receives notes, and a warning for each option that is not as recorded.
 
     Raises:
         UsageError: channels without a mean and std of their number.
         InputError: a declaration that cannot be used.
     """
-    declared = _declared(network, config.input_size is not None or recorded is not None, report)
-    crop_share = declared.pop("crop_share", _CROP_SHARE)
-    given = {"num_channels": config.num_channels, "size": config.input_size, "mean": config.mean, "std": config.std}
-    given = {field: value for field, value in given.items() if value is not None}
-    from_artifact = {} if recorded is None else {field: getattr(recorded.input, field) for field in _OPTIONS}
-    for field, value in given.items():
-        if recorded is not None and value != from_artifact[field]:
-            tell(
-                report,
-                Note(
-                    f"{_OPTIONS[field]} {_shown(value)} is not the {_shown(from_artifact[field])} that "
-                    f"{recorded.where} was made with: {_shown(value)} is used.",
-                    warning=True,
-                ),
-            )
-    known = {**declared, **from_artifact, **given}
+    known = _known(config, network, recorded)
+    crop_share = known.pop("crop_share", _CROP_SHARE)
     values: dict[str, Any] = {**default.model_dump(), **known}
-    if name is not None and (assumed := [field for field in _OPTIONS if field not in known]):
-        told = ", ".join(f"{_OPTIONS[field]} {_shown(values[field])}" for field in assumed)
-        tell(report, Note(f"'{name}' does not say what images it takes, and these are assumed: {told}."))
-    if declared or values["size"] != default.size or values["resize_size"] is None:
+    if _declaration(network) or values["size"] != default.size or values["resize_size"] is None:
         values["resize_size"] = round(values["size"] / crop_share)
     for key in ("mean", "std"):
         if len(values[key]) != values["num_channels"]:
@@ -92,16 +68,70 @@ def describe_input(
     return InputSpec(**values)
 
 
-def _declared(network: nn.Module, is_size_known: bool, report: Reporter | None) -> dict[str, Any]:
-    """Fields of `InputSpec`, and ``crop_share``, that the network declares."""
+def assumptions(
+    name: str, config: ModelConfig, network: nn.Module, spec: InputSpec, recorded: RecordedInput | None
+) -> list[str]:
+    """A note on what nothing says of the images that a network takes.
+
+    Args:
+        name: the user's name for the network.
+        config: options.
+        network: the network.
+        spec: its input, see `describe_input`.
+        recorded: of an artifact that was made for this network.
+    """
+    known = _known(config, network, recorded)
+    assumed = [field for field in _OPTIONS if field not in known]
+    if not assumed:
+        return []
+    told = ", ".join(f"{_OPTIONS[field]} {_shown(getattr(spec, field))}" for field in assumed)
+    return [f"'{name}' does not say what images it takes, and these are assumed: {told}."]
+
+
+def input_warnings(config: ModelConfig, network: nn.Module, recorded: RecordedInput | None) -> list[str]:
+    """Warnings of options that are not as recorded, and of declarations that cannot be followed."""
+    warnings = []
+    if recorded is not None:
+        warnings += [
+            f"{_OPTIONS[field]} {_shown(value)} is not the {_shown(getattr(recorded.input, field))} that "
+            f"{recorded.where} was made with: {_shown(value)} is used."
+            for field, value in _given(config).items()
+            if value != getattr(recorded.input, field)
+        ]
+    declared = _declaration(network)
+    interpolation, crop_mode = declared.get("interpolation"), declared.get("crop_mode")
+    if interpolation not in (None, *_INTERPOLATIONS):
+        warnings.append(f"the network declares interpolation '{interpolation}': image files are resized by bicubic.")
+    if crop_mode not in (None, "center"):
+        warnings.append(f"the network declares crop_mode '{crop_mode}': image files are cropped at their centre.")
+    return warnings
+
+
+def _known(config: ModelConfig, network: nn.Module, recorded: RecordedInput | None) -> dict[str, Any]:
+    """Fields of `InputSpec`, and ``crop_share``, that options, an artifact or the network say."""
+    from_artifact = {} if recorded is None else {field: getattr(recorded.input, field) for field in _OPTIONS}
+    given = _given(config)
+    return {**_declared(network, is_size_known="size" in {**from_artifact, **given}), **from_artifact, **given}
+
+
+def _given(config: ModelConfig) -> dict[str, Any]:
+    values = {"num_channels": config.num_channels, "size": config.input_size, "mean": config.mean, "std": config.std}
+    return {field: value for field, value in values.items() if value is not None}
+
+
+def _declaration(network: nn.Module) -> Mapping[str, Any]:
+    """The network's own declaration, as it is; empty where there is none."""
     found = getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None)
     if is_dataclass(found):
         found = vars(found)
-    if not isinstance(found, Mapping):
-        return {}
-    values: dict[str, Any] = {}
-    if (shape := found.get("input_size")) is not None:
-        channels, height, width = _numbers("input_size", shape, "three whole numbers above 0", int, 3)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _declared(network: nn.Module, is_size_known: bool) -> dict[str, Any]:
+    """Fields of `InputSpec`, and ``crop_share``, that the network declares."""
+    found, values = _declaration(network), dict[str, Any]()
+    if found.get("input_size") is not None:
+        channels, height, width = _numbers("input_size", found["input_size"], "three whole numbers above 0", int, 3)
         if height != width and not is_size_known:
             raise InputError(
                 f"The network declares images of {height}x{width} (height x width), and genie takes square ones: "
@@ -115,23 +145,9 @@ def _declared(network: nn.Module, is_size_known: bool, report: Reporter | None) 
         (values["crop_share"],) = _numbers("crop_pct", (found["crop_pct"],), "a share above 0, up to 1", float)
         if not 0 < values["crop_share"] <= 1:
             raise _unusable("crop_pct", found["crop_pct"], "a share above 0, up to 1")
-    _take_interpolation(found, values, report)
-    if found.get("crop_mode", "center") not in ("center", None):
-        told = f"The network declares crop_mode '{found['crop_mode']}': image files are cropped at their centre."
-        tell(report, Note(told, warning=True))
+    if found.get("interpolation") is not None:
+        values["interpolation"] = found["interpolation"] if found["interpolation"] in _INTERPOLATIONS else "bicubic"
     return values
-
-
-def _take_interpolation(found: Mapping[str, Any], values: dict[str, Any], report: Reporter | None) -> None:
-    wanted = found.get("interpolation")
-    if wanted in get_args(InputSpec.model_fields["interpolation"].annotation):
-        values["interpolation"] = wanted
-    elif wanted is not None:
-        values["interpolation"] = "bicubic"
-        tell(
-            report,
-            Note(f"The network declares interpolation '{wanted}': image files are resized by bicubic.", warning=True),
-        )
 
 
 def _numbers(key: str, value: Any, wanted: str, kind: type, count: int | None = None) -> tuple[Any, ...]:

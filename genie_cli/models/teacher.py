@@ -28,6 +28,7 @@ class Teacher:
         reference: the answers of the user's own module, with which rewrites are compared.
         capture_error: distance of `graph` from it.
         notes: what the user should know of how the network was taken.
+        warnings: what the user should look at.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Teacher:
     reference: Reference
     capture_error: float
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def make_teacher(name: str, network: nn.Module, spec: InputSpec) -> Teacher:

@@ -110,7 +110,7 @@ class _Try:
         return self.has_parameters and not self.missing
 
     def problems(self) -> str:
-        """The fault, in words."""
+        """Words for all that is wrong."""
         problems = []
         if self.missing:
             problems.append(f"{len(self.missing)} keys are missing, first '{self.missing[0]}'")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -13,11 +13,10 @@ from genie_cli.errors import GenieError, InputError, UsageError, unknown_name
 from genie_cli.models import torchvision_zoo
 from genie_cli.models.checkpoints import check_numbers, load_into, read_state, state_sha256
 from genie_cli.models.factories import call_factory, prints_on_stderr
-from genie_cli.models.network_input import RecordedInput, describe_input
+from genie_cli.models.network_input import RecordedInput, assumptions, describe_input, input_warnings
 from genie_cli.models.source import Source, looks_like_file, no_weights
 from genie_cli.models.teacher import Teacher, make_teacher
 from genie_cli.models.unwrapping import unwrapped
-from genie_cli.runtime.progress import Reporter
 
 _ASSETS = Path(__file__).parent / "assets"
 _CIFAR_DEPTHS = (20, 32, 44, 56)
@@ -34,12 +33,11 @@ class ZooEntry:
 
 
 @prints_on_stderr()
-def load_teacher(config: ModelConfig, report: Reporter | None = None, recorded: RecordedInput | None = None) -> Teacher:
+def load_teacher(config: ModelConfig, recorded: RecordedInput | None = None) -> Teacher:
     """The teacher that `config` describes, with its weights.
 
     Args:
         config: the network, its weights and its input.
-        report: receives notes on what was assumed or left out.
         recorded: the input that an artifact records; it holds where the artifact was made for this very network.
 
     Raises:
@@ -58,13 +56,14 @@ def load_teacher(config: ModelConfig, report: Reporter | None = None, recorded: 
         state, what = source.named_state(config.weights), f"Weights '{config.weights}'"
     else:
         state, what = read_state(Path(config.weights)), f"Weights file {config.weights}"
+    notes: list[str] = []
     if state is not None:
-        load_into(network, state, what, config.weights_key, source.ignored, report)
+        notes = load_into(network, state, what, config.weights_key, source.ignored)
     else:  # a factory may bring weights of its own
         check_numbers(network.state_dict(), f"Model '{config.name}'")
     if recorded is not None and recorded.teacher_sha256 != state_sha256(network):
         recorded = None
-    return _captured(config, source, network, recorded, report)
+    return _captured(config, source, network, recorded, notes)
 
 
 @prints_on_stderr()
@@ -74,25 +73,39 @@ def load_architecture(config: ModelConfig) -> nn.Module:
 
 
 @prints_on_stderr()
-def load_untrained(config: ModelConfig, report: Reporter | None = None) -> Teacher:
+def load_untrained(config: ModelConfig) -> Teacher:
     """The captured network of `config`, with its weights only where a local file is named.
 
     It shows a structure; nothing is downloaded.
     """
     if config.weights is not None and looks_like_file(config.weights):
-        return load_teacher(config, report)
+        return load_teacher(config)
     source = _find(config.name, config.weights)
-    return _captured(config, source, _build(source, config.name), None, report)
+    return _captured(config, source, _build(source, config.name))
 
 
 def _captured(
-    config: ModelConfig, source: Source, network: nn.Module, recorded: RecordedInput | None, report: Reporter | None
+    config: ModelConfig,
+    source: Source,
+    network: nn.Module,
+    recorded: RecordedInput | None = None,
+    notes: Sequence[str] = (),
 ) -> Teacher:
-    """The teacher of a network that has its weights."""
+    """The teacher of a network that has its weights, with `notes` on them and on its input."""
     name = display_name(config.name)
-    told_of = name if ":" in config.name else None  # the input of a network that the zoo knows is no assumption
-    spec = describe_input(config, source.input, network, recorded, told_of, report)
-    return make_teacher(name, network, spec)
+    spec = describe_input(config, source.input, network, recorded)
+    is_own = ":" in config.name  # else the zoo knows its input
+    assumed = assumptions(name, config, network, spec, recorded) if is_own else []
+    try:
+        teacher = make_teacher(name, network, spec)
+    except InputError as error:
+        error.args = (" ".join([str(error), *assumed]),)
+        raise
+    return replace(
+        teacher,
+        notes=(*teacher.notes, *notes, *assumed),
+        warnings=(*teacher.warnings, *input_warnings(config, network, recorded)),
+    )
 
 
 def display_name(spec: str) -> str:

@@ -14,12 +14,9 @@ from genie_cli.artifacts.metadata import KEY, provenance
 from genie_cli.data.sources import names_source, open_data
 from genie_cli.errors import InputError, UsageError
 from genie_cli.models.teacher import Teacher
-from genie_cli.runtime.progress import Reporter
 
 
-def open_image_set(
-    images: str, teacher: Teacher, num_images: int | None, seed: int, report: Reporter | None = None
-) -> ImageSet:
+def open_image_set(images: str, teacher: Teacher, num_images: int | None, seed: int) -> ImageSet:
     """An image set, or real images as one: a draw under the seed, or all of them in their order.
 
     Args:
@@ -28,7 +25,6 @@ def open_image_set(
         teacher: the network, whose preprocessing image files go through.
         num_images: so many real images, ``randperm(n)[:num_images]`` under `seed`.
         seed: of the draw.
-        report: receives notes.
 
     Raises:
         UsageError: more real images are wanted than there are.
@@ -36,7 +32,7 @@ def open_image_set(
     """
     if not _is_source(images):
         return load_images(Path(images))
-    data = open_data(images, teacher.input, train=True, report=report)
+    data = open_data(images, teacher.input, train=True)
     wanted = data.num_images if num_images is None else num_images
     if wanted > data.num_images:
         raise UsageError(f"--num-images {wanted} is more than the {data.num_images} images of {images}.")

@@ -183,6 +183,7 @@ def _learn(
     What an earlier run has finished is taken from the work folder.
 
     Raises:
+        KeyboardInterrupt: the user has interrupted; what was done is kept.
         NumbersError: the loss is not finite, in float32 too.
     """
     config, graph = plan.config, plan.folded.graph
@@ -196,14 +197,17 @@ def _learn(
             if part.output is not unit.output:
                 targets = run_over_store(part.teacher, data.full_inputs, part.rows, pool, context)
                 own = replace(data, targets=targets)
-            for attempt in float32_retried(context, name):
-                with attempt:
-                    task = make_task(part, plan, initial, finished, own, context.device)
-                    taken = reconstruct(task, config, attempt.context, attempt.checkpoint, on_step)
-                    found = task.harden(taken)
-            assert found is not None
-            if context.workers.is_first:
-                context.work.finish(name, pack_unit(found))
+            with context.interrupts.held():
+                for attempt in float32_retried(context, name):
+                    with attempt:
+                        task = make_task(part, plan, initial, finished, own, context.device)
+                        taken = reconstruct(task, config, attempt.context, attempt.checkpoint, on_step)
+                        found = task.harden(taken)
+                assert found is not None
+                if context.workers.is_first:
+                    context.work.finish(name, pack_unit(found))
+            if context.interrupts.agreed(context.workers):
+                raise KeyboardInterrupt
             if own is not data:
                 own.targets.release()
         finished = finished.joined(found)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from genie_cli.runtime.distribution import SOLO, Workers
+from genie_cli.runtime.interrupts import Interrupts
 from genie_cli.runtime.progress import Reporter
 from genie_cli.runtime.shortage import BatchSplitter
 from genie_cli.runtime.work import NO_WORK, Work
@@ -26,6 +27,7 @@ class RunContext:
         splitter: number of images that pass at once where memory runs out; it remembers a size that did not fit.
         log_every: steps between two readings of a loss, which make a GPU wait; checkpoints are possible only
             there. None: the stage's own number.
+        interrupts: whether the user has asked the run to end.
     """
 
     device: torch.device
@@ -35,6 +37,7 @@ class RunContext:
     work: Work
     splitter: BatchSplitter
     log_every: int | None = None
+    interrupts: Interrupts = field(default_factory=Interrupts)
 
     @classmethod
     def alone(cls, device: torch.device, dtype: torch.dtype, report: Reporter) -> RunContext:

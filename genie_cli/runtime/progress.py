@@ -51,9 +51,3 @@ Reporter = Callable[[Event], None]
 
 def silent(event: Event) -> None:
     """A reporter that drops every event."""
-
-
-def tell(report: Reporter | None, note: Note) -> None:
-    """Give a note to a reporter; None: nobody listens, as where the library reads a file for somebody else's code."""
-    if report is not None:
-        report(note)

@@ -173,8 +173,10 @@ class Batch:
 
 def distill(
     batch: Batch, index: int, config: SynthesizeConfig, context: RunContext, name: str, on_row: Callable[[LogRow], None]
-) -> Generator[None, None, Saved]:
+) -> Generator[None, None, Saved | None]:
     """Take a batch's steps, from its newest checkpoint on; one step per turn.
+
+    Where the run is interrupted, it ends behind a checkpoint of the step at work.
 
     Args:
         batch: the batch.
@@ -185,7 +187,8 @@ def distill(
         on_row: receives each logged step.
 
     Returns:
-        Its images ``[B, C, S, S]``, those of the last forward pass as the authors keep them, and its loss curve.
+        Its images ``[B, C, S, S]``, those of the last forward pass as the authors keep them, and its loss curve; None
+        where the run was interrupted.
 
     Raises:
         NumbersError: the loss is not finite.
@@ -213,11 +216,16 @@ def distill(
         rate = batch.code_lr() if is_logged else None  # the step that follows changes it
         batch.step()
         batch.set_generator_lr(step)
+        is_asked, is_checked = context.interrupts.is_asked, rate is not None
         if rate is not None:
             log(step, torch.stack([batch.loss, rate]))
-            if context.work.is_due(name, SOLO):
-                state = Saved(batch.state(), {"step": step, **rows_as_facts(rows)})
-                context.work.save_checkpoint(name, state, SOLO)
+        elif is_asked:
+            is_checked = int(batch.num_finite) == step
+        if is_checked and (is_asked or context.work.is_due(name, SOLO)):
+            state = Saved(batch.state(), {"step": step, **rows_as_facts(rows)})
+            context.work.save_checkpoint(name, state, SOLO)
+        if is_asked:
+            return None
         yield
     images, loss = batch.finish()
     log(num_steps, torch.stack([loss, batch.code_lr()]))

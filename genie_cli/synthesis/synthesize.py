@@ -59,6 +59,7 @@ def synthesize_images(
         student: a quantized network that the images are to tell from `teacher` (ZAQ).
 
     Raises:
+        KeyboardInterrupt: the user has interrupted; what was done is kept.
         InputError: a network without batch norms.
         NumbersError: the loss of a batch is not finite, in float32 too.
         DeviceError: a batch does not fit into memory; a size that does.
@@ -89,11 +90,15 @@ def synthesize_images(
                     Batch(own_networks, teacher, student, index, sizes[index], config, attempt.context)
                 ) as batch:
                     finished = yield from distill(batch, index, config, attempt.context, attempt.checkpoint, on_row)
-                work.finish(part, finished)
-                made[index] = finished
+                if finished is not None:
+                    work.finish(part, finished)
+                    made[index] = finished
 
     def make_together(indices: Sequence[int]) -> None:
-        side_by_side([make(index) for index in indices], context.device)
+        with context.interrupts.held():
+            side_by_side([make(index) for index in indices], context.device)
+        if context.interrupts.is_asked:
+            raise KeyboardInterrupt
 
     def try_size(batch_size: int) -> None:
         largest = max(batch_sizes(config.num_images, batch_size))

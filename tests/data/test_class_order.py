@@ -9,9 +9,8 @@ import pytest
 from PIL import Image
 
 from genie_cli.config import InputSpec
-from genie_cli.data.class_order import in_order, order_warning
+from genie_cli.data.class_order import in_order, order_warnings
 from genie_cli.data.sources import open_data
-from genie_cli.runtime.progress import Event, Note
 
 SPEC = InputSpec(num_channels=1, size=8, mean=(0.0,), std=(1.0,))
 
@@ -33,7 +32,7 @@ def test_natural_order(names: list[str], natural: list[str]) -> None:
 
 @pytest.mark.parametrize("names", [["00", "01", "10"], ["n01440764", "n02102040"], ["cat", "dog"], [], ["1", "2"]])
 def test_no_warning_where_both_orders_are_one(names: list[str]) -> None:
-    assert order_warning(names) is None
+    assert order_warnings(names) == ()
 
 
 @pytest.fixture
@@ -44,11 +43,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def warnings(folder: Path, **options: object) -> tuple[list[int], list[str]]:
+def warnings(folder: Path, **options: object) -> tuple[list[int], tuple[str, ...]]:
     """Brightness by label, and what is said."""
-    said: list[Event] = []
-    images = open_data(f"imagefolder:{folder}", SPEC, report=said.append, **options)
-    return images.pixels(range(12)).amax((1, 2, 3)).tolist(), [each.message for each in said if isinstance(each, Note)]
+    images = open_data(f"imagefolder:{folder}", SPEC, **options)
+    return images.pixels(range(12)).amax((1, 2, 3)).tolist(), images.warnings
 
 
 def test_numbered_folders_are_warned_of(folder: Path) -> None:
@@ -60,8 +58,8 @@ def test_numbered_folders_are_warned_of(folder: Path) -> None:
 @pytest.mark.parametrize(("order", "third"), [("natural", 2), ("text", 10)])
 def test_an_order_that_was_chosen_is_taken_without_a_word(order: str, third: int, folder: Path) -> None:
     values, messages = warnings(folder, class_order=order)
-    assert (values[2], messages) == (third, [])
+    assert (values[2], messages) == (third, ())
 
 
 def test_images_to_learn_from_have_no_order(folder: Path) -> None:
-    assert warnings(folder, train=True)[1] == []
+    assert warnings(folder, train=True)[1] == ()

@@ -14,7 +14,6 @@ from genie_cli.data.decode import decode_image
 from genie_cli.data.image_folder import open_image_folder
 from genie_cli.data.value_range import in_8_bits, value_ranges
 from genie_cli.errors import InputError
-from genie_cli.runtime.progress import Event, Note
 
 RAMP = np.linspace(0, 1, 64).reshape(8, 8)
 """Brightness of a picture, black to white."""
@@ -87,18 +86,17 @@ def test_the_largest_unsigned_integers_are_white(tmp_path: Path) -> None:
 
 
 def test_pictures_of_a_set_have_one_range(tmp_path: Path) -> None:
-    notes: list[Event] = []
     for label, brightest in (("dark", 0.1), ("light", 1.0)):
         (tmp_path / label).mkdir()
         saved((brightest * RAMP).astype(np.float32), tmp_path / label / "a.tif")
         saved(np.rint(65535 * brightest * RAMP).astype(np.int32), tmp_path / label / "b.tif")
-    images = open_image_folder(tmp_path, GRAY, report=notes.append)
+    images = open_image_folder(tmp_path, GRAY)
     pixels = images.pixels(range(4)).int()
     assert pixels.amax((1, 2, 3)).tolist() == [26, 26, 255, 255]
-    assert [note.message.split(" in ")[0] for note in notes if isinstance(note, Note)] == [
-        "Images of floats",
-        "Images of 32-bit integers",
-    ]
+    assert images.notes == (
+        f"images of floats in {tmp_path}: 0 is taken as black and 1 as white.",
+        f"images of 32-bit integers in {tmp_path}: 0 is taken as black and 65535 as white.",
+    )
     first = open_image_folder(tmp_path, GRAY, num_images=1)
     assert int(first.pixels([0]).max()) == 26  # whatever number of images is kept
 

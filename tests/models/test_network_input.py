@@ -10,8 +10,7 @@ from torch import nn
 
 from genie_cli.config import InputSpec, ModelConfig
 from genie_cli.errors import InputError, UsageError
-from genie_cli.models.network_input import RecordedInput, describe_input
-from genie_cli.runtime.progress import Note
+from genie_cli.models.network_input import RecordedInput, assumptions, describe_input, input_warnings
 
 DECLARED = {
     "input_size": (1, 96, 96),
@@ -24,19 +23,21 @@ DECLARED = {
 RECORDED = RecordedInput("folder q", "abc", InputSpec(num_channels=1, size=48, mean=(0.1,), std=(0.3,)))
 
 
-def describe(declared: Any = None, **options: Any) -> tuple[InputSpec, list[str]]:
-    """The input of a network that declares something, and what is said."""
-    network, said = nn.Identity(), []
+def describe(
+    declared: Any = None, recorded: RecordedInput | None = None, **options: Any
+) -> tuple[InputSpec, list[str], list[str]]:
+    """The input of a network that declares something, notes and warnings."""
+    network, config = nn.Identity(), ModelConfig(**options)
     network.pretrained_cfg = declared
-    config = ModelConfig(**{key: options.pop(key) for key in list(options) if key in ModelConfig.model_fields})
-    spec = describe_input(config, InputSpec(), network, name="net.py:build", report=said.append, **options)
-    return spec, [f"{'!' if note.warning else ''}{note.message}" for note in said if isinstance(note, Note)]
+    spec = describe_input(config, InputSpec(), network, recorded)
+    notes = assumptions("net.py:build", config, network, spec, recorded)
+    return spec, notes, input_warnings(config, network, recorded)
 
 
 def test_a_declaration_is_taken_whole_and_nothing_is_said() -> None:
-    spec, said = describe(DECLARED)
+    spec, *said = describe(DECLARED)
     assert spec == InputSpec(num_channels=1, size=96, mean=(0.4,), std=(0.2,), resize_size=120, interpolation="bicubic")
-    assert said == []
+    assert said == [[], []]
 
 
 def test_the_crop_share_holds_for_another_size() -> None:
@@ -59,12 +60,13 @@ def test_a_declaration_may_be_an_object_or_have_the_older_name() -> None:
 
 
 def test_what_is_assumed_is_told_in_one_line() -> None:
-    spec, (said,) = describe(None)
+    spec, (said,), warnings = describe(None)
     assert spec == InputSpec(resize_size=256)
     assert said == (
         "'net.py:build' does not say what images it takes, and these are assumed: --num-channels 3, --input-size 224, "
         "--mean 0.485,0.456,0.406, --std 0.229,0.224,0.225."
     )
+    assert warnings == []
 
 
 @pytest.mark.parametrize(
@@ -81,17 +83,18 @@ def test_what_is_known_is_not_told_of(declared: Any, options: dict[str, Any], as
 
 
 def test_an_artifact_ranks_above_the_declaration() -> None:
-    spec, said = describe(DECLARED, recorded=RECORDED)
+    spec, *said = describe(DECLARED, RECORDED)
     assert (spec.size, spec.mean, spec.std) == (48, (0.1,), (0.3,))
-    assert (spec.resize_size, spec.interpolation, said) == (60, "bicubic", [])
+    assert (spec.resize_size, spec.interpolation, said) == (60, "bicubic", [[], []])
 
 
 def test_an_option_ranks_above_the_artifact_with_a_warning() -> None:
-    spec, said = describe(None, recorded=RECORDED, input_size=64, mean=(0.1,), std=(0.25,))
+    spec, notes, said = describe(None, RECORDED, input_size=64, mean=(0.1,), std=(0.25,))
     assert (spec.size, spec.std) == (64, (0.25,))
+    assert notes == []
     assert said == [
-        "!--input-size 64 is not the 48 that folder q was made with: 64 is used.",
-        "!--std 0.25 is not the 0.3 that folder q was made with: 0.25 is used.",
+        "--input-size 64 is not the 48 that folder q was made with: 64 is used.",
+        "--std 0.25 is not the 0.3 that folder q was made with: 0.25 is used.",
     ]
 
 
@@ -100,15 +103,15 @@ def test_an_oblong_image_needs_a_side() -> None:
     with pytest.raises(InputError, match=r"128x256 \(height x width\).*--input-size"):
         describe(oblong)
     assert describe(oblong, input_size=128)[0].resize_size == 160
-    assert describe(oblong, recorded=RECORDED)[0].size == 48
+    assert describe(oblong, RECORDED)[0].size == 48
 
 
 def test_what_genie_does_not_have_is_told() -> None:
-    spec, said = describe({**DECLARED, "interpolation": "lanczos", "crop_mode": "squash"})
+    spec, _, said = describe({**DECLARED, "interpolation": "lanczos", "crop_mode": "squash"})
     assert spec.interpolation == "bicubic"
     assert [line.split(":")[0] for line in said] == [
-        "!The network declares interpolation 'lanczos'",
-        "!The network declares crop_mode 'squash'",
+        "the network declares interpolation 'lanczos'",
+        "the network declares crop_mode 'squash'",
     ]
 
 

@@ -17,7 +17,6 @@ from genie_cli.config import ModelConfig
 from genie_cli.errors import InputError, UsageError
 from genie_cli.models.checkpoints import load_into, read_state, state_sha256
 from genie_cli.models.zoo import load_architecture, load_teacher
-from genie_cli.runtime.progress import Event, Note, silent
 
 State = dict[str, Tensor]
 
@@ -57,13 +56,10 @@ def under(prefix: str, state: State) -> State:
     return {f"{prefix}{name}": value for name, value in state.items()}
 
 
-def load(
-    content: Any, path: Path, network: nn.Module | None = None, key: str | None = None, notes: list[Event] | None = None
-) -> nn.Module:
+def load(content: Any, path: Path, network: nn.Module | None = None, key: str | None = None) -> nn.Module:
     torch.save(content, path)
     network = made(seed=2) if network is None else network
-    report = silent if notes is None else notes.append
-    load_into(network, read_state(path), f"Weights file {path.name}", key, report=report)
+    load_into(network, read_state(path), f"Weights file {path.name}", key)
     return network
 
 
@@ -118,14 +114,12 @@ def test_a_network_that_is_wrapped_itself_takes_weights_that_are_not(tmp_path: P
 
 
 def test_what_lies_beside_the_network_is_told(tmp_path: Path) -> None:
-    network = made()
-    notes: list[Event] = []
+    network, other = made(), made(seed=2)
     content = {**under("model.", network.state_dict()), "criterion.weight": torch.ones(2), "steps": torch.tensor(4)}
-    loaded = load({"state_dict": content}, tmp_path / "w.pth", notes=notes)
-    assert state_sha256(loaded) == state_sha256(network)
-    (told,) = notes
-    assert isinstance(told, Note)
-    assert "under 'state_dict.model'; 1 beside them are left out, first 'state_dict.criterion.weight'" in told.message
+    torch.save({"state_dict": content}, tmp_path / "w.pth")
+    (told,) = load_into(other, read_state(tmp_path / "w.pth"), "Weights file w.pth")
+    assert state_sha256(other) == state_sha256(network)
+    assert "under 'state_dict.model'; 1 beside them are left out, first 'state_dict.criterion.weight'" in told
 
 
 # --- names that a file leaves out

@@ -29,6 +29,8 @@ from genie_cli.runtime.work import Saved
 
 LOG_EVERY = 50
 """Steps between progress reports: reading the loss makes a GPU wait."""
+_AGREE_EVERY = 5
+"""Steps after which several processes ask one another whether the run was interrupted."""
 
 
 def reconstruct(
@@ -50,6 +52,7 @@ def reconstruct(
         The steps taken.
 
     Raises:
+        KeyboardInterrupt: the user has interrupted; a checkpoint of the last step is kept.
         NumbersError: the loss is not finite.
     """
     workers, work, every = context.workers, context.work, context.log_every or LOG_EVERY
@@ -80,10 +83,17 @@ def reconstruct(
                 if stopping.is_over(step, held_out_loss, learner.snapshot):
                     taken = step
                     break
-            if step % every == 0 and step < config.num_steps and work.is_due(checkpoint, workers):
+            if step == config.num_steps:
+                break
+            is_asked = (step % every == 0 or learner.can_be_left_at(step)) and context.interrupts.agreed(workers)
+            if is_asked:
+                learner.check_numbers()
+            if is_asked or (step % every == 0 and work.is_due(checkpoint, workers)):
                 best = stopping.saved() if stopping is not None else Saved({}, {})
                 state = Saved({**learner.state(), **best.tensors}, {"step": step, **best.facts})
                 work.save_checkpoint(checkpoint, state, workers)
+            if is_asked:
+                raise KeyboardInterrupt
         if stopping is not None and stopping.best is not None:
             learner.restore(stopping.best)
         learner.finish()
@@ -149,6 +159,12 @@ class UnitLearner:
         """The regularizer's exponent."""
         self.steps_done = 0
         task.student.train()
+
+    def can_be_left_at(self, step: int) -> bool:
+        """True if a run may end at a step that is not logged; the same in all processes."""
+        if self._context.workers.size == 1:
+            return self._ahead is None  # else rows of later steps were drawn
+        return self._context.device.type == "cpu" and step % _AGREE_EVERY == 0
 
     def next_batch(self) -> tuple[Tensor, ...]:
         """The next batch as `_gathered` has it; nothing where the step itself gathers it on the device."""
