@@ -202,7 +202,7 @@ def test_commands_in_a_pipe_write_plain_lines(genie: Any, images: Path, quantize
         assert result.stdout
 
 
-def test_interrupt_leaves_nothing_behind(tree: Any) -> None:
+def test_interrupt_leaves_only_what_the_next_run_goes_on_from(tree: Any) -> None:
     """On a pseudo-terminal: a bar, then Ctrl-C; the old output stays as it was."""
     old = Path("images.safetensors")
     old.write_bytes(b"old")
@@ -235,9 +235,11 @@ def test_interrupt_leaves_nothing_behind(tree: Any) -> None:
     assert "━" in shown
     assert "Traceback" not in shown
     last = plain(shown).replace("\r", "\n").strip().splitlines()[-1]
-    assert last == "Interrupted; nothing was written."
+    assert last.startswith("Interrupted: 0 of 1 batches are kept; the same command goes on.")
     assert shown.count("Interrupted") == 1
-    assert tree(Path.cwd()) == before
+    after = tree(Path.cwd())
+    assert {path: after[path] for path in before} == before
+    assert all(".genie-work" in str(path) for path in after.keys() - before.keys()), sorted(after)
 
 
 def _take_terminal() -> None:

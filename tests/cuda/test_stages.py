@@ -86,7 +86,7 @@ def test_all_commands_run(
     from genie_cli.app import app
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(zoo, "load_teacher", lambda config: copy.deepcopy(network("digits")))
+    monkeypatch.setattr(zoo, "load_teacher", lambda config, recorded=None: copy.deepcopy(network("digits")))
 
     def genie(*arguments: str) -> None:
         with pytest.raises(SystemExit) as end:

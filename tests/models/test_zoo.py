@@ -23,6 +23,7 @@ from genie_cli.models.graph.batch_norm import batch_norm_sites
 from genie_cli.models.graph.folding import fold_batch_norms
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.tensors import get_tensor
+from genie_cli.models.teacher import Teacher
 from genie_cli.models.zoo import describe_input, known_names, load_architecture, load_teacher, load_untrained
 
 DIGITS = Path(genie_cli.models.__file__).parent / "assets" / "digits_resnet.safetensors"
@@ -125,7 +126,8 @@ def test_zoo_entries_tell_origin_and_size() -> None:
 
 
 def skip_capture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zoo, "make_teacher", lambda name, network, spec: network)
+    """Teachers whose graph is the network itself."""
+    monkeypatch.setattr(zoo, "make_teacher", lambda name, network, spec: Teacher(name, network, spec, "", 1, None, 0.0))
 
 
 def test_auxiliary_heads_of_googlenet_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +136,7 @@ def test_auxiliary_heads_of_googlenet_are_left_out(tmp_path: Path, monkeypatch: 
     state = {**network.state_dict(), "aux1.fc1.weight": torch.ones(1), "aux2.conv.bn.bias": torch.ones(1)}
     torch.save(state, tmp_path / "googlenet.pth")
     loaded = load_teacher(ModelConfig(name="googlenet", weights=str(tmp_path / "googlenet.pth")))
-    assert state_sha256(loaded) == state_sha256(network)
+    assert state_sha256(loaded.graph) == state_sha256(network)
 
 
 def test_a_user_s_own_aux1_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +146,7 @@ def test_a_user_s_own_aux1_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyP
     state = {"aux1.weight": torch.ones(2, 2), "aux1.bias": torch.zeros(2)}
     save_file(state, tmp_path / "w.safetensors")
     config = ModelConfig(name=f"{tmp_path}/with_aux.py:make", weights=str(tmp_path / "w.safetensors"))
-    assert torch.equal(load_teacher(config).state_dict()["aux1.weight"], state["aux1.weight"])
+    assert torch.equal(load_teacher(config).graph.state_dict()["aux1.weight"], state["aux1.weight"])
 
 
 # --- users' own networks
@@ -298,7 +300,7 @@ def test_file_in_the_cache_needs_no_network(
     skip_capture(monkeypatch)
     network = load_architecture(ModelConfig(name="squeezenet1_1"))
     torch.save(network.state_dict(), cached_file)
-    assert state_sha256(load_teacher(ModelConfig(name="squeezenet1_1"))) == state_sha256(network)
+    assert state_sha256(load_teacher(ModelConfig(name="squeezenet1_1")).graph) == state_sha256(network)
     assert not offline
     assert capfd.readouterr().out == ""
 
