@@ -28,6 +28,8 @@ from genie_cli.synthesis.distill import Batch
 from genie_cli.work.folder import WorkFolder
 from tests.cuda.runs import SEARCHED, WARMUP_STEPS, Run, quantization, run, synthesis
 
+pytestmark = pytest.mark.slow
+
 LEARNING = [
     name
     for name in quantization_presets.PRESETS
