@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from genie_cli.errors import InputError
-from genie_cli.models.weights_match import COUNTER, TOP, find_weights, tensor_names
+from genie_cli.models.weights_match import COUNTER, TOP, find_weights, same_values, tensor_names
 
 _DEEPEST = 8
 """Mappings inside mappings that are looked into: a crafted file may hold itself."""
@@ -141,7 +141,7 @@ def load_into(
     for names in tensor_names(model):
         held = [name for name in names if name in match.tensors]
         for name in held[1:]:
-            if not torch.equal(match.tensors[held[0]], match.tensors[name]):
+            if not same_values(match.tensors[held[0]], match.tensors[name]):
                 raise InputError(
                     f"{source} has different values for '{held[0]}' and '{name}', which are one tensor of this "
                     "network: check --model and --weights."

@@ -211,6 +211,11 @@ def tensor_names(model: nn.Module) -> list[list[str]]:
     return list(names.values())
 
 
+def same_values(one: Tensor, other: Tensor) -> bool:
+    """True if two tensors have one type, one shape and the same values."""
+    return one.dtype == other.dtype and torch.equal(one, other)
+
+
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
 
@@ -238,10 +243,7 @@ def _distinct(tries: Sequence[_Try], among: Sequence[_Try] = ()) -> list[_Try]:
 
 def _holds(tensors: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
     """True if all of `others` are among `tensors`."""
-    return all(
-        name in tensors and tensors[name].dtype == other.dtype and torch.equal(tensors[name], other)
-        for name, other in others.items()
-    )
+    return all(name in tensors and same_values(tensors[name], other) for name, other in others.items())
 
 
 def _advice(state: Mapping[str, Tensor], key: str | None) -> str:

@@ -14,6 +14,7 @@ from genie_cli.models import torchvision_zoo
 from genie_cli.models.checkpoints import check_numbers, load_into, read_state, state_sha256
 from genie_cli.models.factories import call_factory, prints_on_stderr
 from genie_cli.models.network_input import RecordedInput, assumptions, describe_input, input_warnings
+from genie_cli.models.preparation import prepared
 from genie_cli.models.source import Source, looks_like_file, no_weights
 from genie_cli.models.teacher import Teacher, make_teacher
 from genie_cli.models.unwrapping import unwrapped
@@ -61,7 +62,8 @@ def load_teacher(config: ModelConfig, recorded: RecordedInput | None = None) -> 
         notes = load_into(network, state, what, config.weights_key, source.ignored)
     else:  # a factory may bring weights of its own
         check_numbers(network.state_dict(), f"Model '{config.name}'")
-    if recorded is not None and recorded.teacher_sha256 != state_sha256(network):
+    # the hash of artifacts is that of the network as it is captured
+    if recorded is not None and recorded.teacher_sha256 != state_sha256(prepared(network)[0]):
         recorded = None
     return _captured(config, source, network, recorded, notes)
 

@@ -108,6 +108,14 @@ def test_verify_names_the_size_and_not_damage(made: Path, tmp_path: Path) -> Non
     assert "recorded for an image of 2x16x16, and cannot be compared for one of 2x32x32" in said
 
 
+def test_a_network_that_is_cast_when_it_is_loaded_takes_it_too(tmp_path: Path) -> None:
+    (tmp_path / "half_network.py").write_text(f"{NETWORK}\n\ndef half():\n    return build().half()\n")
+    model, images = ("--model", f"{tmp_path}/half_network.py:half"), tmp_path / "images.safetensors"
+    genie("synthesize", *model, *OPTIONS, "--n", 2, "--num-steps", 1, "--batch-size", 2, "--out", images)
+    genie("quantize", *model, "--images", images, "--preset", "minmax", "--out", tmp_path / "q")
+    assert "those that were recorded" in genie("verify", tmp_path / "q", *model)[0]
+
+
 def test_another_network_takes_nothing_from_it(made: Path) -> None:
     model = ("--model", f"{made}/recorded_input_network.py:other")
     said = genie("verify", made / "images.safetensors", *model, code=3)[1]

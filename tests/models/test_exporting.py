@@ -166,6 +166,11 @@ def test_data_may_be_read() -> None:
 # --- failures
 
 
+class Masked(Forwards):
+    def forward(self, x: Tensor, mask: Tensor, *more: Tensor, scale: float = 1.0, **options: Any) -> Tensor:
+        return self.net(x * mask)
+
+
 class Branches(Forwards):
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x) if x.mean() > 0 else -self.net(x)
@@ -192,13 +197,24 @@ class Numpy(Forwards):
         (Overwrites, r"its forward\(\) changes a tensor through .data. Let it compute a new tensor"),
         (Clips, r"its forward\(\) changes a tensor through .data"),
         (ByKeyword, r"its forward\(\) takes 'image' by keyword alone. Let it take the images as its first argument"),
+        (Masked, r"its forward\(\) needs 'mask' beside the images. Give them defaults, or wrap the network"),
         (Branches, r"decides by the values of the images: take data-dependent control flow out"),
         (Misspelt, r"AttributeError: 'Misspelt' object has no attribute 'nett'. This is an error of its forward\(\)"),
         (Narrow, r"shapes cannot be multiplied.*Check --input-size and --num-channels"),
         (Numpy, r"Its forward\(\) runs, and torch.export cannot follow it there"),
         (lambda: torch.jit.script(nn.Linear(8, 3)), r"it is a TorchScript module. Let the factory return the Python"),
     ],
-    ids=["replaced data", "changed data", "keyword", "control flow", "misspelt", "size", "numpy", "script"],
+    ids=[
+        "replaced data",
+        "changed data",
+        "keyword",
+        "more inputs",
+        "control flow",
+        "misspelt",
+        "size",
+        "numpy",
+        "script",
+    ],
 )
 def test_a_failure_names_its_cause(kind: Callable[[], nn.Module], message: str) -> None:
     with pytest.raises(InputError, match=rf"cannot be captured for input \(1, 8, 8\): .*{message}"):

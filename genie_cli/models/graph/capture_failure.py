@@ -12,6 +12,7 @@ from genie_cli.models.graph.data_access import data_access
 
 _DATA_DEPENDENT = ("data-dependent", "DataDependent", "dynamic control flow")
 """Words of the exporter where forward() decides by values."""
+_OPEN = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _OF_THE_CODE = (AttributeError, ImportError, NameError, NotImplementedError)
 """Errors that another size of the images would not avoid."""
 
@@ -33,10 +34,13 @@ def _explained(model: nn.Module, example: Tensor, error: Exception) -> tuple[str
     """Reason and fix."""
     if isinstance(model, torch.jit.ScriptModule):
         return "it is a TorchScript module", "Let the factory return the Python module that it was made of."
-    parameters = inspect.signature(model.forward).parameters.values()
-    first = next(iter(parameters), None)
-    if first is not None and first.kind is inspect.Parameter.KEYWORD_ONLY:
-        return f"its forward() takes '{first.name}' by keyword alone", "Let it take the images as its first argument."
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    if parameters and parameters[0].kind is inspect.Parameter.KEYWORD_ONLY:
+        name = parameters[0].name
+        return f"its forward() takes '{name}' by keyword alone", "Let it take the images as its first argument."
+    needed = [f"'{each.name}'" for each in parameters[1:] if each.default is each.empty and each.kind not in _OPEN]
+    if needed:
+        return f"its forward() needs {', '.join(needed)} beside the images", "Give them defaults, or wrap the network."
     try:
         with torch.no_grad():
             model(example)

@@ -469,7 +469,7 @@ class Fails(Net):
     [
         (ReturnsTwo, r"one \[batch, classes\] tensor; this one takes 1 input\(s\) and returns 2 values"),
         (ReturnsMap, r"one \[batch, classes\] tensor; this one takes 1 input\(s\) and returns \(4, 8, 8\)"),
-        (TakesTwo, "missing 1 required positional argument: 'mask'"),
+        (TakesTwo, "needs 'mask' beside the images"),
         (Decides, "data-dependent control flow"),
         (FixedBatch, r"cannot be captured for input \(3, 8, 8\)"),
         (Fails, r"no such thing. Check --input-size"),
