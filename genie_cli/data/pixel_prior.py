@@ -1,7 +1,7 @@
 """The pixel prior: the mean and deviation that images are taken to have, and where a network's normalisation puts them.
 
-A network's batch norms say nothing about the scale of its input. So images start from, and are held to, the statistics
-of photographs. Those are known for pixels. In a network's normalised space they depend on its mean and std.
+Synthesized images start from the statistics of photographs and are held to them. These are known for pixels. In a
+network's normalised space they depend on its mean and std.
 """
 
 from __future__ import annotations
