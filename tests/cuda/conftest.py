@@ -10,15 +10,14 @@ import pytest
 import torch
 
 from genie_cli.runtime.settings import configure_process
-from tests.cuda.runs import network
+from tests.cuda.runs import capture_networks
 from tests.support.pretended_gpu import GPU, PretendedGpu, settings_kept
 
 
 @pytest.fixture(scope="package", autouse=True)
 def old_objects_are_left_alone() -> Iterator[None]:
     """Each recording lets Python's collector go through all objects, and PyTorch has many that concern no test."""
-    for name in ("digits", "small"):
-        network(name)
+    capture_networks()
     gc.collect()
     gc.freeze()
     with pytest.MonkeyPatch.context() as patch:

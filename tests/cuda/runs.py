@@ -73,6 +73,12 @@ def network(name: str) -> Teacher:
         return make_teacher("small", Small(), plain_input(3, 12))
 
 
+def capture_networks() -> None:
+    """Capture what tests use, before there is a pretended GPU: ``torch.export`` asks CUDA itself."""
+    for name in ("digits", "small"):
+        network(name)
+
+
 # --- a stage on a context
 
 

@@ -230,6 +230,12 @@ def test_steps_are_not_recorded_where_memory_has_no_room_for_it(stage: Callable[
     assert roomy.notes == []
 
 
+def test_the_last_pass_of_a_batch_has_the_memory_of_its_recording():
+    eager = run(synthesis, "small", "kw", is_recorded=False)
+    tight = run(synthesis, "small", "kw", gpu_options={"total_memory": int(1.2 * eager.gpu.peak)})
+    assert tight.gpu.graphs and tight.result == eager.result
+
+
 def test_a_batch_that_does_not_fit_is_answered_by_a_size_that_does():
     pixels = partial(run, synthesis, "small", "zeroq", batches_at_once=1)
     peaks = [pixels(num_images=size, batch_size=size, num_steps=2).gpu.peak for size in (16, 8)]

@@ -5,6 +5,7 @@ refuses what a CUDA graph cannot hold, and each place where the host would wait 
 as it was: what was replaced is put back, and no tensor needs to be moved back to the host.
 
 It has limits. Kernels are those of the CPU, so that bits differ from a GPU's. Autocast uses the lists of a CPU.
+``torch.export`` asks CUDA itself: networks are captured outside.
 """
 
 from __future__ import annotations
@@ -89,10 +90,6 @@ class PretendedGpu(Streams):
         """True inside a recording."""
         return self.capturing is not None
 
-    def wait(self, kind: str) -> None:
-        """The host waits for the current stream."""
-        self.host_waits(kind)
-
     def host_waits(self, kind: str, clock: dict[int, int] | None = None) -> None:
         """Count it; a recording refuses."""
         place = place_in_package()
@@ -105,7 +102,7 @@ class PretendedGpu(Streams):
         """A copy between host and device: the host waits, unless it goes up from page-locked memory."""
         is_pinned = getattr(source.untyped_storage(), "_pretended_pinned", False)
         if not (target == "gpu" and is_asynchronous and is_pinned):
-            self.wait("copies to the GPU" if target == "gpu" else "copies to the host")
+            self.host_waits("copies to the GPU" if target == "gpu" else "copies to the host")
 
     @contextmanager
     def making(self, place: Place) -> Iterator[None]:
@@ -192,7 +189,7 @@ class PretendedGpu(Streams):
             "get_device_capability": lambda device=None: self.capability,
             "manual_seed": lambda seed: None,
             "manual_seed_all": lambda seed: None,
-            "synchronize": lambda device=None: self.wait("for all"),
+            "synchronize": lambda device=None: self.host_waits("for all"),
             "device": nullcontext,
             # streams and graphs
             "Stream": _on(self, Stream),
@@ -218,7 +215,7 @@ class PretendedGpu(Streams):
 def _on(gpu: PretendedGpu, kind: type) -> type:
     """The class with the GPU as its first argument."""
 
-    class OnGpu(kind):  # type: ignore[misc]
+    class OnGpu(kind):
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(gpu, *args, **options)
 

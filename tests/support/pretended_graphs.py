@@ -7,6 +7,8 @@ until the first replay.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
-from tests.support.pretended_streams import Stream
+from tests.support.pretended_streams import Accesses, Stream
 
 if TYPE_CHECKING:
     from tests.support.pretended_gpu import PretendedGpu
@@ -130,8 +132,8 @@ class _Tape:
         """Memory that the recording has taken -> a tensor over it."""
         self._lives: dict[int, list[int]] = {}
         """The same -> the operations that made it and that used it last."""
-        self.reads: list[Any] = []
-        self.writes: list[Any] = []
+        self.reads: list[Accesses] = []
+        self.writes: list[Accesses] = []
 
     def check_generator(self, generator: torch.Generator) -> None:
         """Refuse random numbers of a generator that the graph does not know."""
@@ -165,13 +167,13 @@ class _Tape:
         """Put back what the recording has written, and spoil what it has made."""
         for flat, copy in self._before.values():
             flat.copy_(copy)
+        self._before.clear()
         for tensor in self._made.values():
             tensor.fill_(torch.nan if tensor.is_floating_point() else 77)
         for generator, state in self._generators:
             generator.set_state(state)
-        self.reads, self.writes = (
-            [*{id(each): each for each in known}.values()] for known in (self.reads, self.writes)
-        )
+        self.reads = list({id(each): each for each in self.reads}.values())
+        self.writes = list({id(each): each for each in self.writes}.values())
 
     def num_bytes(self) -> int:
         """Memory for what it makes, each part of which serves again once it is no longer used."""
@@ -220,15 +222,8 @@ def _written_arguments(func: Any) -> list[tuple[int, str]]:
     return [(place, each.name) for place, each in arguments if each.alias_info is not None and each.alias_info.is_write]
 
 
-class _as_a_plain_cpu:
+@contextmanager
+def _as_a_plain_cpu() -> Iterator[None]:
     """Inside, tensors are what they are."""
-
-    def __enter__(self) -> None:
-        self._function = torch._C.DisableTorchFunction()
-        self._dispatch = _disable_current_modes()
-        self._function.__enter__()
-        self._dispatch.__enter__()
-
-    def __exit__(self, *raised: Any) -> None:
-        self._dispatch.__exit__(*raised)
-        self._function.__exit__(*raised)
+    with torch._C.DisableTorchFunction(), _disable_current_modes():
+        yield

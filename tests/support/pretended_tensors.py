@@ -76,12 +76,14 @@ class Operation:
 
     Attributes:
         name: of the ATen operator.
+        overload: of the operator, such as ``out``.
         is_view: it moves nothing.
         inputs: the tensors that it was given.
         outputs: the tensors that it has made or written.
     """
 
     name: str
+    overload: str
     is_view: bool
     inputs: tuple[Layout, ...]
     outputs: tuple[Layout, ...]
@@ -132,7 +134,7 @@ class Claims(TorchFunctionMode):
     def _made(self, func: Any, args: Any, kwargs: Any, device: torch.device) -> Any:
         place: Place = "gpu" if device.type == "cuda" else "host"
         if place == "gpu" and func in (torch.tensor, torch.as_tensor):
-            self._gpu.wait("copies to the GPU")
+            self._gpu.host_waits("copies to the GPU")
         kwargs = {**kwargs, "device": CPU}
         if func in (torch.from_numpy, torch.frombuffer):
             del kwargs["device"]
@@ -169,7 +171,7 @@ class Claims(TorchFunctionMode):
 
     def _to_list(self, func: Any, tensor: Tensor) -> Any:
         if place_of(tensor) == "gpu":
-            self._gpu.wait("reads values")
+            self._gpu.host_waits("reads values")
         return func(tensor)
 
     def _numpy(self, func: Any, tensor: Tensor, **options: Any) -> Any:
@@ -229,7 +231,8 @@ class Operations(TorchDispatchMode):
             read = accesses_of(tensor for tensor in tensors if id(tensor) not in overwritten)
             gpu.operate(read, accesses_of(written), name)
         if tape is not None or gpu.listeners:
-            operation = Operation(name, is_view, tuple(map(Layout.of, tensors)), tuple(map(Layout.of, written)))
+            layouts = tuple(map(Layout.of, tensors)), tuple(map(Layout.of, written))
+            operation = Operation(name, func._overloadname, is_view, *layouts)
             if tape is not None:
                 tape.after(operation, compute, args, kwargs, new)
             for listen in gpu.listeners:
@@ -251,15 +254,15 @@ class Operations(TorchDispatchMode):
             if gpu.capturing is not None:
                 gpu.capturing.check_generator(generator)
         if name in _WAITING:
-            gpu.wait("reads a value")
+            gpu.host_waits("reads a value")
         elif name == "copy_" and place_of(args[0]) != place_of(args[1]):
             gpu.cross(args[1], place_of(args[0]), bool(args[2]) if len(args) > 2 else kwargs.get("non_blocking", False))
         elif name in ("index", "index_put_"):
             chosen = [index for index in args[1] if index is not None]
             if any(index.dtype in (torch.bool, torch.uint8) for index in chosen):
-                gpu.wait("counts what a mask chooses")
+                gpu.host_waits("counts what a mask chooses")
             if any(place_of(index) == "host" for index in chosen):
-                gpu.wait("copies indices to the GPU")
+                gpu.host_waits("copies indices to the GPU")
         elif name not in _ACROSS:
             self._check_places(name, tensors, written)
 
