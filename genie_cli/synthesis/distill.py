@@ -23,10 +23,20 @@ from genie_cli.synthesis.image_statistics import image_statistics_loss
 from genie_cli.synthesis.loss_curve import LogRow, rows_as_facts, saved_rows
 from genie_cli.synthesis.schedule import PlateauSchedule
 from genie_cli.synthesis.teacher_network import TeacherNetwork
-from genie_cli.synthesis.terms import BatchTerms
+from genie_cli.synthesis.terms import BatchTerms, needs_logits
 
 LOG_EVERY = {"cpu": 10, "cuda": 50}
 """Steps between logged losses, by kind of device: reading one makes a GPU wait."""
+
+
+def teacher_networks(
+    teacher: Teacher, others: Sequence[Teacher], config: SynthesizeConfig, context: RunContext
+) -> list[TeacherNetwork]:
+    """`teacher` and the others as a step runs them; images are in the normalised space of the first."""
+    return [
+        TeacherNetwork(one, teacher.input, config, context, with_logits=one is teacher and needs_logits(config))
+        for one in (teacher, *others)
+    ]
 
 
 class Batch:

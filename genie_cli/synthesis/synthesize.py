@@ -22,10 +22,8 @@ from genie_cli.runtime.work import Saved
 from genie_cli.synthesis.batch_fit import or_the_size_that_fits
 from genie_cli.synthesis.batches import batch_sizes, batches_at_once
 from genie_cli.synthesis.discrepancy import Student
-from genie_cli.synthesis.distill import Batch, distill
+from genie_cli.synthesis.distill import Batch, distill, teacher_networks
 from genie_cli.synthesis.loss_curve import LogRow, saved_rows
-from genie_cli.synthesis.teacher_network import TeacherNetwork
-from genie_cli.synthesis.terms import needs_logits
 
 STAGE = "synthesize"
 
@@ -64,10 +62,7 @@ def synthesize_images(
         DeviceError: a batch does not fit into memory; a size that does.
     """
     spec, workers, work = teacher.input, context.workers, context.work
-    networks = [
-        TeacherNetwork(one, spec, config, context, with_logits=one is teacher and needs_logits(config))
-        for one in (teacher, *others)
-    ]
+    networks = teacher_networks(teacher, others, config, context)
     sizes = batch_sizes(config.num_images, config.batch_size)
     own = workers.share(len(sizes))
     total = config.num_steps * len(sizes)
