@@ -37,6 +37,7 @@ def _run(model_config: ModelConfig, config: SynthesizeConfig) -> None:
     from genie_cli.synthesis.disk_need import synthesis_need
     from genie_cli.synthesis.synthesize import synthesize_images
     from genie_cli.synthesis.teacher_network import check_same_input
+    from genie_cli.synthesis.unsupported import unsupported_synthesis
 
     with running(config) as run:
         with run.checks():
@@ -67,6 +68,12 @@ def _run(model_config: ModelConfig, config: SynthesizeConfig) -> None:
             "inputs": [one.input.model_dump(mode="json") for one in (teacher, *others)],
             "student": student_sha256,
         }
+        run.decide_arithmetic(
+            config,
+            "synthesize",
+            lambda context: unsupported_synthesis(teacher, config, context, others, student),
+            lambda dtype: run.is_unfinished(config, config.out, determinants, dtype),
+        )
         num_at_once = run.workers.size * batches_at_once(config, teacher.input, run.device)
         need = synthesis_need(teacher.input, teacher.num_classes, config, num_at_once)
         with run.resumable(config, config.out, determinants, need) as work:
@@ -115,6 +122,7 @@ def _finish(
             "batches": " + ".join(str(size) for size in batch_sizes(config.num_images, config.batch_size)),
             "loss": f"{mean_loss:.4f}",
             "device": run.description(),
+            "arithmetic": str(run.chosen_arithmetic),
             "time": duration(run.seconds),
             "memory": run.peak_memory(),
             "written": f"{config.out} ({file_size(config.out.stat().st_size)}, sha256 {sha256[:12]})",
