@@ -120,10 +120,15 @@ def _on_images(run: Run, config: QuantizeConfig, teacher: Teacher) -> None:
     )
     need = quantization_need(plan, len(inputs), run.dtype, workers.size)
     with run.resumable(config, config.out, determinants, need) as work:
-        with run.working(work) as context:
+        with run.working(work, _shorter(config)) as context:
             network = quantize_network(plan, inputs, context)
         if workers.is_first:
             _finish(run, teacher, image_set, network)
+
+
+def _shorter(config: QuantizeConfig) -> list[str]:
+    """The options that make a quantization shorter; without reconstruction it is short."""
+    return ["a smaller --num-steps", *(["--patience"] if config.patience is None else [])]
 
 
 def _finish(run: Run, teacher: Teacher, image_set: ImageSet | None, network: QuantizedNetwork) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -81,12 +81,14 @@ class Run:
         self._arithmetic = ChosenArithmetic(torch.float32, reason)
 
     @contextmanager
-    def working(self, work: Work) -> Iterator[RunContext]:
+    def working(self, work: Work, shorter: Sequence[str] = ()) -> Iterator[RunContext]:
         """Around the long part, which runs on the context; the first process shows the progress.
 
         Args:
             work: where finished parts and checkpoints are kept.
+            shorter: options that make the part shorter, for a note where it will take long.
         """
+        from genie_cli.commands.cost import cost_noted
         from genie_cli.commands.display import progress
         from genie_cli.runtime.context import RunContext
         from genie_cli.runtime.progress import silent
@@ -96,8 +98,10 @@ class Run:
         self._started = time.monotonic()
         with nondeterminism_explained(), progress() if self.workers.is_first else nullcontext(silent) as report:
             self._reporter = report
+            place = "CPU" if self.device.type == "cpu" else "GPU"
+            noting = cost_noted(report, place, [*shorter, *(["a GPU"] if place == "CPU" else [])])
             try:
-                yield RunContext(self.device, self.dtype, self.workers, report, work, BatchSplitter(report))
+                yield RunContext(self.device, self.dtype, self.workers, noting, work, BatchSplitter(report))
             except GenieError as error:
                 if error.is_shared is None:
                     error.is_shared = False  # each process works on something else

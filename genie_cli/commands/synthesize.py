@@ -77,10 +77,15 @@ def _run(model_config: ModelConfig, config: SynthesizeConfig) -> None:
         num_at_once = run.workers.size * batches_at_once(config, teacher.input, run.device)
         need = synthesis_need(teacher.input, teacher.num_classes, config, num_at_once)
         with run.resumable(config, config.out, determinants, need) as work:
-            with run.working(work) as context:
+            with run.working(work, _shorter(config)) as context:
                 result = synthesize_images(teacher, config, context, others, student)
             if run.workers.is_first:
                 _finish(run, config, [teacher, *others], student_sha256, result)
+
+
+def _shorter(config: SynthesizeConfig) -> list[str]:
+    """The options that make a synthesis shorter."""
+    return [*(["--preset genie-fast"] if config.preset == "genie" else []), "a smaller --n", "a smaller --num-steps"]
 
 
 def _load_student(config: SynthesizeConfig, teacher: Teacher, run: Run) -> tuple[Student | None, str | None]:

@@ -14,7 +14,7 @@ from genie_cli.models.teacher import Teacher
 from genie_cli.runtime.context import RunContext
 from genie_cli.runtime.determinism import make_generator
 from genie_cli.runtime.distribution import SOLO
-from genie_cli.runtime.repeated_step import RepeatedStep
+from genie_cli.runtime.repeated_step import RepeatedStep, is_over
 from genie_cli.runtime.state import optimizer_state, prefixed, restore_optimizer, without_prefix
 from genie_cli.runtime.work import Saved
 from genie_cli.synthesis.discrepancy import Student
@@ -172,7 +172,13 @@ class Batch:
 
 
 def distill(
-    batch: Batch, index: int, config: SynthesizeConfig, context: RunContext, name: str, on_row: Callable[[LogRow], None]
+    batch: Batch,
+    index: int,
+    config: SynthesizeConfig,
+    context: RunContext,
+    name: str,
+    on_row: Callable[[LogRow], None],
+    on_pace: Callable[[int, bool], None],
 ) -> Generator[None, None, Saved]:
     """Take a batch's steps, from its newest checkpoint on; one step per turn.
 
@@ -183,6 +189,7 @@ def distill(
         context: where checkpoints are kept.
         name: what they are called.
         on_row: receives each logged step.
+        on_pace: receives the number of steps that are over, and whether an earlier run took them.
 
     Returns:
         Its images ``[B, C, S, S]``, those of the last forward pass as the authors keep them, and its loss curve.
@@ -208,6 +215,7 @@ def distill(
         rows.append(LogRow(index + 1, step, loss, rate))
         on_row(rows[-1])
 
+    on_pace(taken, True)
     for step in range(taken + 1, num_steps):
         is_logged = step == 1 or step % every == 0
         rate = batch.code_lr() if is_logged else None  # the step that follows changes it
@@ -218,7 +226,10 @@ def distill(
             if context.work.is_due(name, SOLO):
                 state = Saved(batch.state(), {"step": step, **rows_as_facts(rows)})
                 context.work.save_checkpoint(name, state, SOLO)
+        if is_logged or is_over(step, context.device):
+            on_pace(step, False)
         yield
     images, loss = batch.finish()
     log(num_steps, torch.stack([loss, batch.code_lr()]))
+    on_pace(num_steps, False)
     return Saved({"images": images.cpu().clone().contiguous()}, rows_as_facts(rows))

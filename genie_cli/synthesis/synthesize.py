@@ -14,7 +14,7 @@ from genie_cli.config import SynthesizeConfig
 from genie_cli.models.teacher import Teacher
 from genie_cli.runtime.context import RunContext
 from genie_cli.runtime.distribution import Workers
-from genie_cli.runtime.progress import Advanced, Note, StageFinished, StageStarted
+from genie_cli.runtime.progress import Advanced, Note, Paced, StageFinished, StageStarted
 from genie_cli.runtime.retry import float32_retried
 from genie_cli.runtime.shortage import fits
 from genie_cli.runtime.side_by_side import side_by_side
@@ -69,11 +69,17 @@ def synthesize_images(
     context.report(StageStarted(STAGE, total))
     made: dict[int, Saved] = {}
     steps_done: dict[int, int] = {}
+    steps_over: dict[int, int] = {}
 
     def on_row(row: LogRow) -> None:
         steps_done[row.batch] = row.step
         done = min(sum(steps_done.values()) * workers.size, total)  # the others are about as far
         context.report(Advanced(STAGE, done, f"batch {row.batch}/{len(sizes)}", {"loss": row.loss}))
+
+    def on_pace(index: int, step: int, found: bool) -> None:
+        steps_over[index] = step
+        done = min(sum(steps_over.values()) * workers.size, total)
+        context.report(Paced(STAGE, done, done / total, found))
 
     def make(index: int) -> Generator[None, None, None]:
         part = f"batch{index}"
@@ -83,7 +89,9 @@ def synthesize_images(
                 with closing(
                     Batch(own_networks, teacher, student, index, sizes[index], config, attempt.context)
                 ) as batch:
-                    finished = yield from distill(batch, index, config, attempt.context, attempt.checkpoint, on_row)
+                    finished = yield from distill(
+                        batch, index, config, attempt.context, attempt.checkpoint, on_row, partial(on_pace, index)
+                    )
                 work.finish(part, finished)
                 made[index] = finished
 
@@ -99,6 +107,7 @@ def synthesize_images(
         if (found := work.part(f"batch{index}")) is not None:
             made[index] = found
             on_row(saved_rows(found)[-1])
+            on_pace(index, config.num_steps, True)
     at_once = batches_at_once(config, spec, context.device)
     while waiting := [index for index in own if index not in made]:
         together = waiting[:at_once]
