@@ -115,8 +115,10 @@ def _measure(run: Run, model_config: ModelConfig, config: EvaluateConfig, source
             "a smaller --batch-size makes more batches.",
             warning=True,
         )
+    network = move(network, run.device)
+    networks = [network] if reference is None else [network, reference]
+    run.decide_arithmetic(config, "evaluate", lambda context: accuracy.unsupported_evaluation(networks, spec, context))
     with run.working(NO_WORK) as context:
-        network = move(network, run.device)
         figures: dict[str, Any] = {"model": teacher.name}
         if reference is not None and len(teacher.outputs.names) + (teacher.logits is None) > 1:
             errors = output_errors(network, reference, data, config.batch_size, context)

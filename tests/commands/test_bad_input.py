@@ -271,7 +271,7 @@ def of_other_answers(folder: Path) -> None:
     path = folder / "metrics.json"
     metrics = json.loads(path.read_text())
     name = next(key for key in metrics if "probe" in key)
-    metrics[name] = [-value for value in metrics[name]]
+    metrics[name] = {output: [-value for value in values] for output, values in metrics[name].items()}
     path.write_text(json.dumps(metrics))
 
 
