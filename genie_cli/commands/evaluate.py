@@ -113,8 +113,10 @@ def _measure(run: Run, model_config: ModelConfig, config: EvaluateConfig, source
             "a smaller --batch-size makes more batches.",
             warning=True,
         )
+    network = move(network, run.device)
+    networks = [network] if reference is None else [network, reference]
+    run.decide_arithmetic(config, "evaluate", lambda context: accuracy.unsupported_evaluation(networks, spec, context))
     with run.working(NO_WORK) as context:
-        network = move(network, run.device)
         threshold = decision.threshold
         result = accuracy.evaluate(
             network, data, decision.num_outputs, config.batch_size, context, reference, threshold
