@@ -83,7 +83,7 @@ class QuantizedMetadata(ArtifactMetadata):
     images_teacher_sha256: str | None
     """Hash of the network that the images were made for; None for real images."""
     unfolded: tuple[str, ...] = ()
-    """Batch norms that stay in float."""
+    """Batch norms that stay, in float: as affine maps, or with their four statistics as genie wrote them at first."""
     coverage: CoverageEntry | None = None
     """None in files of format 1."""
     checks: dict[str, float] = Field(default_factory=dict)
