@@ -20,7 +20,7 @@ _SHOWN_UNFOLDED = 5
 
 @takes(
     Fields("model", without=("name",)),
-    Fields("quantize", only=("weight_bits", "activation_bits", "protocol", "bits_override")),
+    Fields("quantize", only=("weight_bits", "activation_bits", "protocol", "bits_override", "max_unit_layers")),
 )
 def inspect(
     used: Used,

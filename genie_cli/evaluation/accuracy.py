@@ -135,7 +135,7 @@ def _finite_logits(network: nn.Module, images: Tensor, context: RunContext, what
         NumbersError: those of float32 are not finite either.
     """
     with context.autocast():
-        logits = context.splitter(network, images).float().cpu()
+        logits: Tensor = context.splitter(network, images).float().cpu()
     bad = int((~logits.isfinite()).any(1).sum())
     if not bad:
         return logits

@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import fx
 
 from genie_cli.errors import NumbersError
-from genie_cli.models.graph.cuts import data_nodes
+from genie_cli.models.graph.cuts import data_nodes, output_nodes
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.placement import move
 from genie_cli.models.graph.tensors import get_tensor
-from genie_cli.quantization.activations.errors import relative_errors
-from genie_cli.quantization.activations.passing import ImageRows, run_over_store, store_images
+from genie_cli.quantization.activations.carried import Carried
+from genie_cli.quantization.activations.errors import mean_energies, relative_errors, sum_of_shares
+from genie_cli.quantization.activations.passing import ImageRows, as_tuple, run_over_stores, store_images
 from genie_cli.quantization.activations.pool import ActivationPool
 from genie_cli.quantization.activations.step_sizes import initial_step_sizes
 from genie_cli.quantization.activations.store import ActivationStore
 from genie_cli.quantization.plan import QuantizationPlan
 from genie_cli.quantization.reconstruction.batches import held_out_rows
 from genie_cli.quantization.reconstruction.learned_unit import LearnedUnit, finished_part, pack_unit
+from genie_cli.quantization.reconstruction.loss import output_weights
 from genie_cli.quantization.reconstruction.reconstruct import reconstruct
 from genie_cli.quantization.reconstruction.task import UnitData, make_task
 from genie_cli.quantization.result import STAGE, QuantizedNetwork, UnitReport
+from genie_cli.quantization.units.partition import Unit
 from genie_cli.quantization.units.unit_graph import UnitGraph, cut_out, layer_by_layer, rows_at_once
 from genie_cli.runtime.context import RunContext
 from genie_cli.runtime.progress import Advanced, Reporter, StageFinished, StageStarted
 from genie_cli.runtime.retry import float32_retried
 from genie_cli.runtime.settings import release_freed_memory, settled_objects
-from genie_cli.student.build import insert_quantizers
 from genie_cli.student.formats import weight_format
 from genie_cli.student.grid import weight_grid
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
@@ -59,54 +62,69 @@ def quantize_network(plan: QuantizationPlan, images: ImageRows, context: RunCont
     reports = []
     done = 0
     with settled_objects(), ActivationPool(context.device, budget.device, budget.host, context.report) as pool:
-        carried = _first_inputs(images, plan, pool)
-        for position, (unit, stages) in enumerate(zip(plan.units, plan.stages, strict=True)):
+        stage = _Stage(plan, pool, context)
+        carried = _first_inputs(stage, images)
+        for position, (unit, num_stages) in enumerate(zip(plan.units, plan.stages, strict=True)):
             where = f"unit {position + 1}/{len(plan.units)} {unit.name}"
             progress = _Progress(context.report, f"unit{position}", where, done)
-            part = cut_out(graph, unit, plan.bits, context.device)
-            learned, error, held_out_error, carried = _quantize_unit(plan, part, carried, pool, context, progress)
-            done += steps * stages
-            context.report(Advanced(STAGE, done, where, {"error": error}))
-            reports.append(UnitReport(unit.name, unit.layers, learned.num_steps, error, held_out_error))
+            learned, report = _quantize_unit(stage, unit, carried, activations, progress)
+            done += steps * num_stages
+            context.report(Advanced(STAGE, done, where, {"error": report.relative_error}))
+            reports.append(report)
             release_freed_memory()
             weights.update((name, weight.cpu()) for name, weight in learned.weights.items())
             activations.update((name, activation.cpu()) for name, activation in learned.activations.items())
-        output_error = _output_error(plan, images, carried.quantized, context)
+        output_error = _output_error(stage, images, carried, activations)
         memory = pool.peak
     move(graph, torch.device("cpu"))
     context.report(StageFinished(STAGE))
     return QuantizedNetwork(plan, weights, activations, tuple(reports), memory, output_error)
 
 
-@torch.no_grad()
-def _output_error(plan: QuantizationPlan, images: ImageRows, outputs: ActivationStore, context: RunContext) -> float:
-    """Squared error of the quantized network's output against the unfolded teacher's, over the teacher's own norm."""
-    teacher = move(plan.teacher.graph, context.device)
-    sums = torch.zeros(2, dtype=torch.float64)
-    rows = rows_at_once(data_nodes(teacher), context.device)
-    for first in range(0, len(outputs), rows):
-        last = min(first + rows, len(outputs))
-        wanted = context.splitter(teacher, images[first:last].to(context.device)).double()
-        found = outputs.read(first, last).double()
-        sums += torch.stack([(found - wanted).square().sum(), wanted.square().sum()]).cpu()
-    move(teacher, torch.device("cpu"))
-    error, norm = context.workers.sum_(sums).tolist()
-    return error / norm if norm else 0.0
-
-
 @dataclass(frozen=True)
-class _Carried:
-    """The calibration activations in front of a unit.
+class _Stage:
+    """What all units share.
 
     Attributes:
-        full: those of the teacher, ``[n, ...]``.
-        quantized: those behind the already quantized units; in front of the first unit the same store.
-        held_out: rows that are never trained on.
+        plan: what to do.
+        pool: where activations are kept.
+        context: what to run on.
     """
 
-    full: ActivationStore
-    quantized: ActivationStore
-    held_out: Tensor
+    plan: QuantizationPlan
+    pool: ActivationPool
+    context: RunContext
+
+
+@torch.no_grad()
+def _output_error(
+    stage: _Stage, images: ImageRows, carried: Carried, activations: Mapping[str, ActivationQuantizer]
+) -> float:
+    """Squared error of the quantized network's outputs against the unfolded teacher's, see `sum_of_shares`."""
+    plan, context = stage.plan, stage.context
+    teacher, nodes = move(plan.teacher.graph, context.device), output_nodes(plan.folded.graph)
+    quantizers = _quantizers_of_outputs(plan, nodes, activations)
+    stores = carried.quantized(nodes)
+    sums = torch.zeros(len(nodes), 2, dtype=torch.float64)
+    rows = rows_at_once(data_nodes(teacher), context.device)
+    for first in range(0, len(images), rows):
+        last = min(first + rows, len(images))
+        wanted = as_tuple(context.splitter(teacher, images[first:last].to(context.device)))
+        for own, node, store, target in zip(sums, nodes, stores, wanted, strict=True):
+            found, exact = store.read(first, last), target.double()
+            found = quantizers[node].to(found.device)(found.float()) if node in quantizers else found
+            own += torch.stack([(found.double() - exact).square().sum(), exact.square().sum()]).cpu()
+    move(teacher, torch.device("cpu"))
+    return sum_of_shares(context.workers.sum_(sums))
+
+
+def _quantizers_of_outputs(
+    plan: QuantizationPlan, outputs: Sequence[fx.Node], activations: Mapping[str, ActivationQuantizer]
+) -> dict[fx.Node, ActivationQuantizer]:
+    """Those of outputs that a node reads too: units carry such a tensor on as it is before its quantizer."""
+    sites = {site.node: site.name for site in plan.bits.activations}
+    are_read = [node for node in outputs if any(reader.op != "output" for reader in node.users)]
+    return {node: copy.deepcopy(activations[sites[node.name]]) for node in are_read if node.name in sites}
 
 
 @dataclass(frozen=True)
@@ -130,73 +148,89 @@ class _Progress:
         self.report(Advanced(STAGE, self.before + step, self.where, {"loss": loss}))
 
 
-def _first_inputs(images: ImageRows, plan: QuantizationPlan, pool: ActivationPool) -> _Carried:
-    store = store_images(images, pool)
-    return _Carried(store, store, held_out_rows(len(images), plan.config))
+def _first_inputs(stage: _Stage, images: ImageRows) -> Carried:
+    (entering,) = stage.plan.units[0].entering
+    return Carried(entering, store_images(images, stage.pool), held_out_rows(len(images), stage.plan.config))
 
 
 def _quantize_unit(
-    plan: QuantizationPlan,
-    unit: UnitGraph,
-    inputs: _Carried,
-    pool: ActivationPool,
-    context: RunContext,
+    stage: _Stage,
+    unit: Unit,
+    carried: Carried,
+    learned_before: Mapping[str, ActivationQuantizer],
     progress: _Progress,
-) -> tuple[LearnedUnit, float, float | None, _Carried]:
-    """Quantize one unit; its inputs are released, its outputs of both kinds are carried on.
+) -> tuple[LearnedUnit, UnitReport]:
+    """Quantize one unit: what enters it and is not needed behind it is released, its outputs are carried on.
+
+    Args:
+        stage: what all units share.
+        unit: the unit.
+        carried: the activations in front of it; afterwards those behind it.
+        learned_before: site name -> quantizer, of the earlier units.
+        progress: where it is.
 
     Returns:
-        The unit, its relative error, that of the held-out rows, and the inputs of the next unit.
+        What it has learned, and how it came out.
     """
-    targets = run_over_store(unit.teacher, inputs.full, unit.rows, pool, context)
-    initial = initial_step_sizes(plan.folded.graph, unit, inputs.quantized, plan.config, context)
+    plan, pool, context = stage.plan, stage.pool, stage.context
+    part = cut_out(plan.folded.graph, unit, plan.bits, context.device)
+    finished = {name: learned_before[name].to(context.device) for name in part.read_before}
+    full, quantized = carried.full(unit.sources), carried.quantized(unit.sources)
+    targets = run_over_stores(part.teacher, full, part.rows, pool, context)
+    initial = initial_step_sizes(plan.folded.graph, part, quantized, plan.config, context)
+    learned = LearnedUnit({}, finished, 0)
     if plan.config.reconstruct:
-        data = UnitData(inputs.full, inputs.quantized, targets, inputs.held_out)
-        learned = _learn(plan, unit, initial, data, pool, context, progress)
+        data = UnitData(full, quantized, targets, _target_weights(stage, targets), carried.held_out)
+        learned = _learn(stage, part, learned, initial, data, progress)
     else:
-        learned = LearnedUnit(_nearest_weights(plan, unit), initial, 0)
-    if inputs.full is not inputs.quantized:
-        inputs.full.release()  # before the next set is made: two sets and the new one are the most
-    student = insert_quantizers(unit.teacher, unit.bits, learned.weights, learned.activations).to(context.device)
-    outputs = run_over_store(student, inputs.quantized, unit.rows, pool, context)
-    inputs.quantized.release()
-    error, held_out_error = relative_errors(outputs, targets, inputs.held_out, context.workers)
-    if not all(math.isfinite(share) for share in (error, held_out_error or 0.0)):
+        learned = learned.joined(LearnedUnit(_nearest_weights(plan, part), initial, 0))
+    carried.add_full(unit.outputs, targets, unit.passing)  # before the next set is made: two and the new one are most
+    student = part.student(learned.weights, learned.activations).to(context.device)
+    outputs = run_over_stores(student, quantized, part.rows, pool, context)
+    carried.add_quantized(unit.outputs, outputs, unit.passing)
+    errors = relative_errors(outputs, targets, carried.held_out, context.workers)
+    if not all(math.isfinite(share or 0.0) for share in errors):
         raise NumbersError(
             f"Unit '{unit.name}': its outputs hold NaN or infinity on these images. Check the network's "
             "weights, and that the images are normalised for it."
         )
-    return learned, error, held_out_error, _Carried(targets, outputs, inputs.held_out)
+    return learned, UnitReport(unit.name, unit.layers, learned.num_steps, *errors, len(unit.outputs))
+
+
+def _target_weights(stage: _Stage, targets: Sequence[ActivationStore]) -> tuple[float, ...]:
+    """The weights of outputs in the loss; the KL divergence has no scale, and one output needs none."""
+    if len(targets) == 1 or stage.plan.config.loss == "kl":
+        return (1.0,) * len(targets)
+    return output_weights(mean_energies(targets, stage.context.workers))
 
 
 def _learn(
-    plan: QuantizationPlan,
+    stage: _Stage,
     unit: UnitGraph,
+    finished: LearnedUnit,
     initial: Mapping[str, ActivationQuantizer],
     data: UnitData,
-    pool: ActivationPool,
-    context: RunContext,
     progress: _Progress,
 ) -> LearnedUnit:
     """Learn a unit as a whole, or (`unit: layer`) its layers one after the other, each with the earlier ones finished.
 
-    What an earlier run has finished is taken from the work folder.
+    What an earlier run has finished is taken from the work folder. `finished` has the sites that are learned already.
 
     Raises:
         KeyboardInterrupt: the user has interrupted; what was done is kept.
         NumbersError: the loss is not finite, in float32 too.
     """
+    plan, pool, context = stage.plan, stage.pool, stage.context
     config, graph = plan.config, plan.folded.graph
     by_layer = config.unit == "layer"
-    finished = LearnedUnit({}, {}, 0)
-    for stage, part in enumerate(layer_by_layer(graph, unit) if by_layer else [unit]):
-        name = f"{progress.part}.{stage}" if by_layer else progress.part
+    for number, part in enumerate(layer_by_layer(graph, unit) if by_layer else [unit]):
+        name = f"{progress.part}.{number}" if by_layer else progress.part
         found = finished_part(name, context)
         if found is None:
-            own, on_step = data, replace(progress, before=progress.before + stage * config.num_steps)
-            if part.output is not unit.output:
-                targets = run_over_store(part.teacher, data.full_inputs, part.rows, pool, context)
-                own = replace(data, targets=targets)
+            own, on_step = data, replace(progress, before=progress.before + number * config.num_steps)
+            if part.outputs != unit.outputs:
+                targets = run_over_stores(part.teacher, data.full_inputs, part.rows, pool, context)
+                own = replace(data, targets=targets, target_weights=_target_weights(stage, targets))
             with context.interrupts.held():
                 for attempt in float32_retried(context, name):
                     with attempt:
@@ -209,7 +243,8 @@ def _learn(
             if context.interrupts.agreed(context.workers):
                 raise KeyboardInterrupt
             if own is not data:
-                own.targets.release()
+                for store in own.targets:
+                    store.release()
         finished = finished.joined(found)
     return LearnedUnit(finished.weights, {**initial, **finished.activations}, finished.num_steps)
 

@@ -21,6 +21,7 @@ _SAID_OF_SHORTAGE = re.compile(
 )
 """The words of runtime errors where memory is short, on the host or on a GPU."""
 _T = TypeVar("_T")
+_Values = TypeVar("_Values", Tensor, tuple[Tensor, ...])
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -64,21 +65,26 @@ class BatchSplitter:
         self._report = report
         self._most: int | None = None
 
-    def __call__(self, function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-        """``function(batch)``, joined from parts of the batch where it has to be: ``[B, ...]`` to ``[B, ...]``."""
-        results = self.each(function, batch)
-        return results[0] if len(results) == 1 else torch.cat(results)
+    def __call__(self, function: Callable[..., _Values], *batch: Tensor) -> _Values:
+        """``function(*batch)``, joined from parts of the batch where it has to be: ``[B, ...]`` to ``[B, ...]``.
 
-    def each(self, function: Callable[[Tensor], _T], batch: Tensor) -> list[_T]:
-        """Results of `function` for each part of ``batch [B, ...]``, in their order."""
+        Args:
+            function: from one or more tensors to one, or to a tuple of them.
+            batch: its arguments, each with a row per image.
+        """
+        results = self.each(function, *batch)
+        return results[0] if len(results) == 1 else _joined(results)
+
+    def each(self, function: Callable[..., _T], *batch: Tensor) -> list[_T]:
+        """Results of `function` for each part of the tensors of `batch`, ``[B, ...]``, in their order."""
         results: list[_T] = []
-        done = 0
-        while done < len(batch):
-            rows = min(self._most or len(batch), len(batch) - done)
-            part = batch if rows == len(batch) else batch[done : done + rows]
+        done, num_rows = 0, len(batch[0])
+        while done < num_rows:
+            rows = min(self._most or num_rows, num_rows - done)
+            part = batch if rows == num_rows else tuple(tensor[done : done + rows] for tensor in batch)
 
-            def attempt(part: Tensor = part) -> None:
-                results.append(function(part))
+            def attempt(part: tuple[Tensor, ...] = part) -> None:
+                results.append(function(*part))
 
             if rows == 1:
                 attempt()  # no smaller part: an error is the caller's
@@ -92,3 +98,10 @@ class BatchSplitter:
         if self._most is None:
             self._report(Note(f"{rows} images at once do not fit into memory: going on with fewer.", warning=True))
         self._most = (rows + 1) // 2
+
+
+def _joined(results: list[_Values]) -> _Values:
+    """The rows of all results, in their order."""
+    if isinstance(results[0], Tensor):
+        return torch.cat(results)
+    return tuple(torch.cat(parts) for parts in zip(*results, strict=True))
