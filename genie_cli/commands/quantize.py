@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from genie_cli.quantization.result import QuantizedNetwork
 
 
-MANY_LAYERS = 12
-"""Weight layers of a unit that is named before the work."""
-
-
 @takes(Fields("model"), Fields("quantize"))
 def quantize(
     used: Used, settings: opt.QuantizeSettings = None, scheme: opt.Scheme = None, params: opt.ParamsFile = None
@@ -82,9 +78,13 @@ def _tell_of_plan(run: Run, plan: QuantizationPlan) -> None:
         run.note(f"only a part of the network is quantized: {plan.coverage.described()}.", warning=True)
     elif plan.coverage.in_float or plan.coverage.batch_norms:
         run.note(f"quantized: {plan.coverage.described()}.")
-    large = [f"{unit.name} ({len(unit.layers)} layers)" for unit in plan.units if len(unit.layers) > MANY_LAYERS]
+    most = plan.config.max_unit_layers
+    large = [f"{unit.name} ({len(unit.layers)} layers)" for unit in plan.units if len(unit.layers) > most]
     if large and plan.config.unit != "network":
-        run.note(f"no cut divides these reconstruction units, which take more memory and time: {', '.join(large)}.")
+        run.note(
+            f"no cut brings these reconstruction units down to {most} layers, so that they take more memory and time: "
+            f"{', '.join(large)}."
+        )
 
 
 def _input_of(images: str) -> RecordedInput | None:
@@ -163,6 +163,7 @@ def _on_images(run: Run, config: QuantizeConfig, teacher: Teacher) -> None:
 def _finish(run: Run, teacher: Teacher, image_set: ImageSet | None, network: QuantizedNetwork) -> None:
     from genie_cli.artifacts.quantized import save_quantized
     from genie_cli.commands.display import duration, file_size, summary
+    from genie_cli.models.graph.cuts import output_nodes
     from genie_cli.quantization.export import to_artifact
 
     config = network.plan.config
@@ -184,13 +185,19 @@ def _finish(run: Run, teacher: Teacher, image_set: ImageSet | None, network: Qua
     rows["recipe"] = recipe
     if network.units:
         rows["units"] = str(len(network.units))
-        rows["error"] = f"{network.units[-1].relative_error:.4f} of the output's energy"
+        rows["error"] = f"{network.units[-1].relative_error:.4f} of {_energy(network.units[-1].num_outputs)}"
     rows["quantized"] = network.plan.coverage.described()
     if network.output_error is not None:
-        rows["output"] = f"{network.output_error:.4f} of the network's own energy away from it, batch norms unfolded"
+        own = _energy(len(output_nodes(network.plan.folded.graph)))
+        rows["output"] = f"{network.output_error:.4f} of {own} away from the network itself, batch norms unfolded"
     rows["rewrites"] = f"{max(network.plan.checks.values()):.1e} from the network's own output at most"
     rows["device"] = run.description()
     rows["time"] = duration(run.seconds)
     rows["memory"] = f"{run.peak_memory()} at most{f'; activations {stored}' if stored else ''}"
     rows["written"] = f"{config.out} ({file_size(size)})"
     summary(f"Quantized w{config.weight_bits}a{config.activation_bits}", rows)
+
+
+def _energy(num_outputs: int) -> str:
+    """The thing that an error is a share of, in words."""
+    return "the output's energy" if num_outputs == 1 else f"each output's energy, summed over {num_outputs} outputs,"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -57,34 +57,39 @@ def ends_within_limit(
         max_layers: most weight layers of a part, where there are places to cut at.
 
     Returns:
-        As `ends`; a part that is a module has that module's name.
+        As `ends`; a part whose layers are those of one module has that module's name.
     """
-    nodes = data_nodes(folded)
-    spans = module_spans(nodes, layers)
+    spans = module_spans(data_nodes(folded), layers)
     edges = {span.first - 1 for span in spans} | {span.last for span in spans}
-    names = {(span.first - 1, span.last): span.name for span in spans}
-    places, live = crossing_places(folded), live_nodes(folded)
+    live = live_nodes(folded)
+    cuts = [_Cut(i not in edges, sum(map(numel_per_image, live[i])), i) for i in crossing_places(folded)]
     found: list[tuple[int, str | None]] = []
     start = first
     for end, name in ends:
         inside = [i for i in layers if start < i <= end]
+        chosen: list[_Cut] = []
         if len(inside) > max_layers:
-            cuts: list[_Cut | None] = []
-            for layer, following in itertools.pairwise(inside):
-                between = [
-                    _Cut(i not in edges, sum(map(numel_per_image, live[i])), i)
-                    for i in places
-                    if layer <= i < following
-                ]
-                cuts.append(min(between, key=lambda cut: (cut.is_inside, cut.numel, -cut.place), default=None))
-            parts = [*(cut.place for cut in _cheapest(cuts, max_layers)), end]
-            if len(parts) > 1:
-                found += [(last, names.get((before, last))) for before, last in itertools.pairwise([start, *parts])]
-                start = end
-                continue
-        found.append((end, name))
+            gaps = itertools.pairwise(inside)
+            best = [_best(cut for cut in cuts if layer <= cut.place < following) for layer, following in gaps]
+            chosen = _cheapest(best, max_layers)
+        parts = [start, *(cut.place for cut in chosen), end]
+        found += (
+            [(b, _block_of(spans, layers, a, b)) for a, b in itertools.pairwise(parts)] if chosen else [(end, name)]
+        )
         start = end
     return found
+
+
+def _block_of(spans: Sequence[Span], layers: Sequence[int], start: int, end: int) -> str | None:
+    """The module that lies between two places and holds all layers that do; None: there is no such module."""
+    inside = [i for i in layers if start < i <= end]
+    holding = [span for span in spans if start < span.first <= inside[0] and inside[-1] <= span.last <= end]
+    return max(holding, key=lambda span: span.last - span.first).name if holding else None
+
+
+def _best(cuts: Iterable[_Cut]) -> _Cut | None:
+    """The cut to take out of those between two neighbouring layers, if there is one."""
+    return min(cuts, key=lambda cut: (cut.is_inside, cut.numel, -cut.place), default=None)
 
 
 class _Cut(NamedTuple):
