@@ -92,8 +92,7 @@ def main() -> None:
                 network = quantize_network(plan, images, RunContext.alone(device, torch.float32, silent))
                 seconds[limit] += time.monotonic() - started
                 layers[limit] = max(len(unit.layers) for unit in plan.units)
-                assert network.output_error is not None
-                found.append(network.output_error)
+                found.append(sum(network.output_errors.values()))
                 sys.stderr.write(
                     f"{name} seed {seed} limit {limit}: {found[-1]:.5f}, {layers[limit]} layers at most, "
                     f"{seconds[limit]:.0f} s\n"

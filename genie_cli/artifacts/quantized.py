@@ -83,13 +83,15 @@ class QuantizedMetadata(ArtifactMetadata):
     images_teacher_sha256: str | None
     """Hash of the network that the images were made for; None for real images."""
     unfolded: tuple[str, ...] = ()
-    """Batch norms that stay in float."""
+    """Batch norms that stay, in float: as affine maps, or with their four statistics as genie wrote them at first."""
     coverage: CoverageEntry | None = None
     """None in files of format 1."""
     checks: dict[str, float] = Field(default_factory=dict)
     """Rewrite -> relative distance of the rewritten network's answers from those of the network itself."""
-    outputs: tuple[str, ...] = ("logits",)
-    """Names of what the network returns."""
+    outputs: tuple[str, ...] = ("output",)
+    """Names of the tensors that the network returns."""
+    logits: str | None = None
+    """The one that holds the class scores; None in files of format 1, and where no output was taken for it."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -110,14 +110,16 @@ def _by(sides: Sequence[int]) -> str:
 
 def _show_model(description: dict[str, Any], plan: QuantizationPlan) -> None:
     from genie_cli.commands.display import rows_table, summary
+    from genie_cli.config.image_size import height_and_width
 
     spec = description["input"]
     summary(
         description["model"],
         {
-            "input": f"{_by((spec['num_channels'], spec['size'], spec['size']))}, "
+            "input": f"{_by((spec['num_channels'], *height_and_width(spec['size'])))}, "
             f"mean {_plain(spec['mean'])}, std {_plain(spec['std'])}",
-            "classes": description["num_classes"],
+            "outputs": ", ".join(f"{output['name']} {output['shape']}" for output in description["outputs"]),
+            "classes": _classes(description),
             "weights": f"{description['num_weights']:,} in {len(description['layers'])} layers",
             "protocol": description["protocol"],
         },
@@ -137,17 +139,27 @@ def _show_model(description: dict[str, Any], plan: QuantizationPlan) -> None:
     ]
     rows_table("Reconstruction units", ["unit", "in", "out", "past", "layers"], units, {"in", "out", "past"})
     unfolded = [f"{name}: {reason}" for name, reason in list(description["unfolded"].items())[:_SHOWN_UNFOLDED]]
+    moved = [f"{name} into {', '.join(into)}" for name, into in list(description["moved"].items())[:_SHOWN_UNFOLDED]]
     summary(
         "Structure",
         {
             "batch norms": len(description["batch_norms"]),
-            "batch norms that cannot be folded": "; ".join(unfolded) or "none",
+            "batch norms that moved forward": "; ".join(moved) or "none",
+            "batch norms that stay, as affine maps": "; ".join(unfolded) or "none",
             "strided convolutions (swing)": ", ".join(description["strided"]) or "none",
             "activation sites": len(description["sites"]),
             "quantized": plan.coverage.described(),
             "rewrites": _checks(description["checks"]),
         },
     )
+
+
+def _classes(description: dict[str, Any]) -> str:
+    """The number of classes, and the output that holds their scores where there are several."""
+    if description["logits"] is None:
+        return "none: no output is taken for class scores (--logits names one)"
+    where = f" in {description['logits']}" if len(description["outputs"]) > 1 else ""
+    return f"{description['num_classes']}{where}"
 
 
 def _checks(distances: dict[str, float]) -> str:

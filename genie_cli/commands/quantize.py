@@ -43,7 +43,7 @@ def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
     from genie_cli.models.graph.layers import weight_layers
     from genie_cli.models.graph.repeatable import check_repeatable
     from genie_cli.models.zoo import load_teacher
-    from genie_cli.quantization.plan import make_plan
+    from genie_cli.quantization.plan import check_loss, make_plan
     from genie_cli.student.overrides import layer_bits
     from genie_cli.student.protocol import find_protocol
 
@@ -55,11 +55,7 @@ def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
                 opt.check_files(outputs, {"--weights": model_config.weights, "--images": images}, ["--out"])
             find_protocol(config.protocol)
             teacher = load_teacher(model_config, None if config.data_free else _input_of(config.images))
-            if config.loss == "kl" and teacher.num_classes == 1:
-                raise UsageError(
-                    "loss = 'kl' compares the probabilities of classes, and this network has one output: use a preset "
-                    "with the squared error, or --set loss=squared."
-                )
+            check_loss(teacher, config)
             check_repeatable(teacher, run.device)
             layer_bits([layer.name for layer in weight_layers(teacher.graph)], config.bits_override or {})
         run.tell_of(teacher)
@@ -108,6 +104,7 @@ def _without_images(run: Run, plan: QuantizationPlan, teacher: Teacher) -> None:
     from genie_cli.quantization.disk_need import quantization_need
     from genie_cli.runtime.work import NO_WORK
 
+    run.use_float32("the network is not run")
     run.check_room(plan.config.out, quantization_need(plan, 0, run.dtype, run.workers.size))
     with run.working(NO_WORK) as context:
         network = quantize_without_images(teacher, plan, context.report)
@@ -121,6 +118,7 @@ def _on_images(run: Run, config: QuantizeConfig, teacher: Teacher) -> None:
     from genie_cli.quantization.plan import make_plan
     from genie_cli.quantization.quantize import quantize_network
     from genie_cli.quantization.reconstruction.batches import held_out_share
+    from genie_cli.quantization.unsupported import unsupported_quantization
 
     workers = run.workers
     with run.checks():
@@ -138,7 +136,6 @@ def _on_images(run: Run, config: QuantizeConfig, teacher: Teacher) -> None:
                 "or raise --batch-size."
             )
         plan = make_plan(teacher, config, run.device)
-        need = quantization_need(plan, len(inputs), run.dtype, workers.size)
     _tell_of_plan(run, plan)
     made_for = {image_set.metadata.teacher_sha256, *image_set.metadata.other_teachers}
     if not made_for & {teacher.sha256, None}:
@@ -152,18 +149,29 @@ def _on_images(run: Run, config: QuantizeConfig, teacher: Teacher) -> None:
         "input": teacher.input.model_dump(mode="json"),
         "images": image_set.sha256,
     }
+    run.decide_arithmetic(
+        config,
+        "quantize",
+        lambda context: unsupported_quantization(plan, inputs, context),
+        lambda dtype: run.is_unfinished(config, config.out, determinants, dtype),
+    )
+    need = quantization_need(plan, len(inputs), run.dtype, workers.size)
     parts = (sum(plan.stages), "layers" if config.unit == "layer" else "units")
     with run.resumable(config, config.out, determinants, need, parts) as work:
-        with run.working(work) as context:
+        with run.working(work, _shorter(config)) as context:
             network = quantize_network(plan, inputs, context)
         if workers.is_first:
             _finish(run, teacher, image_set, network)
 
 
+def _shorter(config: QuantizeConfig) -> list[str]:
+    """The options that make a quantization shorter; without reconstruction it is short."""
+    return ["a smaller --num-steps", *(["--patience"] if config.patience is None else [])]
+
+
 def _finish(run: Run, teacher: Teacher, image_set: ImageSet | None, network: QuantizedNetwork) -> None:
     from genie_cli.artifacts.quantized import save_quantized
     from genie_cli.commands.display import duration, file_size, summary
-    from genie_cli.models.graph.cuts import output_nodes
     from genie_cli.quantization.export import to_artifact
 
     config = network.plan.config
@@ -185,19 +193,15 @@ def _finish(run: Run, teacher: Teacher, image_set: ImageSet | None, network: Qua
     rows["recipe"] = recipe
     if network.units:
         rows["units"] = str(len(network.units))
-        rows["error"] = f"{network.units[-1].relative_error:.4f} of {_energy(network.units[-1].num_outputs)}"
     rows["quantized"] = network.plan.coverage.described()
-    if network.output_error is not None:
-        own = _energy(len(output_nodes(network.plan.folded.graph)))
-        rows["output"] = f"{network.output_error:.4f} of {own} away from the network itself, batch norms unfolded"
+    if network.output_errors:
+        errors = network.output_errors
+        told = ", ".join(f"{name} {error:.4f}" if len(errors) > 1 else f"{error:.4f}" for name, error in errors.items())
+        rows["output"] = f"{told} of the network's own energy away from it, batch norms unfolded"
     rows["rewrites"] = f"{max(network.plan.checks.values()):.1e} from the network's own output at most"
     rows["device"] = run.description()
+    rows["arithmetic"] = str(run.chosen_arithmetic)
     rows["time"] = duration(run.seconds)
     rows["memory"] = f"{run.peak_memory()} at most{f'; activations {stored}' if stored else ''}"
     rows["written"] = f"{config.out} ({file_size(size)})"
     summary(f"Quantized w{config.weight_bits}a{config.activation_bits}", rows)
-
-
-def _energy(num_outputs: int) -> str:
-    """The thing that an error is a share of, in words."""
-    return "the output's energy" if num_outputs == 1 else f"each output's energy, summed over {num_outputs} outputs,"

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from genie_cli.config import InputSpec
 from genie_cli.data.labeled import LabeledImages
 from genie_cli.errors import NumbersError
 from genie_cli.evaluation.decision import Decision
+from genie_cli.models.graph.unsupported import unsupported_operation
 from genie_cli.runtime.context import RunContext
 from genie_cli.runtime.progress import Advanced, Note, StageFinished, StageStarted
+from genie_cli.runtime.retry import first_line, may_lack_arithmetic
+from genie_cli.runtime.shortage import is_out_of_memory
 from genie_cli.student.bad_layer import bad_layer
 
 STAGE = "evaluate"
@@ -128,14 +133,50 @@ def evaluate(
     )
 
 
+@torch.no_grad()
+def unsupported_evaluation(networks: Sequence[nn.Module], spec: InputSpec, context: RunContext) -> str | None:
+    """The operation that keeps a network from being computed in the context's arithmetic, in words.
+
+    Args:
+        networks: what will be evaluated, on the context's device.
+        spec: their input.
+        context: device and arithmetic.
+
+    Returns:
+        None where two black images pass, or where these already take more memory than there is.
+    """
+    images = torch.zeros(2, *spec.shape, device=context.device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    for network in networks:
+        try:
+            with context.autocast():
+                network(images)
+        except Exception as error:
+            if is_out_of_memory(error):
+                return None
+            if not may_lack_arithmetic(error):
+                raise
+            found = None
+            if isinstance(network, fx.GraphModule):
+                found = unsupported_operation(network, [images], context.autocast(), backward=False)
+            return found or f"the network ({first_line(error)})"
+    return None
+
+
 def _finite_logits(network: nn.Module, images: Tensor, context: RunContext, what: str) -> Tensor:
-    """The logits on the CPU, in float32 where those of `context` are not finite.
+    """The logits on the CPU, in float32 where those of `context` are not finite or cannot be computed.
 
     Raises:
         NumbersError: those of float32 are not finite either.
     """
-    with context.autocast():
-        logits: Tensor = context.splitter(network, images).float().cpu()
+    try:
+        with context.autocast():
+            logits: Tensor = context.splitter(network, images).float().cpu()
+    except Exception as error:
+        if context.dtype == torch.float32 or not may_lack_arithmetic(error):
+            raise
+        context.report(Note(f"{what}: {first_line(error)}. The batch is tried again in float32.", warning=True))
+        return _finite_logits(network, images, context.in_float32(), what)
     bad = int((~logits.isfinite()).any(1).sum())
     if not bad:
         return logits

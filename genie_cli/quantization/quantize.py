@@ -13,11 +13,12 @@ from torch import fx
 from genie_cli.errors import NumbersError
 from genie_cli.models.graph.cuts import data_nodes, output_nodes
 from genie_cli.models.graph.layers import weight_layers
+from genie_cli.models.graph.outputs import as_tuple
 from genie_cli.models.graph.placement import move
 from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.quantization.activations.carried import Carried
-from genie_cli.quantization.activations.errors import mean_energies, relative_errors, sum_of_shares
-from genie_cli.quantization.activations.passing import ImageRows, as_tuple, run_over_stores, store_images
+from genie_cli.quantization.activations.errors import mean_energies, relative, relative_errors
+from genie_cli.quantization.activations.passing import ImageRows, run_over_stores, store_images
 from genie_cli.quantization.activations.pool import ActivationPool
 from genie_cli.quantization.activations.step_sizes import initial_step_sizes
 from genie_cli.quantization.activations.store import ActivationStore
@@ -28,10 +29,11 @@ from genie_cli.quantization.reconstruction.loss import output_weights
 from genie_cli.quantization.reconstruction.reconstruct import reconstruct
 from genie_cli.quantization.reconstruction.task import UnitData, make_task
 from genie_cli.quantization.result import STAGE, QuantizedNetwork, UnitReport
+from genie_cli.quantization.step_cost import step_cost_shares
 from genie_cli.quantization.units.partition import Unit
 from genie_cli.quantization.units.unit_graph import UnitGraph, cut_out, layer_by_layer, rows_at_once
 from genie_cli.runtime.context import RunContext
-from genie_cli.runtime.progress import Advanced, Reporter, StageFinished, StageStarted
+from genie_cli.runtime.progress import Advanced, Paced, Reporter, StageFinished, StageStarted
 from genie_cli.runtime.retry import float32_retried
 from genie_cli.runtime.settings import release_freed_memory, settled_objects
 from genie_cli.student.formats import weight_format
@@ -57,6 +59,7 @@ def quantize_network(plan: QuantizationPlan, images: ImageRows, context: RunCont
     move(graph, context.device)
     steps = config.num_steps if config.reconstruct else 1
     context.report(StageStarted(STAGE, steps * sum(plan.stages)))
+    shares = step_cost_shares(plan)
     weights: dict[str, IntegerWeight] = {}
     activations: dict[str, ActivationQuantizer] = {}
     reports = []
@@ -66,7 +69,14 @@ def quantize_network(plan: QuantizationPlan, images: ImageRows, context: RunCont
         carried = _first_inputs(stage, images)
         for position, (unit, num_stages) in enumerate(zip(plan.units, plan.stages, strict=True)):
             where = f"unit {position + 1}/{len(plan.units)} {unit.name}"
-            progress = _Progress(context.report, f"unit{position}", where, done)
+            progress = _Progress(
+                context.report,
+                f"unit{position}",
+                where,
+                done,
+                sum(shares[:position]),
+                shares[position] / (steps * num_stages),
+            )
             learned, report = _quantize_unit(stage, unit, carried, activations, progress)
             done += steps * num_stages
             context.report(Advanced(STAGE, done, where, {"error": report.relative_error}))
@@ -74,11 +84,11 @@ def quantize_network(plan: QuantizationPlan, images: ImageRows, context: RunCont
             release_freed_memory()
             weights.update((name, weight.cpu()) for name, weight in learned.weights.items())
             activations.update((name, activation.cpu()) for name, activation in learned.activations.items())
-        output_error = _output_error(stage, images, carried, activations)
+        output_errors = _output_errors(stage, images, carried, activations)
         memory = pool.peak
     move(graph, torch.device("cpu"))
     context.report(StageFinished(STAGE))
-    return QuantizedNetwork(plan, weights, activations, tuple(reports), memory, output_error)
+    return QuantizedNetwork(plan, weights, activations, tuple(reports), memory, output_errors)
 
 
 @dataclass(frozen=True)
@@ -97,25 +107,33 @@ class _Stage:
 
 
 @torch.no_grad()
-def _output_error(
+def _output_errors(
     stage: _Stage, images: ImageRows, carried: Carried, activations: Mapping[str, ActivationQuantizer]
-) -> float:
-    """Squared error of the quantized network's outputs against the unfolded teacher's, see `sum_of_shares`."""
+) -> dict[str, float]:
+    """Output -> squared error of the quantized network against the unfolded teacher, over the teacher's own norm.
+
+    Args:
+        stage: what to run on, of which network.
+        images: the calibration images.
+        carried: what is alive behind the last unit.
+        activations: site name -> quantizer.
+    """
     plan, context = stage.plan, stage.context
     teacher, nodes = move(plan.teacher.graph, context.device), output_nodes(plan.folded.graph)
     quantizers = _quantizers_of_outputs(plan, nodes, activations)
-    stores = carried.quantized(nodes)
     sums = torch.zeros(len(nodes), 2, dtype=torch.float64)
     rows = rows_at_once(data_nodes(teacher), context.device)
     for first in range(0, len(images), rows):
         last = min(first + rows, len(images))
-        wanted = as_tuple(context.splitter(teacher, images[first:last].to(context.device)))
-        for own, node, store, target in zip(sums, nodes, stores, wanted, strict=True):
-            found, exact = store.read(first, last), target.double()
-            found = quantizers[node].to(found.device)(found.float()) if node in quantizers else found
-            own += torch.stack([(found.double() - exact).square().sum(), exact.square().sum()]).cpu()
+        answers = as_tuple(context.splitter(teacher, images[first:last].to(context.device)))
+        for own, node, store, answer in zip(sums, nodes, carried.quantized(nodes), answers, strict=True):
+            value, wanted = store.read(first, last), answer.double()
+            found = quantizers[node].to(value.device)(value.float()) if node in quantizers else value
+            error = found.double() - wanted
+            own += torch.stack([error.square().sum(), wanted.square().sum()]).cpu()
     move(teacher, torch.device("cpu"))
-    return sum_of_shares(context.workers.sum_(sums))
+    errors = relative(context.workers.sum_(sums))
+    return dict(zip(plan.teacher.outputs.names, errors, strict=True))
 
 
 def _quantizers_of_outputs(
@@ -136,16 +154,30 @@ class _Progress:
         part: the unit's name in the work folder.
         where: the place of the work, for a person to read.
         before: steps of the network before those that are counted.
+        share_before: their share of the cost of all steps.
+        step_share: the share of one step of the unit.
     """
 
     report: Reporter
     part: str
     where: str
     before: int
+    share_before: float
+    step_share: float
 
     def __call__(self, step: int, loss: float) -> None:
         """Report a step and its loss."""
         self.report(Advanced(STAGE, self.before + step, self.where, {"loss": loss}))
+
+    def pace(self, step: int, found: bool) -> None:
+        """Report that a step is over, and whether an earlier run took it."""
+        share = self.share_before + step * self.step_share
+        self.report(Paced(STAGE, self.before + step, min(share, 1.0), found))
+
+    def behind(self, num_steps: int) -> _Progress:
+        """The place after so many steps of the unit."""
+        share_before = self.share_before + num_steps * self.step_share
+        return replace(self, before=self.before + num_steps, share_before=share_before)
 
 
 def _first_inputs(stage: _Stage, images: ImageRows) -> Carried:
@@ -180,7 +212,7 @@ def _quantize_unit(
     initial = initial_step_sizes(plan.folded.graph, part, quantized, plan.config, context)
     learned = LearnedUnit({}, finished, 0)
     if plan.config.reconstruct:
-        data = UnitData(full, quantized, targets, _target_weights(stage, targets), carried.held_out)
+        data = UnitData(full, quantized, targets, _target_weights(stage, part.outputs, targets), carried.held_out)
         learned = _learn(stage, part, learned, initial, data, progress)
     else:
         learned = learned.joined(LearnedUnit(_nearest_weights(plan, part), initial, 0))
@@ -197,10 +229,15 @@ def _quantize_unit(
     return learned, UnitReport(unit.name, unit.layers, learned.num_steps, *errors, len(unit.outputs))
 
 
-def _target_weights(stage: _Stage, targets: Sequence[ActivationStore]) -> tuple[float, ...]:
-    """The weights of outputs in the loss; the KL divergence has no scale, and one output needs none."""
-    if len(targets) == 1 or stage.plan.config.loss == "kl":
-        return (1.0,) * len(targets)
+def _target_weights(stage: _Stage, outputs: Sequence[fx.Node], targets: Sequence[ActivationStore]) -> tuple[float, ...]:
+    """The weights of outputs in the loss: the KL divergence is that of the class scores alone."""
+    if len(outputs) == 1:
+        return (1.0,)
+    if stage.plan.config.loss == "kl":
+        logits = stage.plan.teacher.logits
+        assert logits is not None, "check_loss has refused it"
+        scores = output_nodes(stage.plan.folded.graph)[logits.place]
+        return tuple(float(node is scores) for node in outputs)
     return output_weights(mean_energies(targets, stage.context.workers))
 
 
@@ -225,17 +262,19 @@ def _learn(
     by_layer = config.unit == "layer"
     for number, part in enumerate(layer_by_layer(graph, unit) if by_layer else [unit]):
         name = f"{progress.part}.{number}" if by_layer else progress.part
-        found = finished_part(name, context)
-        if found is None:
-            own, on_step = data, replace(progress, before=progress.before + number * config.num_steps)
+        found, on_step = finished_part(name, context), progress.behind(number * config.num_steps)
+        if found is not None:
+            on_step.pace(config.num_steps, True)
+        else:
+            own = data
             if part.outputs != unit.outputs:
                 targets = run_over_stores(part.teacher, data.full_inputs, part.rows, pool, context)
-                own = replace(data, targets=targets, target_weights=_target_weights(stage, targets))
+                own = replace(data, targets=targets, target_weights=_target_weights(stage, part.outputs, targets))
             with context.interrupts.held():
                 for attempt in float32_retried(context, name):
                     with attempt:
                         task = make_task(part, plan, initial, finished, own, context.device)
-                        taken = reconstruct(task, config, attempt.context, attempt.checkpoint, on_step)
+                        taken = reconstruct(task, config, attempt.context, attempt.checkpoint, on_step, on_step.pace)
                         found = task.harden(taken)
                 assert found is not None
                 if context.workers.is_first:

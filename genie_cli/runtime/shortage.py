@@ -21,7 +21,7 @@ _SAID_OF_SHORTAGE = re.compile(
 )
 """The words of runtime errors where memory is short, on the host or on a GPU."""
 _T = TypeVar("_T")
-_Values = TypeVar("_Values", Tensor, tuple[Tensor, ...])
+_Rows = TypeVar("_Rows", Tensor, tuple[Tensor, ...])
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -65,15 +65,19 @@ class BatchSplitter:
         self._report = report
         self._most: int | None = None
 
-    def __call__(self, function: Callable[..., _Values], *batch: Tensor) -> _Values:
-        """``function(*batch)``, joined from parts of the batch where it has to be: ``[B, ...]`` to ``[B, ...]``.
+    def __call__(self, function: Callable[..., _Rows], *batch: Tensor) -> _Rows:
+        """``function(*batch)``, joined from parts of the batch where it has to be.
 
         Args:
-            function: from one or more tensors to one, or to a tuple of them.
-            batch: its arguments, each with a row per image.
+            function: tensors ``[B, ...]`` to a tensor ``[B, ...]``, or to a tuple of such tensors.
+            batch: its arguments.
         """
         results = self.each(function, *batch)
-        return results[0] if len(results) == 1 else _joined(results)
+        if len(results) == 1:
+            return results[0]
+        if isinstance(results[0], Tensor):
+            return torch.cat(results)
+        return tuple(torch.cat(parts) for parts in zip(*results, strict=True))
 
     def each(self, function: Callable[..., _T], *batch: Tensor) -> list[_T]:
         """Results of `function` for each part of the tensors of `batch`, ``[B, ...]``, in their order."""
@@ -98,10 +102,3 @@ class BatchSplitter:
         if self._most is None:
             self._report(Note(f"{rows} images at once do not fit into memory: going on with fewer.", warning=True))
         self._most = (rows + 1) // 2
-
-
-def _joined(results: list[_Values]) -> _Values:
-    """The rows of all results, in their order."""
-    if isinstance(results[0], Tensor):
-        return torch.cat(results)
-    return tuple(torch.cat(parts) for parts in zip(*results, strict=True))

@@ -8,6 +8,7 @@ from torch import fx, nn
 
 from genie_cli.models.graph.cuts import data_nodes, output_nodes
 from genie_cli.models.graph.layers import weight_layers
+from genie_cli.models.graph.outputs import copy_structure
 from genie_cli.models.graph.subgraph import extract
 from genie_cli.models.graph.tensors import delete_tensor
 from genie_cli.student.protocol import BitPlan
@@ -36,6 +37,7 @@ def insert_quantizers(
     """
     nodes = data_nodes(folded)
     student = extract(folded, nodes, [node for node in nodes if node.op == "placeholder"], output_nodes(folded))
+    copy_structure(folded, student)
     graph = student.graph
     by_name = {node.name: node for node in graph.nodes}
     for layer in weight_layers(student):

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genie_cli.config import QuantizeConfig
-from genie_cli.models.graph.cuts import data_nodes, output_nodes
-from genie_cli.models.graph.folding import FoldedGraph
-from genie_cli.models.graph.subgraph import extract
+from genie_cli.models.graph.cuts import output_nodes
 from genie_cli.models.teacher import Teacher, make_teacher
 from genie_cli.quantization.activations.carried import Carried
 from genie_cli.quantization.activations.store import ActivationStore
 from genie_cli.quantization.disk_need import quantization_need
-from genie_cli.quantization.plan import QuantizationPlan
-from genie_cli.quantization.quantize import QuantizedNetwork, quantize_network
+from genie_cli.quantization.quantize import QuantizedNetwork
 from genie_cli.quantization.reconstruction.batches import Batches
 from genie_cli.quantization.units.partition import reconstruction_units
 from genie_cli.quantization.units.unit_graph import cut_out
@@ -96,7 +92,7 @@ def test_every_live_tensor_is_that_of_the_finished_student(teacher: Teacher, kep
             torch.testing.assert_close(full, wanted[name], rtol=0, atol=1e-5)
             # other layouts sum in another order, and a value between two grid points may come to lie on the other one
             assert ((quantized - found[name]).abs() > 1e-5).float().mean() < 0.01, (unit.name, name)
-    assert network.output_error == pytest.approx(
+    assert sum(network.output_errors.values()) == pytest.approx(
         relative_square(student_of(network)(IMAGES), teacher.graph(IMAGES)), rel=0.01
     )
 
@@ -226,8 +222,7 @@ def test_outputs_count_relative_to_their_energy(teacher: Teacher, monkeypatch: p
 def test_learning_beats_rounding_to_nearest(teacher: Teacher, options: dict[str, Any]):
     options = {"num_steps": 60, "max_unit_layers": 5, **options}
     found, nearest = quantize(teacher, **options), quantize(teacher, reconstruct=False, **options)
-    assert found.output_error is not None and nearest.output_error is not None
-    assert found.output_error < 0.9 * nearest.output_error
+    assert sum(found.output_errors.values()) < 0.9 * sum(nearest.output_errors.values())
 
 
 class Pooled(nn.Module):
@@ -251,8 +246,8 @@ def test_an_output_that_nothing_learns_about_is_no_obstacle():
     second = network.plan.units[1]
     assert second.layers == ("one",) and ["max_pool" in str(node.target) for node in second.outputs] == [False, True]
     assert [unit.num_outputs for unit in network.units] == [1, 2, 1, 1]
-    assert torch.isfinite(student_of(network)(IMAGES)).all() and network.output_error is not None
-    assert 0 < network.output_error < 0.1
+    assert torch.isfinite(student_of(network)(IMAGES)).all()
+    assert 0 < sum(network.output_errors.values()) < 0.1
 
 
 # the ways of a run
@@ -265,7 +260,7 @@ def test_a_killed_run_ends_in_the_same_bytes(teacher: Teacher, tmp_path: Path, o
     resumed, deaths = until_done(lambda work: quantize(teacher, log_every=2, work=work, **options), tmp_path, lives=3)
     assert deaths >= 3
     assert learned_bytes(resumed) == learned_bytes(whole)
-    assert resumed.units == whole.units and resumed.output_error == whole.output_error
+    assert resumed.units == whole.units and resumed.output_errors == whole.output_errors
 
 
 def test_gradients_of_micro_batches_add_up(teacher: Teacher, monkeypatch: pytest.MonkeyPatch):
@@ -308,43 +303,48 @@ def test_each_input_is_mixed_element_by_element(teacher: Teacher, monkeypatch: p
 # networks of several outputs
 
 
-def plan_with_outputs(teacher: Teacher, config: QuantizeConfig, names: Sequence[str]) -> QuantizationPlan:
-    """The plan for a network that returns the values of these nodes as a tuple."""
+class TwoEnds(CellNet):
+    """Returns a tensor that later layers read, one that they do not, and the logits."""
 
-    def returning(graph: fx.GraphModule) -> fx.GraphModule:
-        nodes = data_nodes(graph)
-        by_name = {node.name: node for node in nodes}
-        return extract(graph, nodes, nodes[:1], [by_name[name] for name in names])
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(6, 3, 1)
 
-    plan = stages.plan_of(teacher, config)
-    graph = returning(plan.folded.graph)
-    units = tuple(reconstruction_units(graph, config.unit == "network", config.max_unit_layers))
-    return replace(
-        plan,
-        teacher=replace(teacher, graph=returning(teacher.graph)),
-        folded=FoldedGraph(graph, {}, {}),
-        units=units,
-        bits=assign_bits(graph, plan.protocol, config.weight_bits, config.activation_bits),
-    )
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        states = [self.stem(x).relu()]
+        states.append(self.side(states[0]).relu())
+        for cell in self.cells:
+            states.append(cell(states[-1], states[-2]))
+        early = self.head(states[3])
+        logits = self.fc(self.join(torch.cat(states, 1)).relu().mean((2, 3)))
+        return {"logits": logits, "map": states[2], "early": early}
+
+
+@pytest.fixture(scope="module")
+def ends() -> Teacher:
+    return make_teacher("ends", TwoEnds(), plain_input(3, 8))
 
 
 @pytest.mark.parametrize("protocol", ["ait", "hardware"])
-@pytest.mark.parametrize("unit", ["block", "layer", "network"])
-@pytest.mark.parametrize("max_unit_layers", [2, 12])
-def test_early_outputs_are_carried_to_the_end_and_count(
-    teacher: Teacher, protocol: str, unit: str, max_unit_layers: int
-):
-    """An output that later layers read (through its quantizer), and one that they do not."""
-    folded = stages.plan_of(teacher, QuantizeConfig(**FAST)).folded.graph
-    nodes = data_nodes(folded)
-    relus = [node.name for node in nodes if "relu" in node.name]
-    config = QuantizeConfig(**{**FAST, "protocol": protocol, "unit": unit, "max_unit_layers": max_unit_layers})
-    plan = plan_with_outputs(teacher, config, [relus[3], nodes[-1].name])
-    network = quantize_network(plan, IMAGES, stages.run_context())
+@pytest.mark.parametrize(("unit", "limit"), [("block", 2), ("block", 12), ("layer", 5), ("network", 2)])
+def test_early_outputs_are_carried_to_the_end_and_count(ends: Teacher, protocol: str, unit: str, limit: int):
+    network = quantize(ends, protocol=protocol, unit=unit, max_unit_layers=limit)
     with torch.no_grad():
-        found, wanted = network.student().eval()(IMAGES), plan.teacher.graph(IMAGES)
-    assert [len(found), len(wanted)] == [2, 2]
+        found, wanted = student_of(network)(IMAGES), ends.graph(IMAGES)
     shares = [relative_square(own, target) for own, target in zip(found, wanted, strict=True)]
-    assert min(shares) > 0
-    assert network.output_error == pytest.approx(sum(shares), rel=0.02)
-    assert [node.name for node in output_nodes(plan.folded.graph)] == [relus[3], nodes[-1].name]
+    assert len(shares) == 3 and min(shares) > 0
+    assert network.output_errors == pytest.approx(dict(zip(ends.outputs.names, shares, strict=True)), rel=0.02)
+
+
+def test_kl_compares_the_class_scores_alone(ends: Teacher, monkeypatch: pytest.MonkeyPatch):
+    weights: list[tuple[float, ...]] = []
+
+    def look(task: UnitTask, learn: Learn) -> int:
+        weights.append(task.data.target_weights)
+        return learn(task)
+
+    around_each_unit(monkeypatch, look)
+    network = quantize(ends, unit="network", loss="kl", patience=2, holdout=0.25)
+    (unit,) = network.plan.units
+    scores = output_nodes(network.plan.folded.graph)[0]
+    assert weights == [tuple(float(node is scores) for node in unit.outputs)] and sum(weights[0]) == 1

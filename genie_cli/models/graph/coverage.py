@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
 
-from genie_cli.models.graph.batch_norm import batch_norm_sites
+from genie_cli.models.graph.affine_map import affine_maps
 from genie_cli.models.graph.cuts import data_nodes
 from genie_cli.models.graph.layers import WeightLayer, weight_layers
 from genie_cli.models.graph.tensors import get_tensor
@@ -30,7 +31,7 @@ class Coverage:
         multiplications: share of the multiplications that are products with a quantized weight; elementwise ones are
             left out of the count.
         in_float: weight that stays in float -> the reason.
-        batch_norms: batch norms that stay in float -> the reason.
+        batch_norms: batch norms that stay, each as an affine map per channel in float -> the reason.
     """
 
     parameters: float
@@ -64,10 +65,10 @@ def coverage(folded: fx.GraphModule, unfolded: dict[str, str]) -> Coverage:
     of_layer = {layer.node: layer for layer in layers}
     weights = {layer.weight_key for layer in layers}
     aside = {layer.bias_key for layer in layers}
-    aside |= {key for site in batch_norm_sites(folded) for key in site.keys}
+    aside |= {key for affine in affine_maps(folded) for key in affine.keys}
     in_float: dict[str, str] = {}
     num_quantized = sum(get_tensor(folded, key).numel() for key in weights)
-    num_float = sum(2 * len(site.mean) for site in batch_norm_sites(folded))  # as an affine map per channel
+    num_float = sum(2 * affine.num_channels for affine in affine_maps(folded))
     for node in folded.graph.nodes:
         key = str(node.target)
         if node.op != "get_attr" or key in weights or key in aside or key in in_float:
@@ -99,7 +100,8 @@ def _products(folded: fx.GraphModule, node: fx.Node, layer: WeightLayer | None, 
             return _numel(layer.sources[0].meta["val"], batch) * weight.numel() / (layer.groups * weight.shape[1])
         return _numel(value, batch) * weight.numel() / len(weight)
     if node.target in _PRODUCTS:
-        sizes = [_numel(source.meta.get("val"), batch) for source in node.all_input_nodes]
+        operands = node.args[1] if node.target is aten.einsum.default else node.args[:2]
+        sizes = [_numel(source.meta.get("val"), batch) for source in cast(Sequence[fx.Node], operands)]
         own = _numel(value, batch)
         # of A [m, k] and B [k, n] with the result [m, n]: m k n = sqrt(mk * kn * mn)
         return math.sqrt(own * math.prod(sizes)) if len(sizes) == 2 and own else 0.0

@@ -37,12 +37,12 @@ def relative_errors(
             for row, chosen in enumerate((~is_held_out[first:last], is_held_out[first:last])):
                 own[row] += torch.stack([error[chosen].sum(), norm[chosen].sum()])
     trained, unseen = workers.sum_(sums).unbind(1)
-    return sum_of_shares(trained), sum_of_shares(unseen) if len(held_out) else None
+    return sum(relative(trained), 0.0), sum(relative(unseen), 0.0) if len(held_out) else None
 
 
-def sum_of_shares(sums: Tensor) -> float:
-    """Of rows (squared error, squared norm) ``[K, 2]``: the sum of error over norm; 0 for what has no norm."""
-    return sum((error / norm if norm else 0.0 for error, norm in sums.tolist()), 0.0)
+def relative(sums: Tensor) -> list[float]:
+    """Of rows (squared error, squared norm) ``[K, 2]``: error over norm; 0 for what has no norm."""
+    return [error / norm if norm else 0.0 for error, norm in sums.tolist()]
 
 
 def mean_energies(stores: Sequence[ActivationStore], workers: Workers) -> list[float]:

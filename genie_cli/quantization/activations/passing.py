@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, fx
 
+from genie_cli.models.graph.outputs import as_tuple
 from genie_cli.quantization.activations.pool import ActivationPool
 from genie_cli.quantization.activations.store import ActivationStore
 from genie_cli.runtime.context import RunContext
@@ -34,11 +35,6 @@ def store_images(images: ImageRows, pool: ActivationPool) -> ActivationStore:
     for first in range(0, len(images), _ROWS):
         store.write(first, images[first : first + _ROWS])
     return store
-
-
-def as_tuple(values: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """What a graph returns, which is a tensor or a tuple of them, as a tuple."""
-    return (values,) if isinstance(values, Tensor) else values
 
 
 @torch.no_grad()

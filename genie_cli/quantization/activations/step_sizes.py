@@ -9,8 +9,8 @@ from torch import Tensor, fx
 
 from genie_cli.config import QuantizeConfig
 from genie_cli.errors import NumbersError
+from genie_cli.models.graph.outputs import as_tuple
 from genie_cli.models.graph.subgraph import extract
-from genie_cli.quantization.activations.passing import as_tuple
 from genie_cli.quantization.activations.store import ActivationStore
 from genie_cli.quantization.units.unit_graph import UnitGraph
 from genie_cli.runtime.context import RunContext

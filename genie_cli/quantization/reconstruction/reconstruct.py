@@ -12,7 +12,7 @@ from torch import Tensor
 
 from genie_cli.config import QuantizeConfig
 from genie_cli.errors import NumbersError
-from genie_cli.quantization.activations.passing import as_tuple
+from genie_cli.models.graph.outputs import as_tuple
 from genie_cli.quantization.activations.store import ActivationStore
 from genie_cli.quantization.learned.soft_rounding import rounding_beta
 from genie_cli.quantization.reconstruction.batches import Batches, DeviceBatches, complement
@@ -24,7 +24,7 @@ from genie_cli.quantization.reconstruction.task import UnitTask
 from genie_cli.runtime.context import RunContext
 from genie_cli.runtime.determinism import RandomMasks, make_generator
 from genie_cli.runtime.distribution import Workers
-from genie_cli.runtime.repeated_step import RepeatedStep
+from genie_cli.runtime.repeated_step import RepeatedStep, is_over
 from genie_cli.runtime.state import optimizer_state, prefixed, restore_optimizer, without_prefix
 from genie_cli.runtime.work import Saved
 
@@ -35,7 +35,12 @@ _AGREE_EVERY = 5
 
 
 def reconstruct(
-    task: UnitTask, config: QuantizeConfig, context: RunContext, checkpoint: str, on_step: Callable[[int, float], None]
+    task: UnitTask,
+    config: QuantizeConfig,
+    context: RunContext,
+    checkpoint: str,
+    on_step: Callable[[int, float], None],
+    on_pace: Callable[[int, bool], None] = lambda step, found: None,
 ) -> int:
     """Minimise the reconstruction error of one unit in place (Eq. 10-11 with LSQ and QDrop).
 
@@ -48,6 +53,7 @@ def reconstruct(
         context: what to run on; its processes share the batches, and gradients are summed over them.
         checkpoint: name of the unit's checkpoints.
         on_step: called with (steps done, reconstruction loss) every so many steps.
+        on_pace: receives the number of steps that are over, and whether an earlier run took them.
 
     Returns:
         The steps taken.
@@ -66,6 +72,7 @@ def reconstruct(
             learner.resume(left.tensors, start)
             if stopping is not None:
                 stopping.resume(left)
+        on_pace(start, True)
         for step in range(start + 1, config.num_steps + 1):
             batch, regularized = learner.next_batch(), learner.set_schedules()
             for attempt in learner.micro_batches.attempts():
@@ -73,9 +80,12 @@ def reconstruct(
                     learner.optimization_step(regularized)(*batch)
             learner.update_together()
             learner.steps_done = step
-            if step % every == 0 or step == config.num_steps:
+            is_logged = step % every == 0 or step == config.num_steps
+            if is_logged:
                 learner.check_numbers()
                 on_step(step, float(learner.loss))
+            if is_logged or is_over(step, context.device):
+                on_pace(step, False)
             if stopping is not None and stopping.is_due(step):
                 learner.check_numbers()
                 held_out_loss = learner.held_out_loss()
@@ -242,6 +252,8 @@ class UnitLearner:
             outputs = self._outputs(*parts[:num_inputs])
             roots, root_gradients = [], []
             for output, target, weight in zip(outputs, parts[num_inputs:], task.data.target_weights, strict=True):
+                if not weight:
+                    continue  # it is not compared
                 loss, gradient = self._compare(output.detach(), target)
                 self.loss.add_(loss, alpha=share * weight)
                 if self._own_share * share * weight != 1:
@@ -302,9 +314,12 @@ class UnitLearner:
         sums = torch.zeros(2, dtype=torch.float64)
         for rows in task.data.held_out.split(self._config.batch_size) if len(task.data.held_out) else ():
             outputs = self._context.splitter(self._outputs, *self._gather(task.data.quantized_inputs, rows))
-            pairs = zip(outputs, self._gather(task.data.targets, rows), strict=True)
-            losses = [float(self._compare(output.float(), target.float())[0]) for output, target in pairs]
-            loss = sum(own * weight for own, weight in zip(losses, task.data.target_weights, strict=True))
+            targets = self._gather(task.data.targets, rows)
+            loss = sum(
+                float(self._compare(output.float(), target.float())[0]) * weight
+                for output, target, weight in zip(outputs, targets, task.data.target_weights, strict=True)
+                if weight
+            )
             sums += torch.tensor([loss * len(rows), len(rows)], dtype=torch.float64)
         task.student.train()
         total, count = self._context.workers.sum_(sums)

@@ -46,7 +46,7 @@ class UnitData:
         full_inputs: the teacher's inputs of the unit, each ``[n, ...]``.
         quantized_inputs: the same from the already quantized units before.
         targets: the teacher's outputs of the unit, each ``[n, C, ...]``.
-        target_weights: the weight of each output in the loss.
+        target_weights: the weight of each output in the loss; 0: it is not compared.
         held_out: rows that are never trained on; what early stopping watches.
     """
 

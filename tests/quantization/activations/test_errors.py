@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from genie_cli.quantization.activations.errors import mean_energies, relative_errors, sum_of_shares
+from genie_cli.quantization.activations.errors import mean_energies, relative, relative_errors
 from genie_cli.quantization.activations.pool import ActivationPool
 from genie_cli.quantization.activations.store import ActivationStore
 from genie_cli.runtime.distribution import SOLO
@@ -65,7 +65,7 @@ def test_without_held_out_rows_there_is_no_second_error(pool: ActivationPool):
 
 
 def test_a_target_without_norm_has_no_share():
-    assert sum_of_shares(torch.tensor([[1.0, 0.0], [1.0, 4.0]], dtype=torch.float64)) == 0.25
+    assert relative(torch.tensor([[1.0, 0.0], [1.0, 4.0]], dtype=torch.float64)) == [0.0, 0.25]
 
 
 def test_energies_sum_over_channels_and_average_over_the_rest(pool: ActivationPool):
