@@ -93,7 +93,7 @@ def quantize_network(plan: QuantizationPlan, images: ImageRows, context: RunCont
 
 @dataclass(frozen=True)
 class _Stage:
-    """What all units share.
+    """The things that all units share.
 
     Attributes:
         plan: what to do.
