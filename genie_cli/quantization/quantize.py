@@ -206,7 +206,7 @@ def _quantize_unit(
     """
     plan, pool, context = stage.plan, stage.pool, stage.context
     part = cut_out(plan.folded.graph, unit, plan.bits, context.device)
-    finished = {name: learned_before[name].to(context.device) for name in part.read_before}
+    finished = {name: learned_before[name].to(context.device) for name in sorted(part.read_before)}
     full, quantized = carried.full(unit.sources), carried.quantized(unit.sources)
     targets = run_over_stores(part.teacher, full, part.rows, pool, context)
     initial = initial_step_sizes(plan.folded.graph, part, quantized, plan.config, context)
