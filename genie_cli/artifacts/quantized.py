@@ -72,6 +72,8 @@ class QuantizedMetadata(ArtifactMetadata):
     teacher: str
     teacher_sha256: str
     """Hash of the weights that were quantized: the folder fits one teacher only."""
+    source_sha256: str | None = None
+    """Hash of the network before it was reparameterized; None: it was quantized as it is."""
     protocol: str
     preset: str
     weights: dict[str, WeightEntry]
@@ -90,6 +92,11 @@ class QuantizedMetadata(ArtifactMetadata):
     """Rewrite -> relative distance of the rewritten network's answers from those of the network itself."""
     outputs: tuple[str, ...] = ("logits",)
     """Names of what the network returns."""
+
+    @property
+    def network_sha256(self) -> str:
+        """Hash of the network that `--model` and `--weights` name."""
+        return self.source_sha256 or self.teacher_sha256
 
 
 @dataclass(frozen=True, eq=False)

@@ -54,6 +54,11 @@ class ModelConfig(Frozen):
     """A torchvision weights name, or a local .safetensors or .pth file."""
     weights_key: Annotated[str | None, Flag("Model", default="the one set of weights")] = None
     """Place of the weights in their file, such as state_dict_ema, where it holds more than one set."""
+    reparameterize: Annotated[bool, Flag("Model")] = False
+    """Merge the branches of a network such as RepVGG by its modules' own methods.
+
+    These are reparameterize(), switch_to_deploy(), merge_kernel(), fuse() or fuse_convs(). Images are synthesized for
+    the network as it was trained, whose batch norms hold the statistics."""
     input_size: Annotated[int | None, Flag("Model", default="the model's own")] = Field(None, ge=8, le=4096)
     """Side of the square input in pixels."""
     num_channels: Annotated[int | None, Flag("Model", default="the model's own")] = Field(None, ge=1, le=64)
