@@ -26,8 +26,7 @@ def evaluate(used: Used, params: opt.ParamsFile = None, as_json: opt.AsJson = Fa
 
     file = opt.read(params)
     model_config = opt.model_config(file, used["model"])
-    resize_size = _resize_size(used["evaluate"].get("resize_size"))
-    flags = opt.given({**used["evaluate"], "resize_size": resize_size})
+    flags = opt.given(used["evaluate"])
     config = opt.stage_config(EvaluateConfig, file.section("evaluate"), flags, where="evaluate")
     if config.data is None:
         raise UsageError("No data is named: give --data digits, cifar10:FOLDER, imagefolder:PATH or a .safetensors.")
@@ -54,22 +53,16 @@ def _run(model_config: ModelConfig, config: EvaluateConfig, source: str, as_json
             _show(figures)
 
 
-def _resize_size(text: str | None) -> int | str | None:
-    if text is None or text == "none":
-        return text
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"--resize-size {text!r} must be a number of pixels or none.")
-    return int(text)
-
-
 def _measure(run: Run, model_config: ModelConfig, config: EvaluateConfig, source: str) -> dict[str, Any]:
     from genie_cli.artifacts.quantized import load_quantized
     from genie_cli.data.labeled import check_classes
     from genie_cli.data.sources import open_data
     from genie_cli.evaluation import accuracy
     from genie_cli.evaluation.decision import decision_of
+    from genie_cli.evaluation.output_error import output_errors
     from genie_cli.models.graph.folding import fold_batch_norms
     from genie_cli.models.graph.placement import move
+    from genie_cli.models.logits import why_no_logits
     from genie_cli.models.network_input import RecordedInput
     from genie_cli.models.zoo import load_teacher
     from genie_cli.runtime.work import NO_WORK
@@ -84,7 +77,7 @@ def _measure(run: Run, model_config: ModelConfig, config: EvaluateConfig, source
         recorded = None
         if artifact is not None:
             made_for = artifact.metadata
-            recorded = RecordedInput(str(config.quantized), made_for.network_sha256, made_for.input)
+            recorded = RecordedInput(str(config.quantized), made_for.network_sha256, made_for.input, made_for.logits)
         teacher = load_teacher(model_config, recorded)
         spec = teacher.input
         if config.resize_size is not None:
@@ -93,8 +86,15 @@ def _measure(run: Run, model_config: ModelConfig, config: EvaluateConfig, source
         data = open_data(source, spec, config.num_workers, config.num_images, class_order=config.class_order)
         if config.num_images is not None and config.num_images > data.num_images:
             raise UsageError(f"--num-images {config.num_images} is more than the {data.num_images} images of {source}.")
-        check_classes(data, teacher.num_classes)
-        decision = decision_of(teacher.graph, teacher.num_classes)
+        if teacher.logits is None and artifact is None:
+            raise UsageError(
+                f"There is no accuracy to measure: {why_no_logits(teacher.outputs)}. With --quantized, the outputs of "
+                "a quantized network are compared with the network's own."
+            )
+        decision = None
+        if teacher.logits is not None:
+            check_classes(data, teacher.logits.num_classes)
+            decision = decision_of(teacher.logits.of(teacher.graph), teacher.logits.num_classes)
         network = teacher.graph
         reference = None
         if artifact is not None:
@@ -103,7 +103,9 @@ def _measure(run: Run, model_config: ModelConfig, config: EvaluateConfig, source
             network = fold_batch_norms(teacher.graph).graph
     run.tell_of(teacher)
     run.tell_of(data)
-    if decision.is_binary:
+    if decision is None:
+        run.note(f"no accuracy is measured: {why_no_logits(teacher.outputs)}.")
+    elif decision.is_binary:
         kind = "probability" if decision.threshold else "logit"
         run.note(f"the network has one output: a {kind} above {decision.threshold:g} is class 1, else class 0.")
     num_batches = data.num_batches(config.batch_size)
@@ -117,11 +119,16 @@ def _measure(run: Run, model_config: ModelConfig, config: EvaluateConfig, source
     networks = [network] if reference is None else [network, reference]
     run.decide_arithmetic(config, "evaluate", lambda context: accuracy.unsupported_evaluation(networks, spec, context))
     with run.working(NO_WORK) as context:
-        threshold = decision.threshold
-        result = accuracy.evaluate(
-            network, data, decision.num_outputs, config.batch_size, context, reference, threshold
-        )
-    figures = {"model": teacher.name, **result.as_json()}
+        figures: dict[str, Any] = {"model": teacher.name}
+        if reference is not None and len(teacher.outputs.names) + (teacher.logits is None) > 1:
+            errors = output_errors(network, reference, data, config.batch_size, context)
+            figures |= {"num_images": data.num_images, "output_errors": errors}
+        if decision is not None and teacher.logits is not None:
+            logits, full = teacher.logits.of(network), None if reference is None else teacher.logits.of(reference)
+            result = accuracy.evaluate(
+                logits, data, decision.num_outputs, config.batch_size, context, full, decision.threshold
+            )
+            figures |= result.as_json()
     if artifact is not None:
         figures |= {key: getattr(artifact.metadata, key) for key in ("preset", "protocol")}
         figures |= {key: artifact.metadata.config.get(key) for key in ("weight_bits", "activation_bits")}
@@ -131,7 +138,13 @@ def _measure(run: Run, model_config: ModelConfig, config: EvaluateConfig, source
 def _show(figures: dict[str, Any]) -> None:
     from genie_cli.commands.display import rows_table, summary
 
-    summary("Evaluated", {key: _cell(key, value) for key, value in figures.items() if key != "per_class"})
+    tables = ("per_class", "output_errors")
+    summary("Evaluated", {key: _cell(key, value) for key, value in figures.items() if key not in tables})
+    if "output_errors" in figures:
+        errors = [[name, f"{error:.4f}"] for name, error in figures["output_errors"].items()]
+        rows_table("Distance from the network", ["output", "error"], errors, {"error"})
+    if "per_class" not in figures:
+        return
     title, classes = "Per class", list(figures["per_class"].items())
     if len(classes) > _MOST_CLASSES:
         title, classes = "Weakest classes", sorted(classes, key=lambda item: item[1])[:_WEAKEST]

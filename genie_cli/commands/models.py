@@ -34,7 +34,7 @@ def models(
             {
                 "name": entry.name,
                 "origin": entry.origin,
-                "input": [entry.input.num_channels, entry.input.size, entry.input.size],
+                "input": list(entry.input.shape),
                 "num_parameters": entry.num_parameters,
             }
             for entry in entries
@@ -47,7 +47,7 @@ def models(
         [
             [
                 entry.name,
-                f"{entry.input.num_channels}x{entry.input.size}x{entry.input.size}",
+                "x".join(map(str, entry.input.shape)),
                 f"{entry.num_parameters:,}" if entry.num_parameters is not None else "",
                 entry.origin,
             ]

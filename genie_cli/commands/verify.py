@@ -33,6 +33,7 @@ def verify(
         metadata: ArtifactMetadata = images.metadata
         network_sha256 = images.metadata.teacher_sha256
         made_for = {images.metadata.teacher_sha256, *images.metadata.other_teachers}
+        logits = None
     else:
         quantized = load_quantized(artifact if artifact.is_dir() else artifact.parent)
         found["weights"] = f"{len(quantized.weights)} layers, codes within their bits, scales positive"
@@ -40,6 +41,7 @@ def verify(
         found["hash"] = _hash(quantized.metadata.content_sha256)
         metadata = quantized.metadata
         network_sha256 = quantized.metadata.network_sha256
+        logits = quantized.metadata.logits
     if "name" in used["model"]:
         from genie_cli.config import Params
         from genie_cli.models.network_input import RecordedInput
@@ -47,14 +49,14 @@ def verify(
         from genie_cli.student.probe import compare_with_record
 
         config = opt.model_config(Params({}), used["model"])
-        recorded = RecordedInput(str(artifact), network_sha256, metadata.input)
+        recorded = RecordedInput(str(artifact), network_sha256, metadata.input, logits)
         teacher = load_teacher(config, recorded)
         tell_of(teacher)
         if "images" in found:
             matches = bool(teacher.known_sha256 & made_for)
             found["teacher"] = f"{teacher.name}: " + ("the images were made for it" if matches else "another one")
         else:
-            found["logits"] = compare_with_record(teacher, quantized)
+            found["outputs"] = compare_with_record(teacher, quantized)
     summary("Whole", found)
 
 

@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from genie_cli.config import InputSpec
+from genie_cli.config.image_size import height_and_width
 from genie_cli.data.value_range import READ_ERRORS, Range, in_8_bits
 from genie_cli.errors import InputError
 
 
 def decode_image(path: Path, spec: InputSpec, ranges: Mapping[str, Range] | None = None) -> Tensor:
-    """Read, scale to 8 bits, resize the shorter side (antialiased) and crop the centre.
+    """Read, scale to 8 bits, resize until the resize size is covered (antialiased) and crop the centre.
 
     Args:
         path: an image file that Pillow reads.
@@ -24,7 +25,7 @@ def decode_image(path: Path, spec: InputSpec, ranges: Mapping[str, Range] | None
         ranges: of the set's 32-bit integer and float images, see `value_ranges`; None: the image's own.
 
     Returns:
-        uint8 [spec.num_channels, spec.size, spec.size].
+        uint8 [spec.num_channels, spec.height, spec.width].
 
     Raises:
         InputError: the file is not a readable image, or the image is smaller than the crop.
@@ -40,15 +41,25 @@ def decode_image(path: Path, spec: InputSpec, ranges: Mapping[str, Range] | None
         raise InputError(f"Image {path} cannot be read: {reason}.") from None
     original = image.size
     if spec.resize_size is not None:
-        image = T.resize(image, [spec.resize_size], InterpolationMode(spec.interpolation), antialias=True)
-    if min(image.size) < spec.size:
+        sides = _covering(image.height, image.width, *height_and_width(spec.resize_size))
+        image = T.resize(image, sides, InterpolationMode(spec.interpolation), antialias=True)
+    if image.height < spec.height or image.width < spec.width:
+        is_square = spec.height == spec.width
+        mend = f"resize the shorter side to {spec.width}" if is_square else "resize it to that size"
         after = f" ({image.width}x{image.height} after its resize)" if image.size != original else ""
         raise InputError(
-            f"Image {path} is {original[0]}x{original[1]} pixels{after}, smaller than the {spec.size}x{spec.size} "
-            f"crop that the network takes: resize the shorter side to {spec.size} or more."
+            f"Image {path} is {original[0]}x{original[1]} pixels{after}, smaller than the {spec.width}x{spec.height} "
+            f"crop that the network takes (width x height): {mend} or more."
         )
-    pixels: Tensor = T.pil_to_tensor(T.center_crop(image, [spec.size]))
+    pixels: Tensor = T.pil_to_tensor(T.center_crop(image, [spec.height, spec.width]))
     return pixels
+
+
+def _covering(height: int, width: int, least_height: int, least_width: int) -> list[int]:
+    """Height and width of an image, its proportions kept, of which one side is the least and the other not below."""
+    if height * least_width < width * least_height:  # the height is what is missing
+        return [least_height, int(least_height * width / height)]
+    return [int(least_width * height / width), least_width]
 
 
 class ImageFiles(Dataset[Tensor | str]):
@@ -66,7 +77,7 @@ class ImageFiles(Dataset[Tensor | str]):
         return len(self._paths)
 
     def __getitem__(self, index: int) -> Tensor | str:
-        """The pixels of a file, uint8 [C, size, size], or the message."""
+        """The pixels of a file, uint8 [C, H, W], or the message."""
         try:
             return decode_image(self._paths[index], self._spec, self._ranges)
         except InputError as error:

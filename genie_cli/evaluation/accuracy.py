@@ -145,7 +145,7 @@ def unsupported_evaluation(networks: Sequence[nn.Module], spec: InputSpec, conte
     Returns:
         None where two black images pass, or where these already take more memory than there is.
     """
-    images = torch.zeros(2, spec.num_channels, spec.size, spec.size, device=context.device)
+    images = torch.zeros(2, *spec.shape, device=context.device)
     images = images.contiguous(memory_format=torch.channels_last)
     for network in networks:
         try:
@@ -171,7 +171,7 @@ def _finite_logits(network: nn.Module, images: Tensor, context: RunContext, what
     """
     try:
         with context.autocast():
-            logits = context.splitter(network, images).float().cpu()
+            logits: Tensor = context.splitter(network, images).float().cpu()
     except Exception as error:
         if context.dtype == torch.float32 or not may_lack_arithmetic(error):
             raise

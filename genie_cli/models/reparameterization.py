@@ -19,7 +19,7 @@ from torch import nn
 from genie_cli.config import InputSpec
 from genie_cli.errors import InputError
 from genie_cli.models.checkpoints import state_sha256
-from genie_cli.models.graph.equivalence import make_reference
+from genie_cli.models.graph.equivalence import distance_between
 from genie_cli.models.preparation import prepared
 
 METHODS = ("reparameterize", "switch_to_deploy", "merge_kernel", "fuse", "fuse_convs")
@@ -64,7 +64,7 @@ def reparameterized(name: str, network: nn.Module, spec: InputSpec) -> Reparamet
     """
     source, _ = prepared(network)
     source_sha256 = state_sha256(source)
-    reference = None
+    _check_runs(name, source, spec)
     problems = []
     for merge in (_outermost_first, _innermost_first):
         merged, calls = _copied(name, network), Counter[str]()
@@ -84,10 +84,8 @@ def reparameterized(name: str, network: nn.Module, spec: InputSpec) -> Reparamet
             raise NothingToMergeError(
                 f"{_listed(calls)} changed nothing in '{name}': it is merged already. Leave out --reparameterize."
             )
-        if reference is None:
-            reference, _ = make_reference(source, spec)
         try:
-            distance = reference.distance(final)
+            distance = distance_between(final, source, spec)
         except Exception as error:  # of a network that was put together wrongly
             problems.append(f"it fails then: {type(error).__name__}: {error}")
             continue
@@ -148,6 +146,17 @@ def _method(module: nn.Module) -> str | None:
             if all(p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in rest):
                 return name
     return None
+
+
+def _check_runs(name: str, source: nn.Module, spec: InputSpec) -> None:
+    """Refuse a network that fails as it was trained, so that no merge is blamed for it."""
+    try:
+        distance_between(source, source, spec)
+    except InputError:
+        raise
+    except Exception as error:  # the user's own code may raise anything
+        shape = "x".join(map(str, spec.shape))
+        raise InputError(f"'{name}' fails on images of {shape}: {type(error).__name__}: {error}") from error
 
 
 def _copied(name: str, network: nn.Module) -> nn.Module:

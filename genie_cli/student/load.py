@@ -16,6 +16,7 @@ from genie_cli.models.graph.capture import capture
 from genie_cli.models.graph.equalization import add_channel_clips, has_channel_clips
 from genie_cli.models.graph.folding import fold_batch_norms
 from genie_cli.models.graph.layers import weight_layers
+from genie_cli.models.graph.outputs import structured
 from genie_cli.models.graph.tensors import named_tensors, set_tensor
 from genie_cli.models.preparation import prepared
 from genie_cli.models.reparameterization import reparameterized
@@ -36,7 +37,8 @@ def load(model: str | nn.Module, folder: str | Path) -> nn.Module:
         folder: written by ``genie quantize``.
 
     Returns:
-        A module in evaluation mode from ``[B, C, S, S]`` (normalised) to logits ``[B, classes]``.
+        A module in evaluation mode from ``[B, C, H, W]`` (normalised) to what the network returns: tensors in the
+        same dictionaries, tuples and so on.
 
     Raises:
         InputError: a damaged folder, or one of another network.
@@ -60,11 +62,11 @@ def _restored(network: nn.Module, artifact: QuantizedArtifact) -> fx.GraphModule
         with suppress(InputError):  # a network that is merged already, whose methods need not take a second call
             network = reparameterized(artifact.metadata.teacher, network, artifact.metadata.input).network
     graph = capture(prepared(network)[0], artifact.metadata.input)
-    return restore(_folded_as(graph, artifact), artifact)
+    return structured(restore(_folded_as(graph, artifact), artifact))
 
 
 def load_student(teacher: Teacher, artifact: QuantizedArtifact) -> fx.GraphModule:
-    """The quantized network of this very teacher.
+    """The quantized network of this very teacher, with the outputs of its graph; `structured` puts the rest on.
 
     Raises:
         InputError: the artifact was made for another teacher.

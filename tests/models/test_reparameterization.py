@@ -160,6 +160,28 @@ def test_a_merge_that_does_not_hold_is_refused(block: type[Block], message: str)
         reparameterized("network", network.eval(), SPEC)
 
 
+def test_a_network_that_fails_as_it_was_trained_is_told() -> None:
+    with pytest.raises(InputError, match=r"'network' fails on images of 3x8x8: RuntimeError"):
+        reparameterized("network", build(), InputSpec(size=8))
+
+
+class Outputs(nn.Module):
+    """Two maps in a dictionary, one of them channels last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Block(1, 4)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        y = self.block(x)
+        return {"map": y.permute(0, 2, 3, 1), "score": y.mean((1, 2, 3))}
+
+
+def test_outputs_of_any_structure_are_compared() -> None:
+    found = reparameterized("network", Outputs().eval(), SPEC)
+    assert set(found.network(IMAGES)) == {"map", "score"} and hasattr(found.network.block, "merged")
+
+
 class WithArguments(nn.Conv2d):
     def fuse(self, other: Tensor) -> Tensor:
         return self(other)
