@@ -449,7 +449,7 @@ CASES = [
     case("file of models without a factory", USAGE, source_file("net.py", "", "net.py:"), "net.py", "factory"),
     case("file of models alone", USAGE, source_file("net.py", "", "net.py"), "'net.py'", "FILE.py:FACTORY"),
     case("network without outputs", INPUT, lambda p: ["inspect", f"{p.networks}:NoOutputs"],
-         "returns no tensor", "output 'largest' is left out", "no row for each image", "'stride' is no tensor: 8"),
+         "returns no tensor", "of 'largest' the shape [] has no row for each image", "of 'stride' 8 is no tensor"),
     case("output of another name", USAGE, lambda p: ["inspect", f"{p.networks}:TwoOutputs", "--logits", "head.clas"],
          "Unknown output 'head.clas'", "head.cls [B, 5]", "Did you mean 'head.cls'?"),
     case("output without class scores", USAGE, lambda p: ["inspect", f"{p.networks}:TwoOutputs", "--logits", "map"],
