@@ -47,10 +47,10 @@ class CellNet(nn.Module):
     after that, and by the concatenation.
     """
 
-    def __init__(self, num_cells: int = 4, width: int = 6) -> None:
+    def __init__(self, num_cells: int = 4, width: int = 6, num_channels: int = 3) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.stem, self.side = nn.Conv2d(3, width, 3, 2, 1), nn.Conv2d(width, width, 1)
+        self.stem, self.side = nn.Conv2d(num_channels, width, 3, 2, 1), nn.Conv2d(width, width, 1)
         self.cells = nn.ModuleList(Cell(width) for _ in range(num_cells))
         self.join, self.fc = nn.Conv2d(width * (num_cells + 2), 8, 1), nn.Linear(8, 5)
 
