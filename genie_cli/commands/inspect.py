@@ -20,7 +20,7 @@ _SHOWN_UNFOLDED = 5
 
 @takes(
     Fields("model", without=("name",)),
-    Fields("quantize", only=("weight_bits", "activation_bits", "protocol", "bits_override")),
+    Fields("quantize", only=("weight_bits", "activation_bits", "protocol", "bits_override", "max_unit_layers")),
 )
 def inspect(
     used: Used,
@@ -133,8 +133,11 @@ def _show_model(description: dict[str, Any], plan: QuantizationPlan) -> None:
     others = [[site["name"], site["bits"]] for site in description["sites"] if not site["layers"]]
     if others:
         rows_table("Activations that no layer reads as they are", ["site", "A bits"], others, {"A bits"})
-    units = [[unit["name"], ", ".join(unit["layers"])] for unit in description["units"]]
-    rows_table("Reconstruction units", ["unit", "layers"], units)
+    tensors = ("num_inputs", "num_outputs", "num_passing")
+    units = [
+        [unit["name"], *(unit[key] for key in tensors), ", ".join(unit["layers"])] for unit in description["units"]
+    ]
+    rows_table("Reconstruction units", ["unit", "in", "out", "past", "layers"], units, {"in", "out", "past"})
     unfolded = [f"{name}: {reason}" for name, reason in list(description["unfolded"].items())[:_SHOWN_UNFOLDED]]
     moved = [f"{name} into {', '.join(into)}" for name, into in list(description["moved"].items())[:_SHOWN_UNFOLDED]]
     summary(

@@ -15,7 +15,7 @@ from genie_cli.config import QuantizeConfig, SynthesizeConfig
 from genie_cli.data.labeled import LabeledImages
 from genie_cli.evaluation import accuracy
 from genie_cli.evaluation.accuracy import Evaluation
-from genie_cli.models.graph.cuts import data_nodes
+from genie_cli.models.graph.cuts import data_nodes, output_nodes
 from genie_cli.models.teacher import Teacher
 from genie_cli.quantization import quantize as quantization
 from genie_cli.quantization.activations import step_sizes
@@ -100,9 +100,10 @@ def calibrate(
 ) -> dict[str, ActivationQuantizer]:
     """Quantizers of a whole graph's sites, as `initial_step_sizes` finds them where the graph is one unit."""
     context, nodes = run_context(**running), data_nodes(graph)
-    unit = UnitGraph("network", tuple(nodes[1:]), nodes[0], graph, bits, rows)
+    outputs = tuple(output_nodes(graph))
+    unit = UnitGraph("network", tuple(nodes[1:]), (nodes[0],), outputs, graph, bits, frozenset(), rows)
     with ActivationPool(CPU, 0, 1 << 30, context.report) as pool:
-        return step_sizes.initial_step_sizes(graph, unit, store_images(images, pool), config, context)
+        return step_sizes.initial_step_sizes(graph, unit, [store_images(images, pool)], config, context)
 
 
 def listen_to_quantization(heard: Callable[[QuantizedNetwork], Any]) -> None:

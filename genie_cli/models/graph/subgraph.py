@@ -10,19 +10,21 @@ from genie_cli.models.graph.tensors import get_tensor, set_tensor
 
 
 def extract(
-    graph_module: fx.GraphModule, nodes: Sequence[fx.Node], source: fx.Node, outputs: Sequence[fx.Node]
+    graph_module: fx.GraphModule, nodes: Sequence[fx.Node], sources: Sequence[fx.Node], outputs: Sequence[fx.Node]
 ) -> fx.GraphModule:
-    """The graph that computes `outputs` from the value of `source` by `nodes`.
+    """The graph that computes `outputs` from the values of `sources` by `nodes`.
 
     Args:
         graph_module: the captured graph.
         nodes: the nodes to run, in order; parameters that they read come along, without a copy.
-        source: the node whose value becomes the input.
+        sources: the nodes whose values become the inputs, in this order.
         outputs: the nodes whose values are returned: one tensor, or a tuple for several.
     """
     graph, root = fx.Graph(), nn.Module()
-    copies: dict[fx.Node, fx.Node] = {source: graph.placeholder(source.name)}
-    copies[source].meta = dict(source.meta)
+    copies: dict[fx.Node, fx.Node] = {}
+    for source in sources:
+        copies[source] = graph.placeholder(source.name)
+        copies[source].meta = dict(source.meta)
     for node in nodes:
         for argument in node.all_input_nodes:
             if argument.op == "get_attr" and argument not in copies:
@@ -31,7 +33,7 @@ def extract(
         if node.op == "call_module":
             target = str(node.target)
             _add_module(root, target, graph_module.get_submodule(target))
-        if node is not source:
+        if node not in sources:
             copies[node] = graph.node_copy(node, copies.__getitem__)
     results = tuple(copies[node] for node in outputs)
     graph.output(results[0] if len(results) == 1 else results)
