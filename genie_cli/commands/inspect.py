@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from genie_cli.quantization.plan import QuantizationPlan
 
 _SHOWN_UNFOLDED = 5
+_SIZES = ("size", "resize_size", "input_size")
+"""Keys whose lists are height and width."""
 
 
 @takes(
@@ -96,9 +98,12 @@ def _show_artifact(path: Path, as_json: bool) -> None:
 
 
 def _plain(value: Any) -> str:
-    """A metadata field for a reader: ``size 16, mean [0.5]`` of a mapping."""
+    """A metadata field for a reader: ``size 16, mean [0.5]`` of a mapping; an oblong size is ``360x480``."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
+        return ", ".join(
+            f"{key} {_by(item) if key in _SIZES and isinstance(item, list) else _plain(item)}"
+            for key, item in value.items()
+        )
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return "none" if value is None else str(value)
