@@ -10,7 +10,7 @@ from genie_cli.models.graph.capture import aten
 
 _PROBABILITIES = (aten.sigmoid.default, aten.hardsigmoid.default)
 _SAME_VALUES = (
-    aten.reshape.default, aten.view.default, aten.flatten.using_ints, aten.squeeze.default, aten.squeeze.dim,
+    aten.reshape.default, aten.view.default, aten.flatten.using_ints, aten.squeeze.dims, aten.squeeze.dim,
     aten.unsqueeze.default, aten.clone.default, aten._to_copy.default, aten.permute.default,
 )  # fmt: skip
 """Operations that hand values on as they are."""

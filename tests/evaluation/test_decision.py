@@ -45,6 +45,8 @@ class Ends(nn.Module):
         ends = {
             "logit": lambda: y,
             "sigmoid": lambda: y.sigmoid(),
+            "a number per image": lambda: y.sigmoid().squeeze(1),
+            "squeezed": lambda: y.sigmoid().squeeze(),
             "reshaped": lambda: y.sigmoid().reshape(-1, 1, 1).flatten(1),
             "hard": lambda: F.hardsigmoid(4 * y),
             "scaled": lambda: 2 * y.sigmoid() - 1,
@@ -59,7 +61,16 @@ def images(labels: list[int]) -> TensorImages:
 
 
 @pytest.mark.parametrize(
-    ("end", "threshold"), [("logit", 0.0), ("sigmoid", 0.5), ("reshaped", 0.5), ("hard", 0.5), ("scaled", 0.0)]
+    ("end", "threshold"),
+    [
+        ("logit", 0.0),
+        ("sigmoid", 0.5),
+        ("a number per image", 0.5),
+        ("squeezed", 0.5),
+        ("reshaped", 0.5),
+        ("hard", 0.5),
+        ("scaled", 0.0),
+    ],
 )
 def test_the_threshold_fits_the_output(end: str, threshold: float) -> None:
     graph = capture(Ends(end), SPEC)

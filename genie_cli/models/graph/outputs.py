@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from genie_cli.errors import InputError
 from genie_cli.models.graph.cuts import output_nodes
 from genie_cli.models.graph.operations import operation_of
-from genie_cli.models.graph.tensors import get_tensor, set_tensor
+from genie_cli.models.graph.tensors import get_tensor, named_tensors, set_tensor
 
 BARE = "output"
 """The name of the output of a network that returns a tensor and nothing around it."""
@@ -255,6 +255,7 @@ def structured(graph_module: fx.GraphModule) -> fx.GraphModule:
     constants = [graph.get_attr(key) for key in tree.constants]
     others: list[Any] = []
     if tree.tail is not None:
+        device = next((tensor.device for tensor in named_tensors(graph_module).values()), None)
         entering = [copies[images] if place is None else computed[place] for place in tree.tail.places]
         nodes = list(tree.tail.graph.nodes)
         values = dict(zip((node for node in nodes if node.op == "placeholder"), entering, strict=True))
@@ -263,6 +264,8 @@ def structured(graph_module: fx.GraphModule) -> fx.GraphModule:
                 others = [values[value] for value in node.args[0]]
             elif node.op != "placeholder":
                 values[node] = graph.node_copy(node, values.__getitem__)
+                if node.kwargs.get("device") is not None:  # the graph may have been moved since
+                    values[node].kwargs = {**values[node].kwargs, "device": device}
     graph_module.add_submodule(_STRUCTURE, OutputStructure(tree))
     graph.output(graph.call_module(_STRUCTURE, (copies[images], *computed, *constants, *others)))
     whole = fx.GraphModule(graph_module, graph)
@@ -424,7 +427,10 @@ class _Settled:
 
     def _can_enter(self, node: fx.Node) -> bool:
         """True if the tail can begin at a node: its value is in the normal form."""
-        if node.op == "get_attr" or _unusable(node, self._images) is not None:
+        value = node.meta.get("val")
+        if node.op == "get_attr" or not isinstance(value, Tensor) or _is_counted(value, self._images):
+            return False
+        if _unusable(node, self._images) is not None:
             return False
         return not _differs(_layout(node.meta["val"], self._images))
 
@@ -475,7 +481,7 @@ def _unusable(node: fx.Node, images: fx.Node) -> str | None:
     value = node.meta.get("val")
     if not isinstance(value, Tensor):
         return "the value is no tensor"
-    if any(_free_symbols(side) - _free_symbols(images.meta["val"].shape[0]) for side in value.shape):
+    if _is_counted(value, images):
         raise InputError(after_post_processing("the shape of what it returns depends on what the images show"))
     if not value.is_floating_point():
         return f"the values are {str(value.dtype).removeprefix('torch.')}, which have no distance from others"
@@ -484,6 +490,11 @@ def _unusable(node: fx.Node, images: fx.Node) -> str | None:
         sides = ", ".join(str(side) if isinstance(side, int) else _ANY_BATCH for side in value.shape)
         return f"the shape [{sides}] has no row for each image"
     return None
+
+
+def _is_counted(value: Tensor, images: fx.Node) -> bool:
+    """True if a side of the shape is counted from values, and not the number of images."""
+    return any(_free_symbols(side) - _free_symbols(images.meta["val"].shape[0]) for side in value.shape)
 
 
 def after_post_processing(reason: str) -> str:

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from genie_cli.errors import InputError, UsageError
 from genie_cli.models.graph.cuts import output_nodes
 from genie_cli.models.graph.outputs import Layout, named_outputs, structured
+from genie_cli.models.graph.placement import move
 from genie_cli.models.graph.tensors import get_tensor, set_tensor
 from genie_cli.models.teacher import Teacher, make_teacher
 from tests.support.networks import plain_input
@@ -130,6 +131,16 @@ def test_decided_classes_are_those_of_the_scores(give: Callable[..., Any]) -> No
         changed = copy.deepcopy(teacher.graph)
         set_tensor(changed, "conv.bias", get_tensor(changed, "conv.bias") + torch.tensor([9.0, 0, 0, -9]))
         assert teacher.reference.holds(teacher.reference.distance(changed))
+
+
+def test_what_is_behind_the_outputs_is_on_the_graph_s_device() -> None:
+    teacher = teacher_of(lambda n, x, y, f, s: s.argmax(1) + torch.ones(x.shape[0], dtype=torch.int64))
+    assert torch.equal(
+        structured(teacher.graph)(torch.zeros(3, 2, 6, 9)), teacher.graph(torch.zeros(3, 2, 6, 9)).argmax(1) + 1
+    )
+    moved = structured(move(copy.deepcopy(teacher.graph), torch.device("meta")))
+    devices = {node.kwargs["device"] for node in moved.graph.nodes if node.kwargs.get("device") is not None}
+    assert devices == {torch.device("meta")}
 
 
 def test_a_single_tensor_has_nothing_around_it() -> None:
