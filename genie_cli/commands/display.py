@@ -18,7 +18,7 @@ from rich.text import Text
 from genie_cli.runtime.progress import Advanced, Event, Note, Reporter, StageFinished, StageStarted
 
 if TYPE_CHECKING:
-    from genie_cli.data.labeled import LabeledImages
+    from genie_cli.data.samples import Samples
     from genie_cli.models.teacher import Teacher
 
 _LINE_EVERY = 10.0
@@ -66,7 +66,7 @@ def progress() -> Iterator[Reporter]:
 
 
 def _plain_lines(console: Console) -> Reporter:
-    totals: dict[str, tuple[int, str]] = {}
+    totals: dict[str, tuple[int | None, str]] = {}
     started = last = time.monotonic()
 
     def line(text: str) -> None:
@@ -78,14 +78,16 @@ def _plain_lines(console: Console) -> Reporter:
         if isinstance(event, StageStarted):
             totals[event.stage] = (event.total, event.noun)
             started = last = time.monotonic()
-            line(f"{event.stage}: {event.total} {event.noun}")
+            line(f"{event.stage}: {event.noun if event.total is None else f'{event.total} {event.noun}'}")
         elif isinstance(event, Advanced) and time.monotonic() - last >= _LINE_EVERY:
             last = time.monotonic()
             total, noun = totals[event.stage]
             rate = event.done / max(last - started, 1e-9)
-            left = (total - event.done) / max(rate, 1e-9)
-            parts = (event.detail, _figures(event.values), f"{rate:.1f} {noun}/s", f"{duration(left)} left")
-            line(f"{event.stage}: {event.done}/{total} {' '.join(filter(None, parts))}")
+            parts = [event.detail, _figures(event.values), f"{rate:.1f} {noun}/s"]
+            if total is not None:
+                parts.append(f"{duration((total - event.done) / max(rate, 1e-9))} left")
+            done = event.done if total is None else f"{event.done}/{total}"
+            line(f"{event.stage}: {done} {' '.join(filter(None, parts))}")
         elif isinstance(event, StageFinished):
             line(f"{event.stage}: done in {duration(time.monotonic() - started)}")
         elif isinstance(event, Note):
@@ -100,7 +102,7 @@ def note(message: str, warning: bool = False) -> None:
         Console(stderr=True).print(_note(Note(message, warning)), soft_wrap=True)
 
 
-def tell_of(taken: Teacher | LabeledImages) -> None:
+def tell_of(taken: Teacher | Samples) -> None:
     """The notes and warnings on how a network or images were taken, one line each on stderr."""
     for warning, messages in ((False, taken.notes), (True, taken.warnings)):
         for message in messages:
