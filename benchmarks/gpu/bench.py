@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from genie_cli.runtime.device import resolve_device, resolve_dtype
+from genie_cli.runtime.arithmetic import choose_arithmetic
+from genie_cli.runtime.device import resolve_device
 from genie_cli.runtime.settings import configure_process
 
 _LONGEST_ERROR = 1500
@@ -57,7 +58,7 @@ class Bench:
         self._deadline = time.monotonic() + seconds
         self.device = resolve_device(options.device)
         configure_process(self.device, deterministic=True)
-        self.dtype = resolve_dtype("auto", self.device)
+        self.dtype = choose_arithmetic("auto", self.device, "quantize").dtype
         if options.is_tiny:
             torch.set_num_threads(1)  # at such sizes, more wait for one another
 

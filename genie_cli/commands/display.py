@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
 
-from genie_cli.runtime.progress import Advanced, Event, Note, Reporter, StageFinished, StageStarted
+from genie_cli.commands.pace import Pace
+from genie_cli.runtime.progress import Advanced, Event, Note, Paced, Reporter, StageFinished, StageStarted
 
 if TYPE_CHECKING:
     from genie_cli.data.samples import Samples
@@ -27,12 +28,38 @@ _PIPED_WIDTH = 100_000
 """Columns of a table that is piped: nothing is folded."""
 
 
-class _RateColumn(ProgressColumn):
-    """Work per second, in the unit of the count beside it."""
+class _PaceColumn(ProgressColumn):
+    """The rate of the work and the time that is left, from the second unit of work on."""
 
     def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.1f}/s", style="dim")
+        pace, noun = task.fields["pace"], task.fields["noun"]
+        return Text(_pace(pace, "/s", noun, _clock), style="dim")
+
+
+class _Stages:
+    """The stages that are shown, each with its total, its noun and its pace."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[StageStarted, Pace]] = {}
+        self._paced: set[str] = set()
+        """Stages that tell the pace of their work by itself."""
+
+    def start(self, event: StageStarted) -> Pace:
+        """A stage begins."""
+        pace = Pace()
+        self._known[event.stage] = event, pace
+        return pace
+
+    def find(self, event: Advanced | Paced) -> tuple[StageStarted, Pace]:
+        """The stage of an event, which its pace takes in."""
+        started, pace = self._known[event.stage]
+        now = time.monotonic()
+        if isinstance(event, Paced):
+            self._paced.add(event.stage)
+            pace.update(now, event.done, event.share, event.found)
+        elif event.stage not in self._paced:
+            pace.update(now, event.done, event.done / started.total if started.total else 1.0)
+        return started, pace
 
 
 @contextmanager
@@ -47,18 +74,20 @@ def progress() -> Iterator[Reporter]:
         BarColumn(),
         MofNCompleteColumn(table_column=Column(no_wrap=True)),
         TextColumn("{task.fields[detail]}"),
-        _RateColumn(table_column=Column(no_wrap=True)),
-        TimeRemainingColumn(table_column=Column(no_wrap=True)),
+        _PaceColumn(table_column=Column(no_wrap=True)),
     )
     with Progress(*columns, console=console, transient=True) as bar:
-        tasks: dict[str, Any] = {}
+        stages, tasks = _Stages(), dict[str, TaskID]()
 
         def report(event: Event) -> None:
             if isinstance(event, StageStarted):
-                tasks[event.stage] = bar.add_task(event.stage, total=event.total, detail="")
-            elif isinstance(event, Advanced):
-                detail = escape(" ".join(filter(None, (event.detail, _figures(event.values)))))
-                bar.update(tasks[event.stage], completed=event.done, detail=detail)
+                pace = stages.start(event)
+                tasks[event.stage] = bar.add_task(event.stage, total=event.total, detail="", pace=pace, noun=event.noun)
+            elif isinstance(event, Advanced | Paced):
+                stages.find(event)
+                bar.update(tasks[event.stage], completed=event.done)
+                if isinstance(event, Advanced):
+                    bar.update(tasks[event.stage], detail=escape(_detail(event)))
             elif isinstance(event, Note):
                 bar.console.print(_note(event))
 
@@ -66,7 +95,7 @@ def progress() -> Iterator[Reporter]:
 
 
 def _plain_lines(console: Console) -> Reporter:
-    totals: dict[str, tuple[int | None, str]] = {}
+    stages, details = _Stages(), dict[str, str]()
     started = last = time.monotonic()
 
     def line(text: str) -> None:
@@ -76,24 +105,47 @@ def _plain_lines(console: Console) -> Reporter:
     def report(event: Event) -> None:
         nonlocal last, started
         if isinstance(event, StageStarted):
-            totals[event.stage] = (event.total, event.noun)
+            stages.start(event)
             started = last = time.monotonic()
             line(f"{event.stage}: {event.noun if event.total is None else f'{event.total} {event.noun}'}")
-        elif isinstance(event, Advanced) and time.monotonic() - last >= _LINE_EVERY:
-            last = time.monotonic()
-            total, noun = totals[event.stage]
-            rate = event.done / max(last - started, 1e-9)
-            parts = [event.detail, _figures(event.values), f"{rate:.1f} {noun}/s"]
-            if total is not None:
-                parts.append(f"{duration((total - event.done) / max(rate, 1e-9))} left")
-            done = event.done if total is None else f"{event.done}/{total}"
-            line(f"{event.stage}: {done} {' '.join(filter(None, parts))}")
+        elif isinstance(event, Advanced | Paced):
+            stage, pace = stages.find(event)
+            if isinstance(event, Advanced):
+                details[event.stage] = _detail(event)
+            if time.monotonic() - last >= _LINE_EVERY:
+                last = time.monotonic()
+                parts = (details.get(event.stage, ""), _left(pace, stage.noun))
+                done = event.done if stage.total is None else f"{event.done}/{stage.total}"
+                line(f"{event.stage}: {done} {' '.join(filter(None, parts))}".rstrip())
         elif isinstance(event, StageFinished):
             line(f"{event.stage}: done in {duration(time.monotonic() - started)}")
         elif isinstance(event, Note):
             line(_note(event).plain)
 
     return report
+
+
+def _detail(event: Advanced) -> str:
+    return " ".join(filter(None, (event.detail, _figures(event.values))))
+
+
+def _left(pace: Pace, noun: str) -> str:
+    return _pace(pace, f" {noun}/s", noun, lambda seconds: f"{duration(seconds)} left")
+
+
+def _pace(pace: Pace, per_second: str, noun: str, time_left: Callable[[float], str]) -> str:
+    """Rate and time left, once they are known; a slow rate as the time of one unit of work."""
+    rate, left = pace.rate, pace.seconds_left
+    if not rate or left is None:
+        return ""
+    shown = f"{rate:.1f}{per_second}" if rate >= 1 else f"{1 / rate:.1f} s/{noun.removesuffix('s')}"
+    return f"{shown} {time_left(left)}"
+
+
+def _clock(seconds: float) -> str:
+    """Hours, minutes and seconds, e.g. ``0:02:05``."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
 def note(message: str, warning: bool = False) -> None:
@@ -123,6 +175,8 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours // 24} d {hours % 24:02d} h"
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 

@@ -75,6 +75,7 @@ def _measure(run: Run, model_config: ModelConfig, config: EvaluateConfig, source
     from genie_cli.evaluation.images import open_samples
     from genie_cli.evaluation.metrics.choose import Wanted, choose_metrics
     from genie_cli.evaluation.metrics.decision import decision_of
+    from genie_cli.evaluation.outputs import unsupported_evaluation
     from genie_cli.models.graph.folding import fold_batch_norms
     from genie_cli.models.graph.placement import move
     from genie_cli.models.network_input import RecordedInput
@@ -122,9 +123,11 @@ def _measure(run: Run, model_config: ModelConfig, config: EvaluateConfig, source
             "a smaller --batch-size makes more batches.",
             warning=True,
         )
+    network = move(network, run.device)
+    reference = move(reference, run.device) if reference is not None else None
+    networks = [network] if reference is None else [network, reference]
+    run.decide_arithmetic(config, "evaluate", lambda context: unsupported_evaluation(networks, spec, context))
     with run.working(NO_WORK) as context:
-        network = move(network, run.device)
-        reference = move(reference, run.device) if reference is not None else None
         result = evaluation.evaluate(network, samples, metrics, config.batch_size, context, reference)
     figures = {"model": teacher.name, "metric": metrics.name, **result.as_json()}
     hashes = {"data_sha256": samples.code_sha256}

@@ -108,6 +108,7 @@ def _without_images(run: Run, plan: QuantizationPlan, teacher: Teacher) -> None:
     from genie_cli.quantization.disk_need import quantization_need
     from genie_cli.runtime.work import NO_WORK
 
+    run.use_float32("the network is not run")
     run.check_room(plan.config.out, quantization_need(plan, 0, run.dtype, run.workers.size))
     with run.working(NO_WORK) as context:
         network = quantize_without_images(teacher, plan, context.report)
@@ -121,6 +122,7 @@ def _on_images(run: Run, config: QuantizeConfig, teacher: Teacher) -> None:
     from genie_cli.quantization.plan import make_plan
     from genie_cli.quantization.quantize import quantize_network
     from genie_cli.quantization.reconstruction.batches import held_out_share
+    from genie_cli.quantization.unsupported import unsupported_quantization
 
     workers = run.workers
     with run.checks():
@@ -138,7 +140,6 @@ def _on_images(run: Run, config: QuantizeConfig, teacher: Teacher) -> None:
                 "or raise --batch-size."
             )
         plan = make_plan(teacher, config, run.device)
-        need = quantization_need(plan, len(inputs), run.dtype, workers.size)
     _tell_of_plan(run, plan)
     made_for = {image_set.metadata.teacher_sha256, *image_set.metadata.other_teachers}
     if not made_for & {teacher.sha256, None}:
@@ -152,12 +153,24 @@ def _on_images(run: Run, config: QuantizeConfig, teacher: Teacher) -> None:
         "input": teacher.input.model_dump(mode="json"),
         "images": image_set.sha256,
     }
+    run.decide_arithmetic(
+        config,
+        "quantize",
+        lambda context: unsupported_quantization(plan, inputs, context),
+        lambda dtype: run.is_unfinished(config, config.out, determinants, dtype),
+    )
+    need = quantization_need(plan, len(inputs), run.dtype, workers.size)
     parts = (sum(plan.stages), "layers" if config.unit == "layer" else "units")
     with run.resumable(config, config.out, determinants, need, parts) as work:
-        with run.working(work) as context:
+        with run.working(work, _shorter(config)) as context:
             network = quantize_network(plan, inputs, context)
         if workers.is_first:
             _finish(run, teacher, image_set, network)
+
+
+def _shorter(config: QuantizeConfig) -> list[str]:
+    """The options that make a quantization shorter; without reconstruction it is short."""
+    return ["a smaller --num-steps", *(["--patience"] if config.patience is None else [])]
 
 
 def _finish(run: Run, teacher: Teacher, image_set: ImageSet | None, network: QuantizedNetwork) -> None:
@@ -190,6 +203,7 @@ def _finish(run: Run, teacher: Teacher, image_set: ImageSet | None, network: Qua
         rows["output"] = f"{network.output_error:.4f} of the network's own energy away from it, batch norms unfolded"
     rows["rewrites"] = f"{max(network.plan.checks.values()):.1e} from the network's own output at most"
     rows["device"] = run.description()
+    rows["arithmetic"] = str(run.chosen_arithmetic)
     rows["time"] = duration(run.seconds)
     rows["memory"] = f"{run.peak_memory()} at most{f'; activations {stored}' if stored else ''}"
     rows["written"] = f"{config.out} ({file_size(size)})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from genie_cli.config import LongStage, Stage
     from genie_cli.data.samples import Samples
     from genie_cli.models.teacher import Teacher
+    from genie_cli.runtime.arithmetic import ChosenArithmetic
+    from genie_cli.runtime.arithmetic_speed import Passes
     from genie_cli.runtime.context import RunContext
     from genie_cli.runtime.distribution import Workers
     from genie_cli.runtime.progress import Reporter
@@ -32,13 +34,13 @@ class Run:
 
     Attributes:
         device: where it computes.
-        dtype: in which arithmetic.
         workers: with which other processes.
     """
 
     device: torch.device
-    dtype: torch.dtype
     workers: Workers
+    _arithmetic: ChosenArithmetic | None = None
+    """In which arithmetic; None: not decided yet."""
     _started: float = field(default_factory=time.monotonic)
     _reporter: Reporter | None = None
     """Who shows the progress, while it is shown."""
@@ -49,13 +51,48 @@ class Run:
         with self.workers.agreeing():
             yield
 
+    @property
+    def chosen_arithmetic(self) -> ChosenArithmetic:
+        """In which arithmetic it computes, and why."""
+        assert self._arithmetic is not None, "the arithmetic is used before it is decided"
+        return self._arithmetic
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The arithmetic alone."""
+        return self.chosen_arithmetic.dtype
+
+    def decide_arithmetic(
+        self,
+        config: Stage,
+        passes: Passes,
+        unsupported: Callable[[RunContext], str | None],
+        is_unfinished: Callable[[torch.dtype], bool] = lambda dtype: False,
+    ) -> None:
+        """Decide the arithmetic, before the work; `runtime.arithmetic.decide_arithmetic` says how."""
+        from genie_cli.runtime.arithmetic import decide_arithmetic
+
+        self._arithmetic = decide_arithmetic(
+            config.precision, self.device, self.workers, passes, unsupported, is_unfinished, self.note
+        )
+
+    def use_float32(self, reason: str) -> None:
+        """Compute in float32, for a reason that the closing table says."""
+        import torch
+
+        from genie_cli.runtime.arithmetic import ChosenArithmetic
+
+        self._arithmetic = ChosenArithmetic(torch.float32, reason)
+
     @contextmanager
-    def working(self, work: Work) -> Iterator[RunContext]:
+    def working(self, work: Work, shorter: Sequence[str] = ()) -> Iterator[RunContext]:
         """Around the long part, which runs on the context; the first process shows the progress.
 
         Args:
             work: where finished parts and checkpoints are kept.
+            shorter: options that make the part shorter, for a note where it will take long.
         """
+        from genie_cli.commands.cost import cost_noted
         from genie_cli.commands.display import progress
         from genie_cli.runtime.context import RunContext
         from genie_cli.runtime.progress import silent
@@ -65,7 +102,9 @@ class Run:
         self._started = time.monotonic()
         with nondeterminism_explained(), progress() if self.workers.is_first else nullcontext(silent) as report:
             self._reporter = report
-            context = RunContext(self.device, self.dtype, self.workers, report, work, BatchSplitter(report))
+            place = "CPU" if self.device.type == "cpu" else "GPU"
+            noting = cost_noted(report, place, [*shorter, *(["a GPU"] if place == "CPU" else [])])
+            context = RunContext(self.device, self.dtype, self.workers, noting, work, BatchSplitter(report))
             try:
                 yield context
             except WorkerError:
@@ -112,23 +151,20 @@ class Run:
             need: the room on disks that it takes, found out before the work.
             parts: how many parts are kept one by one, and the noun for them, such as ``(5, "units")``.
         """
-        from genie_cli import __version__
-        from genie_cli.runtime.device import kernel_kind
-        from genie_cli.work.folder import open_work_folder
+        from genie_cli.runtime.arithmetic import DTYPES
+        from genie_cli.work.folder import open_work_folder, unfinished_work
         from genie_cli.work.lock import locked
 
-        versions = {
-            "dtype": str(self.dtype),
-            "tool": __version__,
-            "torch": _torch_version(),
-            "kernels": kernel_kind(self.device),
-        }
-        known = {**determinants, **versions}
+        known = self._known(determinants, self.dtype)
         with ExitStack() as held:
             with self.checks():
                 if self.workers.is_first:
                     held.enter_context(locked(out))
                     open_work_folder(out, known, config.checkpoint_interval, config.fresh)
+                    for other in DTYPES if config.fresh else ():
+                        left = unfinished_work(out, self._known(determinants, other))
+                        if left is not None and other != self.dtype:
+                            left.remove()
             work = open_work_folder(out, known, config.checkpoint_interval, warn=self._warn)
             try:
                 self.check_room(out, need, work.num_bytes())
@@ -147,6 +183,20 @@ class Run:
                 raise
             if self.workers.is_first:
                 work.remove()
+
+    def is_unfinished(self, config: LongStage, out: Path, determinants: dict[str, Any], dtype: torch.dtype) -> bool:
+        """True if an earlier run in the arithmetic `dtype` left work that this one goes on from; see `resumable`."""
+        from genie_cli.work.folder import unfinished_work
+
+        return not config.fresh and unfinished_work(out, self._known(determinants, dtype)) is not None
+
+    def _known(self, determinants: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+        """All that determines the bytes of the result."""
+        from genie_cli import __version__
+        from genie_cli.runtime.device import kernel_kind
+
+        versions = {"tool": __version__, "torch": _torch_version(), "kernels": kernel_kind(self.device)}
+        return {**determinants, "dtype": str(dtype), **versions}
 
     def check_room(self, out: Path, need: DiskNeed, held: int = 0) -> None:
         """Find out whether the disks have room; the first process looks after the output's, each after its own.
@@ -189,9 +239,8 @@ class Run:
         return time.monotonic() - self._started
 
     def description(self) -> str:
-        """Device, arithmetic and processes, for the closing table."""
-        processes = f", {self.workers.size} processes" if self.workers.size > 1 else ""
-        return f"{self.device}, {str(self.dtype).removeprefix('torch.')}{processes}"
+        """Device and processes, for the closing table."""
+        return f"{self.device}, {self.workers.size} processes" if self.workers.size > 1 else str(self.device)
 
     def arithmetic(self, config: Stage) -> Arithmetic:
         """Everything about this run that decides about the last bits of its result."""
@@ -211,6 +260,7 @@ class Run:
     def write_performance(self, path: Path | None, more: dict[str, Any] | None = None) -> None:
         """Seconds and peak memory as JSON: measured anew in every run, and so in a file of their own."""
         from genie_cli.artifacts.metrics import encode_metrics
+        from genie_cli.runtime.arithmetic import dtype_name
         from genie_cli.runtime.atomic import atomic_write_bytes
         from genie_cli.runtime.memory import peak_memory
 
@@ -220,7 +270,7 @@ class Run:
             "seconds": round(self.seconds, 3),
             "peak_memory": peak_memory(self.device),
             "device": str(self.device),
-            "precision": str(self.dtype).removeprefix("torch."),
+            "precision": dtype_name(self.dtype),
             "processes": self.workers.size,
         }
         atomic_write_bytes(path, encode_metrics({**figures, **(more or {})}))
@@ -235,14 +285,14 @@ def running(config: Stage) -> Iterator[Run]:
         DeviceError: CUDA asked for and absent.
         WorkerError: the other processes cannot be reached.
     """
-    from genie_cli.runtime.device import resolve_device, resolve_dtype
+    from genie_cli.runtime.device import resolve_device
     from genie_cli.runtime.distribution import joined_workers, local_device
     from genie_cli.runtime.settings import configure_process
 
     device = local_device(resolve_device(config.device))
     configure_process(device, config.deterministic)
     with joined_workers(device) as workers:
-        run = Run(device, resolve_dtype(config.precision, device), workers)
+        run = Run(device, workers)
         with run.shortage_explained():
             yield run
 

@@ -40,6 +40,7 @@ def _run(model_config: ModelConfig, config: SynthesizeConfig) -> None:
     from genie_cli.synthesis.disk_need import synthesis_need
     from genie_cli.synthesis.synthesize import synthesize_images
     from genie_cli.synthesis.teacher_network import check_same_input
+    from genie_cli.synthesis.unsupported import unsupported_synthesis
 
     with running(config) as run:
         with run.checks():
@@ -73,13 +74,24 @@ def _run(model_config: ModelConfig, config: SynthesizeConfig) -> None:
             "inputs": [one.input.model_dump(mode="json") for one in (teacher, *others)],
             "student": student_sha256,
         }
+        run.decide_arithmetic(
+            config,
+            "synthesize",
+            lambda context: unsupported_synthesis(teacher, config, context, others, student),
+            lambda dtype: run.is_unfinished(config, config.out, determinants, dtype),
+        )
         num_at_once = run.workers.size * batches_at_once(config, teacher.input, run.device)
         need = synthesis_need(teacher.input, teacher.num_classes, config, num_at_once)
         with run.resumable(config, config.out, determinants, need, (num_batches, "batches")) as work:
-            with run.working(work) as context:
+            with run.working(work, _shorter(config)) as context:
                 result = synthesize_images(teacher, config, context, others, student)
             if run.workers.is_first:
                 _finish(run, config, [teacher, *others], student_sha256, result)
+
+
+def _shorter(config: SynthesizeConfig) -> list[str]:
+    """The options that make a synthesis shorter."""
+    return [*(["--preset genie-fast"] if config.preset == "genie" else []), "a smaller --n", "a smaller --num-steps"]
 
 
 def _input_of(config: SynthesizeConfig, artifact: QuantizedArtifact | None) -> RecordedInput | None:
@@ -130,6 +142,7 @@ def _finish(
             "batches": " + ".join(str(size) for size in batch_sizes(config.num_images, config.batch_size)),
             "loss": f"{mean_loss:.4f}",
             "device": run.description(),
+            "arithmetic": str(run.chosen_arithmetic),
             "time": duration(run.seconds),
             "memory": run.peak_memory(),
             "written": f"{config.out} ({file_size(config.out.stat().st_size)}, sha256 {sha256[:12]})",

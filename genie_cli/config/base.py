@@ -78,7 +78,7 @@ class Stage(Frozen):
     device: Annotated[str, Flag("Run"), NOT_DETERMINING] = "auto"
     """auto, cpu, cuda or cuda:INDEX."""
     precision: Annotated[Literal["auto", "fp32", "bf16"], Flag("Run")] = "auto"
-    """Arithmetic: fp32, bf16, or auto (bf16 where the hardware has it).
+    """Arithmetic: fp32, bf16, or auto (bf16 where it is faster).
 
     It is that of the networks' forward and backward passes, and of kept activations."""
     deterministic: Annotated[bool, Flag("Run")] = True

@@ -25,9 +25,10 @@ from genie_cli.quantization.reconstruction.learned_unit import LearnedUnit, fini
 from genie_cli.quantization.reconstruction.reconstruct import reconstruct
 from genie_cli.quantization.reconstruction.task import UnitData, make_task
 from genie_cli.quantization.result import STAGE, QuantizedNetwork, UnitReport
+from genie_cli.quantization.step_cost import step_cost_shares
 from genie_cli.quantization.units.unit_graph import UnitGraph, cut_out, layer_by_layer, rows_at_once
 from genie_cli.runtime.context import RunContext
-from genie_cli.runtime.progress import Advanced, Reporter, StageFinished, StageStarted
+from genie_cli.runtime.progress import Advanced, Paced, Reporter, StageFinished, StageStarted
 from genie_cli.runtime.retry import float32_retried
 from genie_cli.runtime.settings import release_freed_memory, settled_objects
 from genie_cli.student.build import insert_quantizers
@@ -54,6 +55,7 @@ def quantize_network(plan: QuantizationPlan, images: ImageRows, context: RunCont
     move(graph, context.device)
     steps = config.num_steps if config.reconstruct else 1
     context.report(StageStarted(STAGE, steps * sum(plan.stages)))
+    shares = step_cost_shares(plan)
     weights: dict[str, IntegerWeight] = {}
     activations: dict[str, ActivationQuantizer] = {}
     reports = []
@@ -62,7 +64,14 @@ def quantize_network(plan: QuantizationPlan, images: ImageRows, context: RunCont
         carried = _first_inputs(images, plan, pool)
         for position, (unit, stages) in enumerate(zip(plan.units, plan.stages, strict=True)):
             where = f"unit {position + 1}/{len(plan.units)} {unit.name}"
-            progress = _Progress(context.report, f"unit{position}", where, done)
+            progress = _Progress(
+                context.report,
+                f"unit{position}",
+                where,
+                done,
+                sum(shares[:position]),
+                shares[position] / (steps * stages),
+            )
             part = cut_out(graph, unit, plan.bits, context.device)
             learned, error, held_out_error, carried = _quantize_unit(plan, part, carried, pool, context, progress)
             done += steps * stages
@@ -118,16 +127,30 @@ class _Progress:
         part: the unit's name in the work folder.
         where: the place of the work, for a person to read.
         before: steps of the network before those that are counted.
+        share_before: their share of the cost of all steps.
+        step_share: the share of one step of the unit.
     """
 
     report: Reporter
     part: str
     where: str
     before: int
+    share_before: float
+    step_share: float
 
     def __call__(self, step: int, loss: float) -> None:
         """Report a step and its loss."""
         self.report(Advanced(STAGE, self.before + step, self.where, {"loss": loss}))
+
+    def pace(self, step: int, found: bool) -> None:
+        """Report that a step is over, and whether an earlier run took it."""
+        share = self.share_before + step * self.step_share
+        self.report(Paced(STAGE, self.before + step, min(share, 1.0), found))
+
+    def behind(self, num_steps: int) -> _Progress:
+        """The place after so many steps of the unit."""
+        share_before = self.share_before + num_steps * self.step_share
+        return replace(self, before=self.before + num_steps, share_before=share_before)
 
 
 def _first_inputs(images: ImageRows, plan: QuantizationPlan, pool: ActivationPool) -> _Carried:
@@ -191,9 +214,11 @@ def _learn(
     finished = LearnedUnit({}, {}, 0)
     for stage, part in enumerate(layer_by_layer(graph, unit) if by_layer else [unit]):
         name = f"{progress.part}.{stage}" if by_layer else progress.part
-        found = finished_part(name, context)
-        if found is None:
-            own, on_step = data, replace(progress, before=progress.before + stage * config.num_steps)
+        found, on_step = finished_part(name, context), progress.behind(stage * config.num_steps)
+        if found is not None:
+            on_step.pace(config.num_steps, True)
+        else:
+            own = data
             if part.output is not unit.output:
                 targets = run_over_store(part.teacher, data.full_inputs, part.rows, pool, context)
                 own = replace(data, targets=targets)
@@ -201,7 +226,7 @@ def _learn(
                 for attempt in float32_retried(context, name):
                     with attempt:
                         task = make_task(part, plan, initial, finished, own, context.device)
-                        taken = reconstruct(task, config, attempt.context, attempt.checkpoint, on_step)
+                        taken = reconstruct(task, config, attempt.context, attempt.checkpoint, on_step, on_step.pace)
                         found = task.harden(taken)
                 assert found is not None
                 if context.workers.is_first:

@@ -31,6 +31,19 @@ class Advanced:
 
 
 @dataclass(frozen=True)
+class Paced:
+    """Work was done, without a look at its figures: sent before a part's first step, and after steps that are over."""
+
+    stage: str
+    done: int
+    """Units of work done so far, out of the stage's total."""
+    share: float
+    """The same as a share of the stage's cost, 0 to 1: one unit of work may take longer than another."""
+    found: bool = False
+    """True if an earlier run did what came since the last event."""
+
+
+@dataclass(frozen=True)
 class StageFinished:
     """A stage is done."""
 
@@ -45,7 +58,7 @@ class Note:
     warning: bool = False
 
 
-Event = StageStarted | Advanced | StageFinished | Note
+Event = StageStarted | Advanced | Paced | StageFinished | Note
 Reporter = Callable[[Event], None]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from genie_cli.runtime.context import RunContext
@@ -93,6 +94,19 @@ class RepeatedStep:
 
     def _say_no_room(self) -> None:
         self._report(Note(f"{self._name}: memory has no room for a recording of its steps, which take longer."))
+
+
+def is_over(step: int, device: torch.device) -> bool:
+    """True if the host knows that the step taken last, number `step` from 1, is over.
+
+    On a CPU it always is. A GPU is waited for at steps 1, 2, 4, 8, ..., whose number grows slowly.
+    """
+    if device.type == "cpu":
+        return True
+    if step & (step - 1):
+        return False
+    torch.cuda.current_stream(device).synchronize()
+    return True
 
 
 def _closed(*inputs: Tensor) -> None:

@@ -15,7 +15,7 @@ from genie_cli.models.teacher import Teacher
 from genie_cli.runtime.context import RunContext
 from genie_cli.runtime.determinism import make_generator
 from genie_cli.runtime.distribution import SOLO
-from genie_cli.runtime.repeated_step import RepeatedStep
+from genie_cli.runtime.repeated_step import RepeatedStep, is_over
 from genie_cli.runtime.state import optimizer_state, prefixed, restore_optimizer, without_prefix
 from genie_cli.runtime.work import Saved
 from genie_cli.synthesis.discrepancy import Student
@@ -24,10 +24,20 @@ from genie_cli.synthesis.image_statistics import image_statistics_loss
 from genie_cli.synthesis.loss_curve import LogRow, rows_as_facts, saved_rows
 from genie_cli.synthesis.schedule import PlateauSchedule
 from genie_cli.synthesis.teacher_network import TeacherNetwork
-from genie_cli.synthesis.terms import BatchTerms
+from genie_cli.synthesis.terms import BatchTerms, needs_logits
 
 LOG_EVERY = {"cpu": 10, "cuda": 50}
 """Steps between logged losses, by kind of device: reading one makes a GPU wait."""
+
+
+def teacher_networks(
+    teacher: Teacher, others: Sequence[Teacher], config: SynthesizeConfig, context: RunContext
+) -> list[TeacherNetwork]:
+    """`teacher` and the others as a step runs them."""
+    return [
+        TeacherNetwork(one, config, context, with_logits=one is teacher and needs_logits(config))
+        for one in (teacher, *others)
+    ]
 
 
 class Batch:
@@ -172,7 +182,13 @@ class Batch:
 
 
 def distill(
-    batch: Batch, index: int, config: SynthesizeConfig, context: RunContext, name: str, on_row: Callable[[LogRow], None]
+    batch: Batch,
+    index: int,
+    config: SynthesizeConfig,
+    context: RunContext,
+    name: str,
+    on_row: Callable[[LogRow], None],
+    on_pace: Callable[[int, bool], None],
 ) -> Generator[None, None, Saved | None]:
     """Take a batch's steps, from its newest checkpoint on; one step per turn.
 
@@ -185,6 +201,7 @@ def distill(
         context: where checkpoints are kept.
         name: what they are called.
         on_row: receives each logged step.
+        on_pace: receives the number of steps that are over, and whether an earlier run took them.
 
     Returns:
         Its images ``[B, C, S, S]``, those of the last forward pass as the authors keep them, and its loss curve; None
@@ -211,6 +228,7 @@ def distill(
         rows.append(LogRow(index + 1, step, loss, rate))
         on_row(rows[-1])
 
+    on_pace(taken, True)
     for step in range(taken + 1, num_steps):
         is_logged = step == 1 or step % every == 0
         rate = batch.code_lr() if is_logged else None  # the step that follows changes it
@@ -226,7 +244,10 @@ def distill(
             context.work.save_checkpoint(name, state, SOLO)
         if is_asked:
             return None
+        if is_logged or is_over(step, context.device):
+            on_pace(step, False)
         yield
     images, loss = batch.finish()
     log(num_steps, torch.stack([loss, batch.code_lr()]))
+    on_pace(num_steps, False)
     return Saved({"images": images.cpu().clone().contiguous()}, rows_as_facts(rows))

@@ -14,7 +14,7 @@ from genie_cli.config import SynthesizeConfig
 from genie_cli.models.teacher import Teacher
 from genie_cli.runtime.context import RunContext
 from genie_cli.runtime.distribution import Workers
-from genie_cli.runtime.progress import Advanced, Note, StageFinished, StageStarted
+from genie_cli.runtime.progress import Advanced, Note, Paced, StageFinished, StageStarted
 from genie_cli.runtime.retry import float32_retried
 from genie_cli.runtime.shortage import fits
 from genie_cli.runtime.side_by_side import side_by_side
@@ -22,10 +22,8 @@ from genie_cli.runtime.work import Saved
 from genie_cli.synthesis.batch_fit import or_the_size_that_fits
 from genie_cli.synthesis.batches import batch_sizes, batches_at_once
 from genie_cli.synthesis.discrepancy import Student
-from genie_cli.synthesis.distill import Batch, distill
+from genie_cli.synthesis.distill import Batch, distill, teacher_networks
 from genie_cli.synthesis.loss_curve import LogRow, saved_rows
-from genie_cli.synthesis.teacher_network import TeacherNetwork
-from genie_cli.synthesis.terms import needs_logits
 
 STAGE = "synthesize"
 
@@ -65,21 +63,24 @@ def synthesize_images(
         DeviceError: a batch does not fit into memory; a size that does.
     """
     spec, workers, work = teacher.input, context.workers, context.work
-    networks = [
-        TeacherNetwork(one, config, context, with_logits=one is teacher and needs_logits(config))
-        for one in (teacher, *others)
-    ]
+    networks = teacher_networks(teacher, others, config, context)
     sizes = batch_sizes(config.num_images, config.batch_size)
     own = workers.share(len(sizes))
     total = config.num_steps * len(sizes)
     context.report(StageStarted(STAGE, total))
     made: dict[int, Saved] = {}
     steps_done: dict[int, int] = {}
+    steps_over: dict[int, int] = {}
 
     def on_row(row: LogRow) -> None:
         steps_done[row.batch] = row.step
         done = min(sum(steps_done.values()) * workers.size, total)  # the others are about as far
         context.report(Advanced(STAGE, done, f"batch {row.batch}/{len(sizes)}", {"loss": row.loss}))
+
+    def on_pace(index: int, step: int, found: bool) -> None:
+        steps_over[index] = step
+        done = min(sum(steps_over.values()) * workers.size, total)
+        context.report(Paced(STAGE, done, done / total, found))
 
     def make(index: int) -> Generator[None, None, None]:
         part = f"batch{index}"
@@ -89,7 +90,9 @@ def synthesize_images(
                 with closing(
                     Batch(own_networks, teacher, student, index, sizes[index], config, attempt.context)
                 ) as batch:
-                    finished = yield from distill(batch, index, config, attempt.context, attempt.checkpoint, on_row)
+                    finished = yield from distill(
+                        batch, index, config, attempt.context, attempt.checkpoint, on_row, partial(on_pace, index)
+                    )
                 if finished is not None:
                     work.finish(part, finished)
                     made[index] = finished
@@ -109,6 +112,7 @@ def synthesize_images(
         if (found := work.part(f"batch{index}")) is not None:
             made[index] = found
             on_row(saved_rows(found)[-1])
+            on_pace(index, config.num_steps, True)
     at_once = batches_at_once(config, spec, context.device)
     while waiting := [index for index in own if index not in made]:
         together = waiting[:at_once]

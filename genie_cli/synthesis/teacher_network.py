@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from genie_cli.config import SynthesizeConfig
 from genie_cli.data.pixel_prior import PixelPrior
 from genie_cli.errors import InputError
 from genie_cli.models.graph.placement import move
+from genie_cli.models.graph.unsupported import unsupported_operation
 from genie_cli.models.teacher import Teacher
 from genie_cli.runtime.context import RunContext
 from genie_cli.synthesis.statistics_graph import statistics_graph
@@ -60,6 +63,13 @@ class TeacherNetwork:
             return torch.stack(self._graph(batch)).sum(), None, None
         losses, logits, features = self._graph(batch)
         return torch.stack(losses).sum(), logits.float(), features.flatten(1).float()
+
+    def unsupported_operation(self) -> str | None:
+        """The operation of the network that its arithmetic lacks, in words; None: none by itself."""
+        spec, device, dtype = self._made_of[0].input, self._context.device, self._context.dtype
+        set_offsets(self._shifts, draw_offsets(1, len(self._shifts), torch.Generator().manual_seed(0))[0].to(device))
+        images = torch.zeros(2, spec.num_channels, spec.size, spec.size, dtype=dtype, device=device)
+        return unsupported_operation(self._graph, images.contiguous(memory_format=torch.channels_last), nullcontext())
 
 
 def check_same_input(teacher: Teacher, other: Teacher) -> None:

@@ -148,9 +148,7 @@ def open_work_folder(
     Raises:
         InputError: the folder cannot be made.
     """
-    about = {"version": WORK_VERSION, "out": out.name, **determinants}
-    text = json.dumps(about, sort_keys=True, allow_nan=False, indent=1)
-    path = out.absolute().parent / ROOT / hashlib.sha256(text.encode()).hexdigest()[:32]
+    path, text = _place(out, determinants)
     if fresh:
         shutil.rmtree(path, ignore_errors=True)
     try:
@@ -167,6 +165,15 @@ def open_work_folder(
     return WorkFolder(path, interval, warn)
 
 
+def unfinished_work(out: Path, determinants: Mapping[str, Any]) -> WorkFolder | None:
+    """The work folder of a run that writes `out`, if an earlier one has left work to go on from.
+
+    Arguments are those of `open_work_folder`.
+    """
+    folder = WorkFolder(_place(out, determinants)[0])
+    return folder if folder.num_parts() or folder.has_checkpoint() else None
+
+
 def find_work_folders(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     """Work folders anywhere in `folder`, each with what it is for; links are not followed."""
     found = []
@@ -179,6 +186,13 @@ def find_work_folders(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
             fields = {}
         found.append((about.parent, fields if isinstance(fields, dict) else {}))
     return found
+
+
+def _place(out: Path, determinants: Mapping[str, Any]) -> tuple[Path, str]:
+    """The folder of a run, and the text whose hash names it."""
+    about = {"version": WORK_VERSION, "out": out.name, **determinants}
+    text = json.dumps(about, sort_keys=True, allow_nan=False, indent=1)
+    return out.absolute().parent / ROOT / hashlib.sha256(text.encode()).hexdigest()[:32], text
 
 
 def _newest_common(steps: Iterable[int], workers: Workers) -> int | None:

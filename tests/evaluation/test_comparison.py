@@ -19,7 +19,8 @@ from genie_cli.evaluation.comparison import COLUMNS, as_csv, as_json, as_markdow
 FIGURES = {
     "model": "resnet18", "metric": "classification", "preset": "genie-m", "protocol": "genie",
     "weight_bits": 4, "activation_bits": 4,
-    "num_images": 50000, "top1": 69.6612, "top5": 89.0, "teacher_top1": 69.758, "drop": 0.0968, "agreement": 91.5, "per_class": {"tench": 80.0},
+    "num_images": 50000, "top1": 69.6612, "top5": 89.0, "teacher_top1": 69.758, "drop": 0.0968, "agreement": 91.5,
+    "per_class": {"tench": 80.0},
 }  # fmt: skip
 
 

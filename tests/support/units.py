@@ -37,14 +37,14 @@ def around_each_unit(monkeypatch: pytest.MonkeyPatch, around: Callable[[UnitTask
     """Call `around(task, learn)` for each unit that is to be learned; it returns what `learn(task)` does."""
 
     def stand_in(task: UnitTask, *others: Any) -> int:
-        *running, on_step = others
+        *running, on_step, on_pace = others
 
         def learn(task: UnitTask, listen: Callable[[int, float], None] = lambda step, loss: None) -> int:
             def both(step: int, loss: float) -> None:
                 listen(step, loss)
                 on_step(step, loss)
 
-            return reconstruct(task, *running, both)
+            return reconstruct(task, *running, both, on_pace)
 
         return around(task, learn)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -99,7 +100,8 @@ def _products(folded: fx.GraphModule, node: fx.Node, layer: WeightLayer | None, 
             return _numel(layer.sources[0].meta["val"], batch) * weight.numel() / (layer.groups * weight.shape[1])
         return _numel(value, batch) * weight.numel() / len(weight)
     if node.target in _PRODUCTS:
-        sizes = [_numel(source.meta.get("val"), batch) for source in node.all_input_nodes]
+        operands = node.args[1] if node.target is aten.einsum.default else node.args[:2]
+        sizes = [_numel(source.meta.get("val"), batch) for source in cast(Sequence[fx.Node], operands)]
         own = _numel(value, batch)
         # of A [m, k] and B [k, n] with the result [m, n]: m k n = sqrt(mk * kn * mn)
         return math.sqrt(own * math.prod(sizes)) if len(sizes) == 2 and own else 0.0

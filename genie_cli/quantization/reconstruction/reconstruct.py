@@ -23,7 +23,7 @@ from genie_cli.quantization.reconstruction.task import UnitTask
 from genie_cli.runtime.context import RunContext
 from genie_cli.runtime.determinism import RandomMasks, make_generator
 from genie_cli.runtime.distribution import Workers
-from genie_cli.runtime.repeated_step import RepeatedStep
+from genie_cli.runtime.repeated_step import RepeatedStep, is_over
 from genie_cli.runtime.state import optimizer_state, prefixed, restore_optimizer, without_prefix
 from genie_cli.runtime.work import Saved
 
@@ -34,7 +34,12 @@ _AGREE_EVERY = 5
 
 
 def reconstruct(
-    task: UnitTask, config: QuantizeConfig, context: RunContext, checkpoint: str, on_step: Callable[[int, float], None]
+    task: UnitTask,
+    config: QuantizeConfig,
+    context: RunContext,
+    checkpoint: str,
+    on_step: Callable[[int, float], None],
+    on_pace: Callable[[int, bool], None] = lambda step, found: None,
 ) -> int:
     """Minimise the reconstruction error of one unit in place (Eq. 10-11 with LSQ and QDrop).
 
@@ -47,6 +52,7 @@ def reconstruct(
         context: what to run on; its processes share the batches, and gradients are summed over them.
         checkpoint: name of the unit's checkpoints.
         on_step: called with (steps done, reconstruction loss) every so many steps.
+        on_pace: receives the number of steps that are over, and whether an earlier run took them.
 
     Returns:
         The steps taken.
@@ -65,6 +71,7 @@ def reconstruct(
             learner.resume(left.tensors, start)
             if stopping is not None:
                 stopping.resume(left)
+        on_pace(start, True)
         for step in range(start + 1, config.num_steps + 1):
             batch, regularized = learner.next_batch(), learner.set_schedules()
             for attempt in learner.micro_batches.attempts():
@@ -72,9 +79,12 @@ def reconstruct(
                     learner.optimization_step(regularized)(*batch)
             learner.update_together()
             learner.steps_done = step
-            if step % every == 0 or step == config.num_steps:
+            is_logged = step % every == 0 or step == config.num_steps
+            if is_logged:
                 learner.check_numbers()
                 on_step(step, float(learner.loss))
+            if is_logged or is_over(step, context.device):
+                on_pace(step, False)
             if stopping is not None and stopping.is_due(step):
                 learner.check_numbers()
                 held_out_loss = learner.held_out_loss()

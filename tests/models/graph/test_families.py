@@ -17,6 +17,7 @@ from torchvision.models import VGG
 from genie_cli.config import InputSpec, ModelConfig, QuantizeConfig
 from genie_cli.models.graph.batch_norm import batch_norm_sites
 from genie_cli.models.graph.capture import aten, capture
+from genie_cli.models.graph.coverage import coverage
 from genie_cli.models.graph.cuts import data_nodes
 from genie_cli.models.graph.folding import FoldedGraph, fold_batch_norms
 from genie_cli.models.graph.layers import weight_layers
@@ -223,6 +224,15 @@ def test_folding_check_sees_one_missing_batch_norm(case: Case) -> None:
     sites = batch_norm_sites(case.graph)
     for site in {index: sites[index] for index in (0, len(sites) // 2, len(sites) - 1)}.values() if sites else ():
         assert difference(without_batch_norm(case.graph, site.name)(case.images), case.logits) > FOLDING_BOUND
+
+
+def test_all_weights_can_be_quantized(case: Case) -> None:
+    found = coverage(case.folded.graph, case.folded.unfolded)
+    assert found.in_float == {}
+    assert found.multiplications == 1
+    assert set(found.batch_norms) == set(case.folded.unfolded)
+    assert (found.parameters == 1) == (case.family.num_unfolded == 0)
+    assert not found.is_low
 
 
 def test_units_cover_the_graph_once_and_in_order(case: Case) -> None:

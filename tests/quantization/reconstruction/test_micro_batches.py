@@ -132,23 +132,6 @@ def test_gradients_are_those_of_the_whole_batch(
     assert distance(pieces, whole) < 0.1
 
 
-@pytest.mark.parametrize("when", ["forward", "backward"])
-def test_a_learned_network_is_nearly_the_same(
-    digits_teacher: Teacher, digits: Tensor, monkeypatch: pytest.MonkeyPatch, events: list[Event], when: str
-):
-    """Gradients agree to a millionth; a value that comes to lie on the next grid point then moves the units behind."""
-    whole = quantize(digits_teacher, digits, events)
-    seen = units.limit_memory(monkeypatch, 4, when)
-    pieces = quantize(digits_teacher, digits, events)
-    assert distance(pieces, whole) < 0.1
-    for unit, twin in zip(pieces.units, whole.units, strict=True):
-        assert unit.relative_error == pytest.approx(twin.relative_error, rel=0.1)
-    assert seen == [4] * (4 * 8 * len(whole.units))
-    # twice a unit: micro-batches of 8, then of 4, at which it stays
-    assert len(notes(events)) == 2 * len(whole.units)
-    assert "a step of 16 images does not fit" in notes(events)[0] and "micro-batches of 4" in notes(events)[1]
-
-
 def test_dropping_and_early_stopping_go_on(
     digits_teacher: Teacher, digits: Tensor, monkeypatch: pytest.MonkeyPatch, events: list[Event]
 ):
