@@ -55,6 +55,7 @@ class FactorySamples(Samples):
         with code.running(_WHERE):
             self._length = len(items) if hasattr(items, "__len__") else None
         self._iterator: Iterator[Any] | None = None
+        self._given = 0
         if not self._is_sequence:
             with code.running(_WHERE):
                 self._iterator = iter(items)
@@ -140,17 +141,19 @@ class FactorySamples(Samples):
             items = self._code()
             with self._code.running(_WHERE):
                 self._iterator = iter(items)
+            self._given = 0
         yield from self._following()
 
     def _following(self) -> Iterator[tuple[Tensor, Any]]:
         assert self._iterator is not None
-        for number in itertools.count(1):
+        while True:
             with self._code.running(_WHERE):
                 try:
                     item = next(self._iterator)
                 except StopIteration:
                     return
-            yield self._split(item, number)
+            self._given += 1
+            yield self._split(item, self._given)
 
     def _numbered(self, rows: Sequence[int]) -> Iterator[tuple[Tensor, Any]]:
         for row in rows:
