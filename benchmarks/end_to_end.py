@@ -23,7 +23,7 @@ from genie_cli.config import ModelConfig, QuantizeConfig, SynthesizeConfig
 from genie_cli.data.sources import open_data
 from genie_cli.evaluation.evaluate import evaluate
 from genie_cli.evaluation.metrics.choose import Wanted, choose_metrics
-from genie_cli.evaluation.metrics.decision import Decision
+from genie_cli.evaluation.metrics.network_outputs import NetworkOutputs
 from genie_cli.models.graph.placement import move
 from genie_cli.models.teacher import Teacher
 from genie_cli.models.zoo import load_teacher
@@ -97,7 +97,7 @@ def _baseline(
 
 def _top1(network: nn.Module, teacher: Teacher, args: argparse.Namespace, device: torch.device) -> float:
     data = open_data(args.data, teacher.input)
-    metrics = choose_metrics(Wanted("classification"), data, Decision(teacher.num_classes), has_teacher=False)
+    metrics = choose_metrics(Wanted("classification"), data, NetworkOutputs.of(teacher), has_teacher=False)
     context = RunContext.alone(device, torch.float32, silent)
     return float(evaluate(network, data, metrics, 128, context).own["top1"])
 

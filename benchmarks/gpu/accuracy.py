@@ -14,7 +14,7 @@ from genie_cli.config import ModelConfig, QuantizeConfig, SynthesizeConfig
 from genie_cli.data.sources import open_data
 from genie_cli.evaluation.evaluate import evaluate
 from genie_cli.evaluation.metrics.choose import Wanted, choose_metrics
-from genie_cli.evaluation.metrics.decision import Decision
+from genie_cli.evaluation.metrics.network_outputs import NetworkOutputs
 from genie_cli.models.graph.placement import move
 from genie_cli.models.teacher import Teacher
 from genie_cli.models.zoo import load_teacher
@@ -111,7 +111,7 @@ def _measure(
         labeled = open_data(data, teacher.input, num_images=bench.size(None, 16))
         student, full = (move(graph, bench.device) for graph in (network.student(), copy.deepcopy(teacher.graph)))
         in_float32 = context(bench, dtype=torch.float32)
-        metrics = choose_metrics(Wanted("classification"), labeled, Decision(teacher.num_classes), has_teacher=True)
+        metrics = choose_metrics(Wanted("classification"), labeled, NetworkOutputs.of(teacher), has_teacher=True)
         found = evaluate(student, labeled, metrics, 128, in_float32, full).as_json()
         bench.figure(
             f"{name}, {recipe.name}",

@@ -149,7 +149,7 @@ def load_images(path: Path) -> ImageSet:
 def _check(images: Tensor, metadata: ImagesMetadata, path: Path) -> None:
     if images.dtype != _DTYPES[metadata.dtype]:
         raise InputError(f"{path}: tensor 'images' is {images.dtype}, its metadata say {metadata.dtype}.")
-    expected = [metadata.num_images, metadata.input.num_channels, metadata.input.size, metadata.input.size]
+    expected = [metadata.num_images, *metadata.input.shape]
     if list(images.shape) != expected:
         raise InputError(f"{path}: tensor 'images' has shape {list(images.shape)}, its metadata say {expected}.")
     _refuse_not_finite(images, f"{path}: tensor 'images'")

@@ -90,8 +90,10 @@ class QuantizedMetadata(ArtifactMetadata):
     """None in files of format 1."""
     checks: dict[str, float] = Field(default_factory=dict)
     """Rewrite -> relative distance of the rewritten network's answers from those of the network itself."""
-    outputs: tuple[str, ...] = ("logits",)
-    """Names of what the network returns."""
+    outputs: tuple[str, ...] = ("output",)
+    """Names of the tensors that the network returns."""
+    logits: str | None = None
+    """The one that holds the class scores; None in files of format 1, and where no output was taken for it."""
 
 
 @dataclass(frozen=True, eq=False)

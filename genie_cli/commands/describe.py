@@ -40,6 +40,10 @@ def describe_model(teacher: Teacher, plan: QuantizationPlan) -> dict[str, Any]:
         "model": teacher.name,
         "input": teacher.input.model_dump(mode="json"),
         "num_classes": teacher.num_classes,
+        "logits": teacher.logits.name if teacher.logits is not None else None,
+        "outputs": [
+            {"name": tensor.name, "shape": tensor.layout.described(tensor.shape)} for tensor in teacher.outputs.tensors
+        ],
         "num_weights": sum(
             get_tensor(teacher.graph, layer.weight_key).numel() for layer in weight_layers(teacher.graph)
         ),

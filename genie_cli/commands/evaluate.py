@@ -30,8 +30,7 @@ def evaluate(used: Used, params: opt.ParamsFile = None, as_json: opt.AsJson = Fa
 
     file = opt.read(params)
     model_config = opt.model_config(file, used["model"])
-    resize_size = _resize_size(used["evaluate"].get("resize_size"))
-    flags = opt.given({**used["evaluate"], "resize_size": resize_size})
+    flags = opt.given(used["evaluate"])
     config = opt.stage_config(EvaluateConfig, file.section("evaluate"), flags, where="evaluate")
     if config.data is None:
         raise UsageError(
@@ -60,21 +59,13 @@ def _run(model_config: ModelConfig, config: EvaluateConfig, source: str, as_json
             _show(figures)
 
 
-def _resize_size(text: str | None) -> int | str | None:
-    if text is None or text == "none":
-        return text
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"--resize-size {text!r} must be a number of pixels or none.")
-    return int(text)
-
-
 def _measure(run: Run, model_config: ModelConfig, config: EvaluateConfig, source: str) -> dict[str, Any]:
     from genie_cli.artifacts.quantized import load_quantized
     from genie_cli.data.labeled import LabeledImages, check_classes
     from genie_cli.evaluation import evaluate as evaluation
     from genie_cli.evaluation.images import open_samples
     from genie_cli.evaluation.metrics.choose import Wanted, choose_metrics
-    from genie_cli.evaluation.metrics.decision import decision_of
+    from genie_cli.evaluation.metrics.network_outputs import NetworkOutputs
     from genie_cli.evaluation.outputs import unsupported_evaluation
     from genie_cli.models.graph.folding import fold_batch_norms
     from genie_cli.models.graph.placement import move
@@ -92,14 +83,13 @@ def _measure(run: Run, model_config: ModelConfig, config: EvaluateConfig, source
         recorded = None
         if artifact is not None:
             made_for = artifact.metadata
-            recorded = RecordedInput(str(config.quantized), made_for.teacher_sha256, made_for.input)
+            recorded = RecordedInput(str(config.quantized), made_for.teacher_sha256, made_for.input, made_for.logits)
         teacher = load_teacher(model_config, recorded)
         spec = teacher.input
         if config.resize_size is not None:
             resize_size = None if config.resize_size == "none" else config.resize_size
             spec = spec.model_copy(update={"resize_size": resize_size})
         samples = open_samples(source, config, spec)
-        decision = decision_of(teacher.graph, teacher.num_classes)
         network, reference = teacher.graph, None
         if artifact is not None:
             network, reference = load_student(teacher, artifact), teacher.graph
@@ -107,15 +97,15 @@ def _measure(run: Run, model_config: ModelConfig, config: EvaluateConfig, source
             network = fold_batch_norms(teacher.graph).graph
             reference = teacher.graph if config.metric == "fidelity" or not samples.has_targets else None
         wanted = Wanted(config.metric, config.decode, config.ignore_class)
-        metrics = choose_metrics(wanted, samples, decision, reference is not None)
-        if metrics.name == "classification" and isinstance(samples, LabeledImages) and metrics.decode is None:
+        metrics = choose_metrics(wanted, samples, NetworkOutputs.of(teacher), reference is not None)
+        if metrics.name == "classification" and metrics.decode is None and isinstance(samples, LabeledImages):
+            assert teacher.num_classes is not None, "the metric was refused without class scores"
             check_classes(samples, teacher.num_classes)
         _check_processes(run, metrics, samples)
     run.tell_of(teacher)
     run.tell_of(samples)
-    if metrics.name == "classification" and decision.is_binary:
-        kind = "probability" if decision.threshold else "logit"
-        run.note(f"the network has one output: a {kind} above {decision.threshold:g} is class 1, else class 0.")
+    for note in metrics.notes:
+        run.note(note)
     num_batches = samples.num_batches(config.batch_size)
     if num_batches is not None and run.workers.size > num_batches:
         run.note(
@@ -123,8 +113,8 @@ def _measure(run: Run, model_config: ModelConfig, config: EvaluateConfig, source
             "a smaller --batch-size makes more batches.",
             warning=True,
         )
-    network = move(network, run.device)
-    reference = move(reference, run.device) if reference is not None else None
+    network = metrics.view(move(network, run.device))
+    reference = metrics.view(move(reference, run.device)) if reference is not None else None
     networks = [network] if reference is None else [network, reference]
     run.decide_arithmetic(config, "evaluate", lambda context: unsupported_evaluation(networks, spec, context))
     with run.working(NO_WORK) as context:

@@ -110,14 +110,16 @@ def _by(sides: Sequence[int]) -> str:
 
 def _show_model(description: dict[str, Any], plan: QuantizationPlan) -> None:
     from genie_cli.commands.display import rows_table, summary
+    from genie_cli.config.image_size import height_and_width
 
     spec = description["input"]
     summary(
         description["model"],
         {
-            "input": f"{_by((spec['num_channels'], spec['size'], spec['size']))}, "
+            "input": f"{_by((spec['num_channels'], *height_and_width(spec['size'])))}, "
             f"mean {_plain(spec['mean'])}, std {_plain(spec['std'])}",
-            "classes": description["num_classes"],
+            "outputs": ", ".join(f"{output['name']} {output['shape']}" for output in description["outputs"]),
+            "classes": _classes(description),
             "weights": f"{description['num_weights']:,} in {len(description['layers'])} layers",
             "protocol": description["protocol"],
         },
@@ -145,6 +147,14 @@ def _show_model(description: dict[str, Any], plan: QuantizationPlan) -> None:
             "rewrites": _checks(description["checks"]),
         },
     )
+
+
+def _classes(description: dict[str, Any]) -> str:
+    """The number of classes, and the output that holds their scores where there are several."""
+    if description["logits"] is None:
+        return "none: no output is taken for class scores (--logits names one)"
+    where = f" in {description['logits']}" if len(description["outputs"]) > 1 else ""
+    return f"{description['num_classes']}{where}"
 
 
 def _checks(distances: dict[str, float]) -> str:

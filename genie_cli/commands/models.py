@@ -20,7 +20,7 @@ def models(as_json: opt.AsJson = False) -> None:
             {
                 "name": entry.name,
                 "origin": entry.origin,
-                "input": [entry.input.num_channels, entry.input.size, entry.input.size],
+                "input": list(entry.input.shape),
                 "num_parameters": entry.num_parameters,
             }
             for entry in entries
@@ -33,7 +33,7 @@ def models(as_json: opt.AsJson = False) -> None:
         [
             [
                 entry.name,
-                f"{entry.input.num_channels}x{entry.input.size}x{entry.input.size}",
+                "x".join(map(str, entry.input.shape)),
                 f"{entry.num_parameters:,}" if entry.num_parameters is not None else "",
                 entry.origin,
             ]

@@ -107,8 +107,9 @@ def split_networks(flags: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[
     files = [None if file == "default" else file for file in weights] or [None] * len(names)
     if None in files:  # a network's own weights are no file to pick from
         shared.pop("weights_key", None)
+    logits = {"logits": shared.pop("logits")} if "logits" in shared else {}  # those of the first network are read
     first, *others = [{**shared, "name": name, "weights": file} for name, file in zip(names, files, strict=True)]
-    return first, others
+    return {**first, **logits}, others
 
 
 def stage_config(

@@ -47,7 +47,7 @@ def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
     from genie_cli.models.graph.layers import weight_layers
     from genie_cli.models.graph.repeatable import check_repeatable
     from genie_cli.models.zoo import load_teacher
-    from genie_cli.quantization.plan import make_plan
+    from genie_cli.quantization.plan import check_loss, make_plan
     from genie_cli.student.overrides import layer_bits
     from genie_cli.student.protocol import find_protocol
 
@@ -59,11 +59,7 @@ def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
                 opt.check_files(outputs, {"--weights": model_config.weights, "--images": images}, ["--out"])
             find_protocol(config.protocol)
             teacher = load_teacher(model_config, None if config.data_free else _input_of(config.images))
-            if config.loss == "kl" and teacher.num_classes == 1:
-                raise UsageError(
-                    "loss = 'kl' compares the probabilities of classes, and this network has one output: use a preset "
-                    "with the squared error, or --set loss=squared."
-                )
+            check_loss(teacher, config)
             check_repeatable(teacher, run.device)
             layer_bits([layer.name for layer in weight_layers(teacher.graph)], config.bits_override or {})
         run.tell_of(teacher)
@@ -197,10 +193,11 @@ def _finish(run: Run, teacher: Teacher, image_set: ImageSet | None, network: Qua
     rows["recipe"] = recipe
     if network.units:
         rows["units"] = str(len(network.units))
-        rows["error"] = f"{network.units[-1].relative_error:.4f} of the output's energy"
     rows["quantized"] = network.plan.coverage.described()
-    if network.output_error is not None:
-        rows["output"] = f"{network.output_error:.4f} of the network's own energy away from it, batch norms unfolded"
+    if network.output_errors:
+        errors = network.output_errors
+        told = ", ".join(f"{name} {error:.4f}" if len(errors) > 1 else f"{error:.4f}" for name, error in errors.items())
+        rows["output"] = f"{told} of the network's own energy away from it, batch norms unfolded"
     rows["rewrites"] = f"{max(network.plan.checks.values()):.1e} from the network's own output at most"
     rows["device"] = run.description()
     rows["arithmetic"] = str(run.chosen_arithmetic)

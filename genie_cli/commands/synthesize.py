@@ -40,6 +40,7 @@ def _run(model_config: ModelConfig, config: SynthesizeConfig) -> None:
     from genie_cli.synthesis.disk_need import synthesis_need
     from genie_cli.synthesis.synthesize import synthesize_images
     from genie_cli.synthesis.teacher_network import check_same_input
+    from genie_cli.synthesis.terms import check_terms
     from genie_cli.synthesis.unsupported import unsupported_synthesis
 
     with running(config) as run:
@@ -55,6 +56,7 @@ def _run(model_config: ModelConfig, config: SynthesizeConfig) -> None:
                 check_same_input(teacher, other)
             for each in (teacher, *others):
                 check_repeatable(each, run.device)
+            check_terms(teacher, config)
             student, student_sha256 = _load_student(config, artifact, teacher, run)
         for each in (teacher, *others):
             run.tell_of(each)
@@ -73,6 +75,7 @@ def _run(model_config: ModelConfig, config: SynthesizeConfig) -> None:
             "teachers": [one.sha256 for one in (teacher, *others)],
             "inputs": [one.input.model_dump(mode="json") for one in (teacher, *others)],
             "student": student_sha256,
+            **({} if model_config.logits is None else {"logits": model_config.logits}),
         }
         run.decide_arithmetic(
             config,
@@ -81,7 +84,7 @@ def _run(model_config: ModelConfig, config: SynthesizeConfig) -> None:
             lambda dtype: run.is_unfinished(config, config.out, determinants, dtype),
         )
         num_at_once = run.workers.size * batches_at_once(config, teacher.input, run.device)
-        need = synthesis_need(teacher.input, teacher.num_classes, config, num_at_once)
+        need = synthesis_need(teacher.input, teacher.num_classes or 1, config, num_at_once)
         with run.resumable(config, config.out, determinants, need, (num_batches, "batches")) as work:
             with run.working(work, _shorter(config)) as context:
                 result = synthesize_images(teacher, config, context, others, student)
@@ -99,7 +102,8 @@ def _input_of(config: SynthesizeConfig, artifact: QuantizedArtifact | None) -> R
 
     if artifact is None:
         return None
-    return RecordedInput(str(config.student), artifact.metadata.teacher_sha256, artifact.metadata.input)
+    made_for = artifact.metadata
+    return RecordedInput(str(config.student), made_for.teacher_sha256, made_for.input, made_for.logits)
 
 
 def _load_student(
@@ -110,9 +114,10 @@ def _load_student(
     from genie_cli.student.load import load_student
     from genie_cli.synthesis.discrepancy import Student
 
-    if artifact is None or config.student is None:
+    if artifact is None or config.student is None or teacher.logits is None:
         return None, None
-    return Student(load_student(teacher, artifact), run.device), file_sha256(config.student / WEIGHTS_FILE)
+    student = Student(teacher.logits.of(load_student(teacher, artifact)), run.device)
+    return student, file_sha256(config.student / WEIGHTS_FILE)
 
 
 def _finish(

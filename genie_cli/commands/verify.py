@@ -32,6 +32,7 @@ def verify(
         found["hash"] = _hash(images.metadata.content_sha256)
         metadata: ArtifactMetadata = images.metadata
         teacher_sha256 = {images.metadata.teacher_sha256, *images.metadata.other_teachers}
+        logits = None
     else:
         quantized = load_quantized(artifact if artifact.is_dir() else artifact.parent)
         found["weights"] = f"{len(quantized.weights)} layers, codes within their bits, scales positive"
@@ -39,6 +40,7 @@ def verify(
         found["hash"] = _hash(quantized.metadata.content_sha256)
         metadata = quantized.metadata
         teacher_sha256 = {quantized.metadata.teacher_sha256}
+        logits = quantized.metadata.logits
     if "name" in used["model"]:
         from genie_cli.config import Params
         from genie_cli.models.network_input import RecordedInput
@@ -46,14 +48,14 @@ def verify(
         from genie_cli.student.probe import compare_with_record
 
         config = opt.model_config(Params({}), used["model"])
-        recorded = RecordedInput(str(artifact), metadata.teacher_sha256, metadata.input)
+        recorded = RecordedInput(str(artifact), metadata.teacher_sha256, metadata.input, logits)
         teacher = load_teacher(config, recorded)
         tell_of(teacher)
         if "images" in found:
             matches = teacher.sha256 in teacher_sha256
             found["teacher"] = f"{teacher.name}: " + ("the images were made for it" if matches else "another one")
         else:
-            found["logits"] = compare_with_record(teacher, quantized)
+            found["outputs"] = compare_with_record(teacher, quantized)
     summary("Whole", found)
 
 

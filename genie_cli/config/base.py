@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from genie_cli.config.image_size import ImageSize, height_and_width
 from genie_cli.config.marks import NOT_DETERMINING, Flag
 
 
@@ -16,19 +17,36 @@ class Frozen(BaseModel):
 
 
 class InputSpec(Frozen):
-    """A network's input: images ``[B, num_channels, size, size]``, normalised by mean and std.
+    """A network's input: images ``[B, num_channels, height, width]``, normalised by mean and std.
 
     Normalised value = (pixel / 255 - mean) / std, per channel.
     """
 
     num_channels: int = Field(3, ge=1)
-    size: int = Field(224, ge=1)
-    """Side of the square input, pixels."""
+    size: ImageSize = 224
+    """Side of a square input in pixels, else height and width."""
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    resize_size: int | None = None
-    """Image files: the shorter side is resized to this before the centre crop; None: no resize."""
+    resize_size: ImageSize | None = None
+    """Image files: before the centre crop they are resized until they just cover this; None: no resize.
+
+    A number is the shorter side's."""
     interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
+
+    @property
+    def height(self) -> int:
+        """Rows of pixels."""
+        return height_and_width(self.size)[0]
+
+    @property
+    def width(self) -> int:
+        """Columns of pixels."""
+        return height_and_width(self.size)[1]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        return self.num_channels, self.height, self.width
 
     @model_validator(mode="after")
     def _fits(self) -> InputSpec:
@@ -54,14 +72,16 @@ class ModelConfig(Frozen):
     """A torchvision weights name, or a local .safetensors or .pth file."""
     weights_key: Annotated[str | None, Flag("Model", default="the one set of weights")] = None
     """Place of the weights in their file, such as state_dict_ema, where it holds more than one set."""
-    input_size: Annotated[int | None, Flag("Model", default="the model's own")] = Field(None, ge=8, le=4096)
-    """Side of the square input in pixels."""
+    input_size: Annotated[ImageSize | None, Flag("Model", default="the model's own", metavar="SIZE")] = None
+    """Height and width of the input in pixels, such as 360x480, or the side of a square one."""
     num_channels: Annotated[int | None, Flag("Model", default="the model's own")] = Field(None, ge=1, le=64)
     """Channels of the input."""
     mean: Annotated[tuple[float, ...] | None, Flag("Model", default="the model's own")] = None
     """Normalisation: mean of each channel, e.g. 0.5,0.5,0.5."""
     std: Annotated[tuple[float, ...] | None, Flag("Model", default="the model's own")] = None
     """Normalisation: standard deviation of each channel."""
+    logits: Annotated[str | None, Flag("Model", default="the only one that can be")] = None
+    """Output that holds the class scores, such as classes or head.cls, where a network returns several tensors."""
 
     @field_validator("mean", "std", mode="before")
     @classmethod

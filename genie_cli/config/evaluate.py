@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from genie_cli.config.base import Stage
+from genie_cli.config.image_size import ImageSize
 from genie_cli.config.marks import Flag
 
 
@@ -34,10 +35,11 @@ class EvaluateConfig(Stage):
     ignore_class: Annotated[int | None, Flag("Data", default="none")] = None
     """Class of pixels that do not count in a segmentation."""
     resize_size: Annotated[
-        Annotated[int, Field(ge=1)] | Literal["none"] | None,
+        ImageSize | Literal["none"] | None,
         Flag("Data", default="the model's own, else input size / 0.875"),
     ] = None
-    """Image files of imagefolder and images: shorter side before the centre crop in pixels, or none."""
+    """Image files of imagefolder and images: shorter side before the centre crop in pixels, or HEIGHTxWIDTH that is
+    just covered, or none."""
     class_order: Annotated[Literal["text", "natural"] | None, Flag("Data", default="text")] = None
     """Order of class folders: text (0, 1, 10, 2), or natural (0, 1, 2, 10), by the numbers in their names.
 

@@ -12,13 +12,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from genie_cli.config import InputSpec
+from genie_cli.config.image_size import height_and_width
 from genie_cli.data.value_range import READ_ERRORS, Range, in_8_bits
 from genie_cli.errors import InputError
 
 Fit = Literal["crop", "whole", "proportions"]
-"""The way in which an image gets the size of the input. crop: its shorter side is resized, and the centre cropped.
-whole: all of it is resized, whatever its proportions. proportions: whole where it has those of the input (to 1 %),
-else crop."""
+"""The way in which an image gets the size of the input. crop: it is resized until the resize size is covered, and the
+centre cropped. whole: all of it is resized, whatever its proportions. proportions: whole where it has those of the
+input (to 1 %), else crop."""
 _SAME_PROPORTIONS = 0.01
 _DECODED = 64
 """Images that a worker decodes at once where no batch size is given."""
@@ -34,7 +35,7 @@ def decode_image(path: Path, spec: InputSpec, ranges: Mapping[str, Range] | None
         fit: see `Fit`.
 
     Returns:
-        uint8 [spec.num_channels, spec.size, spec.size].
+        uint8 [spec.num_channels, spec.height, spec.width].
 
     Raises:
         InputError: the file is not a readable image, or the image is smaller than the crop.
@@ -50,26 +51,37 @@ def decode_image(path: Path, spec: InputSpec, ranges: Mapping[str, Range] | None
         raise InputError(f"Image {path} cannot be read: {reason}.") from None
     original = image.size
     if fit == "whole" or (fit == "proportions" and _has_proportions(image.size, spec)):
-        if original != (spec.size, spec.size):
-            image = T.resize(image, [spec.size, spec.size], InterpolationMode(spec.interpolation), antialias=True)
+        if original != (spec.width, spec.height):
+            sides = [spec.height, spec.width]
+            image = T.resize(image, sides, InterpolationMode(spec.interpolation), antialias=True)
         whole: Tensor = T.pil_to_tensor(image)
         return whole
     if spec.resize_size is not None:
-        image = T.resize(image, [spec.resize_size], InterpolationMode(spec.interpolation), antialias=True)
-    if min(image.size) < spec.size:
+        sides = _covering(image.height, image.width, *height_and_width(spec.resize_size))
+        image = T.resize(image, sides, InterpolationMode(spec.interpolation), antialias=True)
+    if image.height < spec.height or image.width < spec.width:
+        is_square = spec.height == spec.width
+        mend = f"resize the shorter side to {spec.width}" if is_square else "resize it to that size"
         after = f" ({image.width}x{image.height} after its resize)" if image.size != original else ""
         raise InputError(
-            f"Image {path} is {original[0]}x{original[1]} pixels{after}, smaller than the {spec.size}x{spec.size} "
-            f"crop that the network takes: resize the shorter side to {spec.size} or more."
+            f"Image {path} is {original[0]}x{original[1]} pixels{after}, smaller than the {spec.width}x{spec.height} "
+            f"crop that the network takes (width x height): {mend} or more."
         )
-    pixels: Tensor = T.pil_to_tensor(T.center_crop(image, [spec.size]))
+    pixels: Tensor = T.pil_to_tensor(T.center_crop(image, [spec.height, spec.width]))
     return pixels
 
 
 def _has_proportions(size: tuple[int, int], spec: InputSpec) -> bool:
     """True if an image of ``size`` (width, height) has the proportions of the input."""
     width, height = size
-    return abs(width * spec.size / (height * spec.size) - 1) <= _SAME_PROPORTIONS
+    return abs(width * spec.height / (height * spec.width) - 1) <= _SAME_PROPORTIONS
+
+
+def _covering(height: int, width: int, least_height: int, least_width: int) -> list[int]:
+    """Height and width of an image, its proportions kept, of which one side is the least and the other not below."""
+    if height * least_width < width * least_height:  # the height is what is missing
+        return [least_height, int(least_height * width / height)]
+    return [int(least_width * height / width), least_width]
 
 
 class ImageFiles(Dataset[Tensor | str]):
@@ -94,14 +106,14 @@ class ImageFiles(Dataset[Tensor | str]):
         return len(self._paths)
 
     def __getitem__(self, index: int) -> Tensor | str:
-        """The pixels of a file, uint8 [C, size, size], or the message."""
+        """The pixels of a file, uint8 [C, H, W], or the message."""
         try:
             return decode_image(self._paths[index], self._spec, self._ranges, self._fit)
         except InputError as error:
             return str(error)
 
     def batches(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
-        """The pixels of each batch of files, uint8 [B, C, size, size].
+        """The pixels of each batch of files, uint8 [B, C, H, W].
 
         Raises:
             InputError: a file that cannot be used.
@@ -120,7 +132,7 @@ class ImageFiles(Dataset[Tensor | str]):
             yield pixels
 
     def pixels(self, rows: Sequence[int]) -> Tensor:
-        """The pixels of some files, uint8 [len(rows), C, size, size].
+        """The pixels of some files, uint8 [len(rows), C, H, W].
 
         Raises:
             InputError: a file that cannot be used.

@@ -46,7 +46,7 @@ class DetectionFolder(FileSamples):
 
     def targets(self, rows: Sequence[int]) -> list[dict[str, Tensor]]:
         """The boxes of some images, in pixels of the network's input."""
-        size = torch.tensor([self._spec.size, self._spec.size], dtype=torch.float64)
+        size = torch.tensor([self._spec.width, self._spec.height], dtype=torch.float64)
         found = []
         for row in rows:
             labels, center, extent = self._boxes[row].split([1, 2, 2], 1)

@@ -70,7 +70,7 @@ class FactorySamples(Samples):
 
     @property
     def _shape(self) -> tuple[int, int, int]:
-        return self._spec.num_channels, self._spec.size, self._spec.size
+        return self._spec.shape
 
     @property
     def num_images(self) -> int | None:

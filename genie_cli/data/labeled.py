@@ -81,7 +81,7 @@ def check_fits(source: str, image_shape: tuple[int, int, int], spec: InputSpec) 
     Raises:
         InputError: the shapes differ; the message gives both.
     """
-    expected = (spec.num_channels, spec.size, spec.size)
+    expected = spec.shape
     if image_shape != expected:
         raise InputError(
             f"{source} holds images of {list(image_shape)} (channels, height, width), and the network takes "

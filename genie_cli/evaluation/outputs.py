@@ -67,7 +67,7 @@ def unsupported_evaluation(networks: Sequence[nn.Module], spec: InputSpec, conte
     Returns:
         None where two black images pass, or where these already take more memory than there is.
     """
-    images = torch.zeros(2, spec.num_channels, spec.size, spec.size, device=context.device)
+    images = torch.zeros(2, *spec.shape, device=context.device)
     images = images.contiguous(memory_format=torch.channels_last)
     for network in networks:
         try:

@@ -9,6 +9,7 @@ from typing import Any, get_args
 from torch import nn
 
 from genie_cli.config import InputSpec, ModelConfig
+from genie_cli.config.image_size import height_and_width, parse_image_size, size_text
 from genie_cli.errors import InputError, UsageError
 
 _CROP_SHARE = 0.875
@@ -26,11 +27,13 @@ class RecordedInput:
         where: names the artifact in messages.
         teacher_sha256: hash of the network that the artifact was made for, see `state_sha256`.
         input: its input.
+        logits: the output that held the class scores; None: none, or nothing says so.
     """
 
     where: str
     teacher_sha256: str | None
     input: InputSpec
+    logits: str | None = None
 
 
 def describe_input(
@@ -40,7 +43,7 @@ def describe_input(
 
     A network declares its input in timm's convention: an attribute ``pretrained_cfg`` or ``default_cfg``, a mapping
     with ``input_size`` (channels, height, width), ``mean``, ``std``, ``crop_pct`` and ``interpolation``, each of which
-    may be absent. The shorter side of image files is resized to size / ``crop_pct``.
+    may be absent. Image files are resized until they cover size / ``crop_pct``.
 
     Args:
         config: options.
@@ -56,7 +59,7 @@ def describe_input(
     crop_share = known.pop("crop_share", _CROP_SHARE)
     values: dict[str, Any] = {**default.model_dump(), **known}
     if _declaration(network) or values["size"] != default.size or values["resize_size"] is None:
-        values["resize_size"] = round(values["size"] / crop_share)
+        values["resize_size"] = tuple(round(side / crop_share) for side in height_and_width(values["size"]))
     for key in ("mean", "std"):
         if len(values[key]) != values["num_channels"]:
             raise UsageError(
@@ -84,7 +87,7 @@ def assumptions(
     assumed = [field for field in _OPTIONS if field not in known]
     if not assumed:
         return []
-    told = ", ".join(f"{_OPTIONS[field]} {_shown(getattr(spec, field))}" for field in assumed)
+    told = ", ".join(f"{_OPTIONS[field]} {_shown(field, getattr(spec, field))}" for field in assumed)
     return [f"'{name}' does not say what images it takes, and these are assumed: {told}."]
 
 
@@ -93,8 +96,8 @@ def input_warnings(config: ModelConfig, network: nn.Module, recorded: RecordedIn
     warnings = []
     if recorded is not None:
         warnings += [
-            f"{_OPTIONS[field]} {_shown(value)} is not the {_shown(getattr(recorded.input, field))} that "
-            f"{recorded.where} was made with: {_shown(value)} is used."
+            f"{_OPTIONS[field]} {_shown(field, value)} is not the {_shown(field, getattr(recorded.input, field))} that "
+            f"{recorded.where} was made with: {_shown(field, value)} is used."
             for field, value in _given(config).items()
             if value != getattr(recorded.input, field)
         ]
@@ -111,7 +114,7 @@ def _known(config: ModelConfig, network: nn.Module, recorded: RecordedInput | No
     """Fields of `InputSpec`, and ``crop_share``, that options, an artifact or the network say."""
     from_artifact = {} if recorded is None else {field: getattr(recorded.input, field) for field in _OPTIONS}
     given = _given(config)
-    return {**_declared(network, is_size_known="size" in {**from_artifact, **given}), **from_artifact, **given}
+    return {**_declared(network), **from_artifact, **given}
 
 
 def _given(config: ModelConfig) -> dict[str, Any]:
@@ -127,17 +130,12 @@ def _declaration(network: nn.Module) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _declared(network: nn.Module, is_size_known: bool) -> dict[str, Any]:
+def _declared(network: nn.Module) -> dict[str, Any]:
     """Fields of `InputSpec`, and ``crop_share``, that the network declares."""
     found, values = _declaration(network), dict[str, Any]()
     if found.get("input_size") is not None:
-        channels, height, width = _numbers("input_size", found["input_size"], "three whole numbers above 0", int, 3)
-        if height != width and not is_size_known:
-            raise InputError(
-                f"The network declares images of {height}x{width} (height x width), and genie takes square ones: "
-                "choose their side with --input-size."
-            )
-        values.update(num_channels=channels, size=height)
+        channels, *sides = _numbers("input_size", found["input_size"], "three whole numbers above 0", int, 3)
+        values.update(num_channels=channels, size=parse_image_size(sides))
     for key in ("mean", "std"):
         if found.get(key) is not None:
             values[key] = _numbers(key, found[key], "numbers, one per channel", float)
@@ -169,5 +167,7 @@ def _unusable(key: str, value: Any, wanted: str) -> InputError:
     return InputError(f"The network declares {key} = {value!r} in its pretrained_cfg, which must be {wanted}.")
 
 
-def _shown(value: Any) -> str:
+def _shown(field: str, value: Any) -> str:
+    if field == "size":
+        return size_text(value)
     return ",".join(f"{each:g}" for each in value) if isinstance(value, tuple) else str(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
@@ -12,6 +12,8 @@ from genie_cli.errors import InputError
 from genie_cli.models.checkpoints import state_sha256
 from genie_cli.models.graph.capture import capture
 from genie_cli.models.graph.equivalence import Reference, make_reference
+from genie_cli.models.graph.outputs import OutputTree, outputs_of
+from genie_cli.models.logits import Logits, find_logits
 from genie_cli.models.preparation import prepared
 
 
@@ -24,7 +26,7 @@ class Teacher:
         graph: its graph in the normal form, batch norms in place; evaluation mode, no gradients.
         input: the images it takes.
         sha256: hash of its state.
-        num_classes: width of its output.
+        logits: the output that holds a score for each class; None where it has none, or where several may be meant.
         reference: the answers of the user's own module, with which rewrites are compared.
         capture_error: distance of `graph` from it.
         notes: what the user should know of how the network was taken.
@@ -35,22 +37,41 @@ class Teacher:
     graph: fx.GraphModule
     input: InputSpec
     sha256: str
-    num_classes: int
+    logits: Logits | None
     reference: Reference
     capture_error: float
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
+    @property
+    def outputs(self) -> OutputTree:
+        """The structure of what it returns."""
+        return outputs_of(self.graph)
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of scores in `logits`; None where there are none."""
+        return None if self.logits is None else self.logits.num_classes
+
+    def reading(self, logits: str) -> Teacher:
+        """The same network, whose class scores are the output called `logits`.
+
+        Raises:
+            UsageError: no output is called so, or it holds no class scores.
+        """
+        return replace(self, logits=find_logits(self.outputs, logits))
+
 
 def make_teacher(name: str, network: nn.Module, spec: InputSpec) -> Teacher:
-    """Capture `network` as the teacher called `name`.
+    """Capture `network` as the teacher called `name`; its class scores are the only output that can hold them.
 
     Raises:
         InputError: the network cannot be captured, does not agree with itself, or its graph does not agree with it.
     """
     network, notes = prepared(network)
     graph = capture(_copied(network), spec)  # tracing may leave tensors without values in the modules
-    reference, more_notes = make_reference(network, spec)
+    outputs = outputs_of(graph)
+    reference, more_notes = make_reference(network, spec, outputs.flat)
     error = reference.distance(graph)
     if not reference.holds(error):
         raise InputError(
@@ -58,9 +79,8 @@ def make_teacher(name: str, network: nn.Module, spec: InputSpec) -> Teacher:
             f"differs by {error:.2g} of its size. Look for values that forward() reads out of tensors, or keeps from "
             "call to call, and take them out."
         )
-    output = next(iter(reversed(graph.graph.nodes))).args[0]
-    num_classes = int(output.meta["val"].shape[-1])
-    return Teacher(name, graph, spec, state_sha256(network), num_classes, reference, error, (*notes, *more_notes))
+    notes = [*notes, *more_notes, *outputs.notes]
+    return Teacher(name, graph, spec, state_sha256(network), find_logits(outputs), reference, error, tuple(notes))
 
 
 def _copied(network: nn.Module) -> nn.Module:

@@ -103,6 +103,9 @@ def _captured(
     except InputError as error:
         error.args = (" ".join([str(error), *assumed]),)
         raise
+    logits = config.logits or (recorded.logits if recorded is not None else None)
+    if logits is not None:
+        teacher = teacher.reading(logits)
     return replace(
         teacher,
         notes=(*teacher.notes, *notes, *assumed),

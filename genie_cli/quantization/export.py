@@ -22,7 +22,7 @@ from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.tensors import named_tensors
 from genie_cli.models.teacher import Teacher
 from genie_cli.quantization.result import QuantizedNetwork
-from genie_cli.student.probe import METRIC, probe_logits
+from genie_cli.student.probe import METRIC, probe_outputs
 
 
 def to_artifact(
@@ -55,6 +55,8 @@ def to_artifact(
             in_float=network.plan.coverage.in_float,
         ),
         checks=network.plan.checks,
+        outputs=teacher.outputs.names,
+        logits=teacher.logits.name if teacher.logits is not None else None,
     )
     return QuantizedArtifact(weights, activations, _other_tensors(network), metadata, _metrics(network, teacher))
 
@@ -72,12 +74,12 @@ def _other_tensors(network: QuantizedNetwork) -> dict[str, Tensor]:
 def _metrics(network: QuantizedNetwork, teacher: Teacher) -> dict[str, Any]:
     config = network.plan.config
     return {
-        METRIC: probe_logits(network.student(), teacher.input),
+        METRIC: probe_outputs(network.student(), teacher.input),
         "preset": config.preset,
         "protocol": config.protocol,
         "weight_bits": config.weight_bits,
         "activation_bits": config.activation_bits,
-        "output_error": network.output_error,
+        "output_errors": network.output_errors,
         "coverage": {
             "parameters": network.plan.coverage.parameters,
             "multiplications": network.plan.coverage.multiplications,
@@ -85,6 +87,5 @@ def _metrics(network: QuantizedNetwork, teacher: Teacher) -> dict[str, Any]:
             "batch_norms": network.plan.coverage.batch_norms,
         },
         "checks": network.plan.checks,
-        "relative_error": network.units[-1].relative_error if network.units else None,
         "units": [{**asdict(unit), "layers": list(unit.layers)} for unit in network.units],
     }

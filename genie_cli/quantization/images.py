@@ -67,7 +67,7 @@ class CalibrationImages:
         return len(self._rows)
 
     def __getitem__(self, rows: slice) -> Tensor:
-        """Images ``[k, C, S, S]``, float32, normalised."""
+        """Images ``[k, C, H, W]``, float32, normalised."""
         chosen = torch.tensor(self._rows[rows], dtype=torch.int64)
         return self._images.normalized(self._spec.mean, self._spec.std, chosen)
 
@@ -88,7 +88,7 @@ def calibration_images(
         UsageError: more images are wanted than there are.
     """
     found, spec = tuple(images.images.shape[1:]), teacher.input
-    wanted = (spec.num_channels, spec.size, spec.size)
+    wanted = spec.shape
     if found != wanted:
         raise InputError(
             f"The images are {_size(found)} and '{teacher.name}' takes {_size(wanted)} (channels x height x width): "

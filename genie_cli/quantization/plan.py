@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from genie_cli.config import QuantizeConfig
-from genie_cli.errors import InputError
+from genie_cli.errors import InputError, UsageError
 from genie_cli.models.graph.coverage import Coverage, coverage
 from genie_cli.models.graph.equalization import EqualizedGraph, equalize
 from genie_cli.models.graph.folding import FoldedGraph, fold_batch_norms
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.tensors import get_tensor
+from genie_cli.models.logits import why_no_logits
 from genie_cli.models.teacher import Teacher
 from genie_cli.quantization.activations.budget import ActivationBudget, activation_budget
 from genie_cli.quantization.units.partition import Unit, reconstruction_units
@@ -91,6 +92,24 @@ def make_plan(teacher: Teacher, config: QuantizeConfig, device: torch.device | N
         units=units,
         budget=budget,
     )
+
+
+def check_loss(teacher: Teacher, config: QuantizeConfig) -> None:
+    """Refuse a loss that a network's outputs cannot have.
+
+    Raises:
+        UsageError: class scores are compared, and the network has none, or one.
+    """
+    if config.loss != "kl":
+        return
+    mend = "use a preset with the squared error, or --set loss=squared"
+    if teacher.logits is None:
+        raise UsageError(
+            f"Preset '{config.preset}' with loss = 'kl' compares the probabilities of classes, and "
+            f"{why_no_logits(teacher.outputs)}; or {mend}."
+        )
+    if teacher.num_classes == 1:
+        raise UsageError(f"loss = 'kl' compares the probabilities of classes, and this network has one output: {mend}.")
 
 
 def _checked(teacher: Teacher, folded: FoldedGraph, final: FoldedGraph, bits: BitPlan) -> dict[str, float]:

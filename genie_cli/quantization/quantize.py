@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from genie_cli.errors import NumbersError
 from genie_cli.models.graph.cuts import data_nodes
 from genie_cli.models.graph.layers import weight_layers
+from genie_cli.models.graph.outputs import as_tuple
 from genie_cli.models.graph.placement import move
 from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.quantization.activations.errors import relative_errors
@@ -80,27 +81,37 @@ def quantize_network(plan: QuantizationPlan, images: ImageRows, context: RunCont
             release_freed_memory()
             weights.update((name, weight.cpu()) for name, weight in learned.weights.items())
             activations.update((name, activation.cpu()) for name, activation in learned.activations.items())
-        output_error = _output_error(plan, images, carried.quantized, context)
+        output_errors = _output_errors(plan, images, [carried.quantized], context)
         memory = pool.peak
     move(graph, torch.device("cpu"))
     context.report(StageFinished(STAGE))
-    return QuantizedNetwork(plan, weights, activations, tuple(reports), memory, output_error)
+    return QuantizedNetwork(plan, weights, activations, tuple(reports), memory, output_errors)
 
 
 @torch.no_grad()
-def _output_error(plan: QuantizationPlan, images: ImageRows, outputs: ActivationStore, context: RunContext) -> float:
-    """Squared error of the quantized network's output against the unfolded teacher's, over the teacher's own norm."""
+def _output_errors(
+    plan: QuantizationPlan, images: ImageRows, outputs: Sequence[ActivationStore], context: RunContext
+) -> dict[str, float]:
+    """Output -> squared error of the quantized network against the unfolded teacher, over the teacher's own norm.
+
+    Args:
+        plan: names the teacher and its outputs.
+        images: the calibration images.
+        outputs: those of the quantized network, in the order of the graph's.
+        context: what to run on.
+    """
     teacher = move(plan.teacher.graph, context.device)
-    sums = torch.zeros(2, dtype=torch.float64)
+    sums = torch.zeros(len(outputs), 2, dtype=torch.float64)
     rows = rows_at_once(data_nodes(teacher), context.device)
-    for first in range(0, len(outputs), rows):
-        last = min(first + rows, len(outputs))
-        wanted = context.splitter(teacher, images[first:last].to(context.device)).double()
-        found = outputs.read(first, last).double()
-        sums += torch.stack([(found - wanted).square().sum(), wanted.square().sum()]).cpu()
+    for first in range(0, len(images), rows):
+        last = min(first + rows, len(images))
+        answers = as_tuple(context.splitter(teacher, images[first:last].to(context.device)))
+        for place, (store, answer) in enumerate(zip(outputs, answers, strict=True)):
+            found, wanted = store.read(first, last).double(), answer.double()
+            sums[place] += torch.stack([(found - wanted).square().sum(), wanted.square().sum()]).cpu()
     move(teacher, torch.device("cpu"))
-    error, norm = context.workers.sum_(sums).tolist()
-    return error / norm if norm else 0.0
+    errors = [error / norm if norm else 0.0 for error, norm in context.workers.sum_(sums).tolist()]
+    return dict(zip(plan.teacher.outputs.names, errors, strict=True))
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,8 @@ class QuantizedNetwork:
         activations: site name -> quantizer.
         units: how each unit came out, front to back; empty without images.
         memory: the most bytes of calibration activations at once, by place.
-        output_error: squared error of the network's output against the unfolded teacher's on the calibration images,
-            over the teacher's own squared norm; None without images.
+        output_errors: output of the network -> squared error against the unfolded teacher's on the calibration images,
+            over the teacher's own squared norm; empty without images.
     """
 
     plan: QuantizationPlan
@@ -53,7 +53,7 @@ class QuantizedNetwork:
     activations: dict[str, ActivationQuantizer]
     units: tuple[UnitReport, ...]
     memory: dict[str, int]
-    output_error: float | None
+    output_errors: dict[str, float]
 
     def student(self) -> fx.GraphModule:
         """The network that computes with these integers and step sizes."""

@@ -21,6 +21,7 @@ _SAID_OF_SHORTAGE = re.compile(
 )
 """The words of runtime errors where memory is short, on the host or on a GPU."""
 _T = TypeVar("_T")
+_Rows = TypeVar("_Rows", Tensor, tuple[Tensor, ...])
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -64,10 +65,19 @@ class BatchSplitter:
         self._report = report
         self._most: int | None = None
 
-    def __call__(self, function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-        """``function(batch)``, joined from parts of the batch where it has to be: ``[B, ...]`` to ``[B, ...]``."""
+    def __call__(self, function: Callable[[Tensor], _Rows], batch: Tensor) -> _Rows:
+        """``function(batch)``, joined from parts of the batch where it has to be.
+
+        Args:
+            function: ``[B, ...]`` to a tensor ``[B, ...]``, or to a tuple of such tensors.
+            batch: its argument.
+        """
         results = self.each(function, batch)
-        return results[0] if len(results) == 1 else torch.cat(results)
+        if len(results) == 1:
+            return results[0]
+        if isinstance(results[0], Tensor):
+            return torch.cat(results)
+        return tuple(torch.cat(parts) for parts in zip(*results, strict=True))
 
     def each(self, function: Callable[[Tensor], _T], batch: Tensor) -> list[_T]:
         """Results of `function` for each part of ``batch [B, ...]``, in their order."""

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from torch import fx, nn
 
-from genie_cli.models.graph.cuts import data_nodes
+from genie_cli.models.graph.cuts import data_nodes, output_nodes
 from genie_cli.models.graph.layers import weight_layers
+from genie_cli.models.graph.outputs import copy_structure
 from genie_cli.models.graph.subgraph import extract
 from genie_cli.models.graph.tensors import delete_tensor
 from genie_cli.student.protocol import BitPlan
@@ -19,7 +20,7 @@ def insert_quantizers(
     """A copy of `folded` in which quantizers compute the weights and the activation sites.
 
     Each activation quantizer stands right before the first reader of its tensor, so that it belongs
-    to the reconstruction unit that reads the tensor. The quantizer of the network's output stands last.
+    to the reconstruction unit that reads the tensor. Quantizers of outputs stand last.
     Tensors other than weights are shared, not copied.
 
     Args:
@@ -29,9 +30,8 @@ def insert_quantizers(
         activations: site name -> module from the tensor to the quantized tensor.
     """
     nodes = data_nodes(folded)
-    output = next(iter(reversed(folded.graph.nodes))).args[0]
-    assert isinstance(output, fx.Node)
-    student = extract(folded, nodes, nodes[0], [output])
+    student = extract(folded, nodes, nodes[0], output_nodes(folded))
+    copy_structure(folded, student)
     graph = student.graph
     by_name = {node.name: node for node in graph.nodes}
     for layer in weight_layers(student):

@@ -14,6 +14,7 @@ from genie_cli.models.graph.capture import capture
 from genie_cli.models.graph.equalization import add_channel_clips, has_channel_clips
 from genie_cli.models.graph.folding import fold_batch_norms
 from genie_cli.models.graph.layers import weight_layers
+from genie_cli.models.graph.outputs import structured
 from genie_cli.models.graph.tensors import named_tensors, set_tensor
 from genie_cli.models.preparation import prepared
 from genie_cli.models.teacher import Teacher
@@ -33,7 +34,8 @@ def load(model: str | nn.Module, folder: str | Path) -> nn.Module:
         folder: written by ``genie quantize``.
 
     Returns:
-        A module in evaluation mode from ``[B, C, S, S]`` (normalised) to logits ``[B, classes]``.
+        A module in evaluation mode from ``[B, C, H, W]`` (normalised) to what the network returns: tensors in the
+        same dictionaries, tuples and so on.
 
     Raises:
         InputError: a damaged folder, or one of another network.
@@ -54,11 +56,11 @@ def load(model: str | nn.Module, folder: str | Path) -> nn.Module:
 
 def _restored(network: nn.Module, artifact: QuantizedArtifact) -> fx.GraphModule:
     graph = capture(prepared(network)[0], artifact.metadata.input)
-    return restore(fold_batch_norms(graph, keep=artifact.metadata.unfolded).graph, artifact)
+    return structured(restore(fold_batch_norms(graph, keep=artifact.metadata.unfolded).graph, artifact))
 
 
 def load_student(teacher: Teacher, artifact: QuantizedArtifact) -> fx.GraphModule:
-    """The quantized network of this very teacher.
+    """The quantized network of this very teacher, with the outputs of its graph; `structured` puts the rest on.
 
     Raises:
         InputError: the artifact was made for another teacher.

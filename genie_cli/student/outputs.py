@@ -1,4 +1,4 @@
-"""Outputs that an accelerator stores as integers: those of additions and of the last weight layer.
+"""Outputs that an accelerator stores as integers: those of additions and of the last weight layers.
 
 Protocol ``hardware`` quantizes them too (after "all layers quantized" in Dikstein et al., Data Generation
 for Hardware-Friendly Post-Training Quantization, 2024). An accelerator applies an activation function before it
@@ -11,20 +11,21 @@ from torch import Tensor, fx
 
 from genie_cli.models.graph.activation_functions import ELEMENTWISE
 from genie_cli.models.graph.capture import aten
-from genie_cli.models.graph.cuts import data_nodes
-from genie_cli.models.graph.layers import weight_layers
+from genie_cli.models.graph.cuts import data_nodes, output_nodes
+from genie_cli.models.graph.layers import last_layer_of
 
 
 def handed_on_outputs(folded: fx.GraphModule) -> list[fx.Node]:
-    """The outputs of additions of two activations and of the last weight layer, each behind its activation function.
+    """The outputs of additions of two activations and of the last weight layers, each behind its activation function.
 
+    A network has a last layer for each of its outputs.
     Each node is returned once, in no particular order. An addition of a parameter or a constant does not count:
     it is a bias.
     """
     activations = _computed_from_images(folded)
-    layers = weight_layers(folded)
     producers = [node for node in data_nodes(folded) if _adds_two(node, activations)]
-    producers += [layer.node for layer in layers[-1:]]
+    last = [last_layer_of(folded, output) for output in output_nodes(folded)]
+    producers += [layer.node for layer in last if layer is not None]
     return list(dict.fromkeys(_behind_activation_function(node) for node in producers))
 
 

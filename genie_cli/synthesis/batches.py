@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from genie_cli.config import InputSpec, SynthesizeConfig
@@ -25,5 +27,5 @@ def batches_at_once(config: SynthesizeConfig, spec: InputSpec, device: torch.dev
     """Batches that advance together: more than one where a batch is small for a GPU, unless the number is given."""
     if config.batches_at_once is not None:
         return config.batches_at_once
-    values = config.batch_size * spec.num_channels * spec.size**2
+    values = config.batch_size * math.prod(spec.shape)
     return min(_MOST_AT_ONCE, max(1, _VALUES_THAT_FILL // values)) if device.type == "cuda" else 1

@@ -20,20 +20,20 @@ def discrepancy_loss(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
 
 
 class Student:
-    """A quantized network whose logits have a gradient at the images.
+    """A quantized network whose class scores have a gradient at the images.
 
     Its rounding, whose own gradient is zero, passes gradients straight through inside the grid.
     """
 
     def __init__(self, network: fx.GraphModule, device: torch.device) -> None:
-        """Take the network of `load_student`, in place."""
+        """Take a network from images to class scores, such as `Logits.of` makes of `load_student`'s, in place."""
         for name, module in list(network.named_modules()):
             if isinstance(module, ActivationQuantizer):
                 network.set_submodule(name, _StraightThrough(module))
         self._network = move(with_repeatable_pooling(network), device)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """``[B, C, S, S]``, normalised, to logits ``[B, K]``, float32."""
+        """``[B, C, H, W]``, normalised, to logits ``[B, K]``, float32."""
         logits: Tensor = self._network(images)
         return logits.float()
 

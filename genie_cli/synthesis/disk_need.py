@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from genie_cli.config import InputSpec, SynthesizeConfig
@@ -26,7 +28,7 @@ def synthesis_need(spec: InputSpec, num_classes: int, config: SynthesizeConfig, 
         num_at_once: batches at work at once, over all processes.
     """
     sizes = batch_sizes(config.num_images, config.batch_size)
-    pixels = spec.num_channels * spec.size**2
+    pixels = math.prod(spec.shape)
     learned = max(sizes) * pixels
     if config.generator:
         with torch.device("meta"):  # shapes alone

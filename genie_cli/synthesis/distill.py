@@ -35,7 +35,7 @@ def teacher_networks(
 ) -> list[TeacherNetwork]:
     """`teacher` and the others as a step runs them."""
     return [
-        TeacherNetwork(one, config, context, with_logits=one is teacher and needs_logits(config))
+        TeacherNetwork(one, config, context, teacher.logits if one is teacher and needs_logits(config) else None)
         for one in (teacher, *others)
     ]
 
@@ -66,7 +66,7 @@ class Batch:
         """
         device = context.device
         self._networks, self._config, self._context = networks, config, context
-        spec, num_classes = teacher.input, teacher.num_classes
+        spec, num_classes = teacher.input, teacher.num_classes or 1
         self._place = PixelPrior.of_input(spec).placement(device)
         self._terms = BatchTerms(spec, num_classes, index, size, config, device, student)
         self._source = make_source(spec, num_classes, index, self._terms.labels, config, device)
@@ -105,7 +105,7 @@ class Batch:
         self._learn.close()
 
     def finish(self) -> tuple[Tensor, Tensor]:
-        """The last forward pass: images ``[B, C, S, S]`` in the teacher's normalised space, and their loss.
+        """The last forward pass: images ``[B, C, H, W]`` in the teacher's normalised space, and their loss.
 
         No steps come after that.
         """
@@ -204,7 +204,7 @@ def distill(
         on_pace: receives the number of steps that are over, and whether an earlier run took them.
 
     Returns:
-        Its images ``[B, C, S, S]``, those of the last forward pass as the authors keep them, and its loss curve; None
+        Its images ``[B, C, H, W]``, those of the last forward pass as the authors keep them, and its loss curve; None
         where the run was interrupted.
 
     Raises:

@@ -22,7 +22,7 @@ def to_artifact(
     """Encoded images and their metadata.
 
     Args:
-        images: ``[n, C, S, S]``, float32, normalised.
+        images: ``[n, C, H, W]``, float32, normalised.
         teachers: the networks they were made for; they are in the normalised space of the first.
         config: how they were made.
         arithmetic: that of the work.

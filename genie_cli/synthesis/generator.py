@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,17 +18,17 @@ _LEAK = 0.2
 class Generator(nn.Module):
     """Linear, BN, up x2, conv, BN, LeakyReLU, up x2, conv, tanh, BN without affine.
 
-    The first map has a quarter of the image's side, rounded up; an image whose side is not a multiple
+    The first map has a quarter of the image's height and width, rounded up; an image whose sides are not multiples
     of four is cut out of the middle of a larger one. The last batch norm (no affine) gives the images
     mean 0 and std 1 per channel. The generator always runs in training mode.
     """
 
     def __init__(self, latent_dim: int, spec: InputSpec) -> None:
-        """Size the layers for images ``[num_channels, size, size]``."""
+        """Size the layers for images ``[num_channels, height, width]``."""
         super().__init__()
-        self.base = -(-spec.size // _UPSAMPLING)
-        self.size = spec.size
-        self.linear = nn.Linear(latent_dim, _BASE_CHANNELS * self.base**2)
+        self.size = spec.height, spec.width
+        self.base = tuple(-(-side // _UPSAMPLING) for side in self.size)
+        self.linear = nn.Linear(latent_dim, _BASE_CHANNELS * math.prod(self.base))
         self.bn1 = nn.BatchNorm2d(_BASE_CHANNELS)
         self.conv1 = nn.Conv2d(_BASE_CHANNELS, _HIDDEN_CHANNELS, 3, padding=1)
         self.bn2 = nn.BatchNorm2d(_HIDDEN_CHANNELS)
@@ -35,13 +37,14 @@ class Generator(nn.Module):
         self.bn3 = nn.BatchNorm2d(spec.num_channels, affine=False)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """``[B, latent_dim]`` to standardized images ``[B, C, S, S]``, float32."""
-        x = self.linear(latents).view(len(latents), _BASE_CHANNELS, self.base, self.base)
+        """``[B, latent_dim]`` to standardized images ``[B, C, H, W]``, float32."""
+        x = self.linear(latents).view(len(latents), _BASE_CHANNELS, *self.base)
         x = self.bn1(x.contiguous(memory_format=torch.channels_last))
         x = _upsampled_convolution(x, self.conv1)
         x = _upsampled_convolution(self.activation(self.bn2(x)), self.conv2)
-        margin = (x.shape[-1] - self.size) // 2
-        x = x[:, :, margin : margin + self.size, margin : margin + self.size]
+        height, width = self.size
+        top, left = (x.shape[2] - height) // 2, (x.shape[3] - width) // 2
+        x = x[:, :, top : top + height, left : left + width]
         # one plane per channel: with channels last, three of them would be too few for a CPU's vectors
         planes = x.float().contiguous().tanh()
         images: Tensor = _standardized(planes, self.bn3.eps) if x.is_cuda else self.bn3(planes)

@@ -9,6 +9,8 @@ from torch import Tensor
 
 SIGMA = 1.0
 """Standard deviation of the smoothing Gaussian in pixels (authors' constant)."""
+SMALLEST_SMOOTHED = 3
+"""Sides from which there are pixels with all eight neighbours."""
 
 
 def smoothness_loss(images: Tensor) -> Tensor:
@@ -32,7 +34,10 @@ def smoothness_loss(images: Tensor) -> Tensor:
 
 
 def draw_crops(num_steps: int, batch: int, low: float, prob: float, generator: torch.Generator) -> Tensor:
-    """Square crops of all steps: ``[num_steps, batch, 3]`` float32: top, left and side as shares of the image's side.
+    """Crops of all steps, of the image's proportions: ``[num_steps, batch, 3]`` float32.
+
+    The three numbers are the top as a share of the image's height, the left end as one of its width, and the crop's
+    share of both.
 
     Local object reinforcement (IntraQ; Zhong et al., CVPR 2022). The authors' code crops with probability
     0.5 to a share of the area from 0.5 to 1, for all images of a step or for none. Here each image is drawn

@@ -40,7 +40,7 @@ class ImageSource(Protocol):
         ...
 
     def images(self, step_index: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Images of the step of the index ``[1]``: ``[B, C, S, S]``, standardized, float32; soft classes ``[B, K]``.
+        """Images of the step of the index ``[1]``: ``[B, C, H, W]``, standardized, float32; soft classes ``[B, K]``.
 
         The classes are None where the generator's input does not contain them.
         """
@@ -140,7 +140,7 @@ class LearnedPixels:
     def __init__(self, spec: InputSpec, index: int, size: int, config: SynthesizeConfig, device: torch.device) -> None:
         """Draw the pixels from N(0, 1): noise with the mean and std of the pixel prior, standardized."""
         draws = make_generator(torch.device("cpu"), config.seed, "pixels", index)
-        noise = torch.randn(size, spec.num_channels, spec.size, spec.size, generator=draws)
+        noise = torch.randn(size, *spec.shape, generator=draws)
         self.codes = nn.Parameter(noise.to(device))
 
     def prepare(self) -> None:

@@ -8,19 +8,20 @@ from torch import Tensor, fx
 from genie_cli.errors import InputError
 from genie_cli.models.graph.batch_norm import batch_norm_sites
 from genie_cli.models.graph.capture import aten
-from genie_cli.models.graph.cuts import data_nodes
-from genie_cli.models.graph.layers import weight_layers
+from genie_cli.models.graph.cuts import data_nodes, output_nodes
+from genie_cli.models.graph.layers import last_layer_of
 from genie_cli.models.graph.pooling import with_repeatable_pooling
 from genie_cli.models.graph.subgraph import extract
 from genie_cli.models.graph.tensors import named_tensors, set_tensor
+from genie_cli.models.logits import Logits
 from genie_cli.synthesis.statistics import StatisticsSite
 
 
-def statistics_graph(teacher: fx.GraphModule, dtype: torch.dtype, with_logits: bool = False) -> fx.GraphModule:
+def statistics_graph(teacher: fx.GraphModule, dtype: torch.dtype, logits: Logits | None = None) -> fx.GraphModule:
     """The part of a teacher that the loss needs: images in, a tuple of one loss per batch-norm site out.
 
-    Nothing behind the last site is run, unless `with_logits` is set. Then the graph returns (losses, logits,
-    features), where the features are the input of the last weight layer. No parameter needs a gradient.
+    Nothing behind the last site is run, unless `logits` are named. Then the graph returns (losses, logits,
+    features), where the features are the input of their last weight layer. No parameter needs a gradient.
     Weights are in `dtype`; statistics and losses stay float32.
 
     Raises:
@@ -33,7 +34,7 @@ def statistics_graph(teacher: fx.GraphModule, dtype: torch.dtype, with_logits: b
             "these: quantize it with images made for another teacher, or with real ones."
         )
     nodes = data_nodes(teacher)
-    ends = _logits_and_features(teacher) if with_logits else []
+    ends = _logits_and_features(teacher, logits) if logits is not None else []
     graph_module = extract(teacher, nodes, nodes[0], [*(site.node for site in sites), *ends])
     graph = graph_module.graph
     for key, value in named_tensors(graph_module).items():
@@ -53,19 +54,19 @@ def statistics_graph(teacher: fx.GraphModule, dtype: torch.dtype, with_logits: b
         graph.erase_node(site.node)
     output = next(iter(reversed(graph.nodes)))
     returned = output.args[0]
-    assert isinstance(returned, tuple) or not with_logits
-    output.args = ((tuple(losses), *tuple(returned)[len(sites) :]) if with_logits else tuple(losses),)
+    assert isinstance(returned, tuple) or not ends
+    output.args = ((tuple(losses), *tuple(returned)[len(sites) :]) if ends else tuple(losses),)
     graph.eliminate_dead_code()
     graph_module.delete_all_unused_submodules()
     _work_in_place(graph)
     return with_repeatable_pooling(graph_module)
 
 
-def _logits_and_features(teacher: fx.GraphModule) -> list[fx.Node]:
-    logits = next(iter(reversed(teacher.graph.nodes))).args[0]
-    features = weight_layers(teacher)[-1].sources[0]
-    assert isinstance(logits, fx.Node) and isinstance(features, fx.Node)
-    return [logits, features]
+def _logits_and_features(teacher: fx.GraphModule, logits: Logits) -> list[fx.Node]:
+    scores = output_nodes(teacher)[logits.place]
+    layer = last_layer_of(teacher, scores)
+    assert layer is not None, "class scores behind a batch norm depend on a weight layer"
+    return [scores, layer.sources[0]]
 
 
 def _work_in_place(graph: fx.Graph) -> None:

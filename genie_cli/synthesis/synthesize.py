@@ -30,7 +30,7 @@ STAGE = "synthesize"
 
 @dataclass(frozen=True)
 class Synthesis:
-    """Synthesized images ``[n, C, S, S]`` (float32, normalised) and their loss curve."""
+    """Synthesized images ``[n, C, H, W]`` (float32, normalised) and their loss curve."""
 
     images: Tensor
     log: tuple[LogRow, ...]
@@ -123,7 +123,7 @@ def synthesize_images(
             context.report(
                 Note(f"{len(together)} batches at once do not fit into memory: going on with fewer.", warning=True)
             )
-    none = torch.empty(0, spec.num_channels, spec.size, spec.size)
+    none = torch.empty(0, *spec.shape)
     images = torch.cat([none, *(made[index].tensors["images"] for index in own)])
     result = _gathered(images, [row for index in own for row in saved_rows(made[index])], sizes, workers)
     context.report(StageFinished(STAGE))

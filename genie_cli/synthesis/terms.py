@@ -8,6 +8,9 @@ from torch.nn import functional as F
 
 from genie_cli.config import InputSpec, SynthesizeConfig
 from genie_cli.data.pixel_prior import PixelPrior
+from genie_cli.errors import UsageError
+from genie_cli.models.logits import why_no_logits
+from genie_cli.models.teacher import Teacher
 from genie_cli.runtime.determinism import make_generator
 from genie_cli.synthesis.class_terms import (
     class_targets,
@@ -17,13 +20,45 @@ from genie_cli.synthesis.class_terms import (
     soft_inception_loss,
 )
 from genie_cli.synthesis.discrepancy import Student, discrepancy_loss
-from genie_cli.synthesis.image_priors import draw_crops, local_crop, smoothness_loss
+from genie_cli.synthesis.image_priors import SMALLEST_SMOOTHED, draw_crops, local_crop, smoothness_loss
+
+_OF_CLASSES = ("class_weight", "soft_class_weight", "margin_weight")
+"""Weights of terms that compare classes."""
+_OF_LOGITS = (*_OF_CLASSES, "discrepancy_weight")
+"""Weights of terms that read the class scores."""
 
 
 def needs_logits(config: SynthesizeConfig) -> bool:
-    """True if some term reads the teacher's output, so that the whole network has to run."""
-    weights = (config.class_weight, config.soft_class_weight, config.margin_weight, config.discrepancy_weight)
-    return any(weights)
+    """True if some term reads the teacher's class scores, so that the whole network has to run."""
+    return any(getattr(config, weight) for weight in _OF_LOGITS)
+
+
+def check_terms(teacher: Teacher, config: SynthesizeConfig) -> None:
+    """Refuse terms that a network's outputs, or its images, cannot have.
+
+    Raises:
+        UsageError: class scores are needed and the network has none, or one; or images too small for the smoothness.
+    """
+    needed = [f"{weight} = {getattr(config, weight):g}" for weight in _OF_LOGITS if getattr(config, weight)]
+    classes = [f"{weight} = {getattr(config, weight):g}" for weight in _OF_CLASSES if getattr(config, weight)]
+    if config.conditioning != "none":
+        conditioning = f"conditioning = '{config.conditioning}'"
+        needed, classes = [*needed, conditioning], [*classes, conditioning]
+    if needed and teacher.logits is None:
+        raise UsageError(
+            f"Preset '{config.preset}' with {', '.join(needed)} needs class scores, and "
+            f"{why_no_logits(teacher.outputs)}. Presets genie, zeroq, swing, gba and latent need none."
+        )
+    if classes and teacher.num_classes == 1:
+        raise UsageError(
+            f"Preset '{config.preset}' with {', '.join(classes)} compares classes, and this network has one output: "
+            "use a preset without such terms, such as genie."
+        )
+    if config.smoothness_weight and min(teacher.input.height, teacher.input.width) < SMALLEST_SMOOTHED:
+        raise UsageError(
+            f"smoothness_weight = {config.smoothness_weight:g} compares neighbouring pixels, and images of "
+            f"{teacher.input.height}x{teacher.input.width} have too few: a side is at least {SMALLEST_SMOOTHED}."
+        )
 
 
 class BatchTerms:
@@ -60,7 +95,7 @@ class BatchTerms:
             self._crops = steps.to(device)
 
     def seen(self, images: Tensor, step_index: Tensor) -> Tensor:
-        """The crops of ``images [B, C, S, S]`` that the teacher sees in the step of the index ``[1]``."""
+        """The crops of ``images [B, C, H, W]`` that the teacher sees in the step of the index ``[1]``."""
         if self._crops is None:
             return images
         return local_crop(images, self._crops.index_select(0, step_index).squeeze(0))
@@ -71,7 +106,7 @@ class BatchTerms:
         """The weighted sum of the terms that are switched on; None if all are off.
 
         Args:
-            images: ``[B, C, S, S]``, standardized.
+            images: ``[B, C, H, W]``, standardized.
             seen: their crops that the teacher saw.
             targets: soft classes ``[B, K]`` of the generator's input, where it has them.
             logits: the teacher's ``[B, K]``; None where no term needs them.

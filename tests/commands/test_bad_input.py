@@ -271,7 +271,7 @@ def of_other_answers(folder: Path) -> None:
     path = folder / "metrics.json"
     metrics = json.loads(path.read_text())
     name = next(key for key in metrics if "probe" in key)
-    metrics[name] = [-value for value in metrics[name]]
+    metrics[name] = {output: [-value for value in values] for output, values in metrics[name].items()}
     path.write_text(json.dumps(metrics))
 
 
@@ -440,7 +440,7 @@ CASES = [
     case("mean without numbers", USAGE, [*SYNTHESIZE, "--mean", "half"], "mean = 'half'", "number"),
     case("mean that is not finite", USAGE, [*SYNTHESIZE, "--mean", "nan"], "mean = 'nan'", "finite"),
     case("std of zero", USAGE, [*SYNTHESIZE, "--std", "0"], "--std must be positive", "0"),
-    case("huge input", USAGE, [*SYNTHESIZE, "--input-size", "4097"], "input_size = 4097", "4096"),
+    case("huge input", USAGE, [*SYNTHESIZE, "--input-size", "65537"], "input_size = '65537'", "1 to 65536"),
     case("no channels", USAGE, [*SYNTHESIZE, "--num-channels", "0"], "num_channels = 0", "1"),
     case("factory that fails at length", INPUT, lambda p: ["synthesize", *p.own("wordy")],
          "ValueError: no such thing: it has two lines"),
@@ -448,11 +448,27 @@ CASES = [
          "net.py:make", "SyntaxError"),
     case("file of models without a factory", USAGE, source_file("net.py", "", "net.py:"), "net.py", "factory"),
     case("file of models alone", USAGE, source_file("net.py", "", "net.py"), "'net.py'", "FILE.py:FACTORY"),
-    case("network of two outputs", INPUT, lambda p: ["inspect", f"{p.networks}:TwoOutputs"],
-         "one [batch, classes] tensor"),
+    case("network without outputs", INPUT, lambda p: ["inspect", f"{p.networks}:NoOutputs"],
+         "returns no tensor", "output 'largest' is left out", "no row for each image", "'stride' is no tensor: 8"),
+    case("output of another name", USAGE, lambda p: ["inspect", f"{p.networks}:TwoOutputs", "--logits", "head.clas"],
+         "Unknown output 'head.clas'", "head.cls [B, 5]", "Did you mean 'head.cls'?"),
+    case("output without class scores", USAGE, lambda p: ["inspect", f"{p.networks}:TwoOutputs", "--logits", "map"],
+         "--logits map", "map [B, 4, 224, 224] holds no class scores", "head.cls [B, 5]"),
+    case("classes of a network without class scores", USAGE,
+         lambda p: ["synthesize", *p.own("Maps"), "--input-size", "32", "--preset", "gdfq"],
+         "Preset 'gdfq' with class_weight = 1, conditioning = 'label' needs class scores", "output [B, 4, 32, 32]"),
+    case("KL divergence without class scores", USAGE,
+         lambda p: ["quantize", *p.own("Maps"), "--input-size", "32", "--preset", "ait", "--images", "digits"],
+         "Preset 'ait' with loss = 'kl'", "no output of the network holds class scores", "loss=squared"),
+    case("post-processing in the network", INPUT, lambda p: ["inspect", f"{p.networks}:Detector"],
+         "cannot be captured", "nms", "Give genie the part before that"),
+    case("layer that does not take the size", INPUT,
+         lambda p: ["inspect", f"{p.networks}:Flat", "--input-size", "8x12"],
+         "input (3, 8, 12)", "at layer '1' (Linear) with input [2, 288]", "--input-size"),
     case("network without layers", INPUT, lambda p: p.quantize(*GRAY, model=p.own("no_layers")),
          "no convolution or linear layer"),
-    case("tiny input", USAGE, [*SYNTHESIZE, "--input-size", "4"], "input_size = 4", "8"),
+    case("empty input", USAGE, [*SYNTHESIZE, "--input-size", "0x4"], "input_size = '0x4'", "1 to 65536"),
+    case("input of three sides", USAGE, [*SYNTHESIZE, "--input-size", "4x4x4"], "input_size = '4x4x4'", "360x480"),
     # --- its weights
     case("no weights", INPUT, ["synthesize", "--model", "cifar_resnet20"], "comes without weights", "--weights"),
     case("no network", INPUT, without_network,
@@ -568,7 +584,7 @@ CASES = [
          "w.pth does not exist", "--weights"),
     case("unknown second network", USAGE, [*SYNTHESIZE, "--model", "digits_net"], "Unknown model 'digits_net'"),
     case("second network of other inputs", INPUT, lambda p: [*SYNTHESIZE, *p.own("color")],
-         "'digits_resnet' takes 1 channel(s) of 16", "networks.py:color' 3 of 224", "--input-size"),
+         "'digits_resnet' takes 1 channel(s) of 16x16", "networks.py:color' 3 of 224x224", "--input-size"),
     case("second network without batch norm", INPUT,
          lambda p: ["synthesize", *p.own("color"), *p.own("squeeze"), "--input-size", "32"],
          "no batch-norm layers", "real ones"),
@@ -580,7 +596,7 @@ CASES = [
     case("nothing to learn", USAGE,
          ["quantize", *DIGITS, "--rounding", "nearest", "--set", "activation_step_lr=0"], "leaves nothing to learn"),
     case("mixmix of unlike networks", INPUT, lambda p: [*SYNTHESIZE, *p.own("color"), "--preset", "mixmix"],
-         "'digits_resnet' takes 1 channel(s) of 16", "networks.py:color' 3 of 224", "--input-size"),
+         "'digits_resnet' takes 1 channel(s) of 16x16", "networks.py:color' 3 of 224x224", "--input-size"),
     case("damaged student", INPUT,
          with_quantized(lambda f: cut(f / "weights.safetensors"), *SYNTHESIZE, "--preset", "zaq", "--student"),
          "bad/weights.safetensors", "truncated"),
@@ -688,7 +704,7 @@ CASES = [
          lambda p: ["verify", str(p.quantized), *p.own("other"), *GRAY],
          "made for 'digits_resnet'", "networks.py:other"),
     case("folder of other answers", INPUT, with_quantized(of_other_answers, "verify", *DIGITS),
-         "answer to a fixed input differs", "genie quantize"),
+         "'s output for a fixed input differs", "genie quantize"),
     case("folder to verify against an unknown model", USAGE,
          lambda p: ["verify", str(p.quantized), "--model", "digits"], "Unknown model 'digits'"),
     # --- labelled images
@@ -717,7 +733,7 @@ CASES = [
          "[1, 16, 16]", "[3, 224"),
     case("more data than there are", USAGE, [*EVALUATE, "--num-images", "538"], "--num-images 538", "537 images"),
     case("no data at all", USAGE, [*EVALUATE, "--num-images", "0"], "num_images = 0", "1"),
-    case("resize to words", USAGE, [*EVALUATE, "--resize-size", "big"], "--resize-size 'big'", "pixels"),
+    case("resize to words", USAGE, [*EVALUATE, "--resize-size", "big"], "resize_size = 'big'", "pixels"),
     case("resize to nothing", USAGE, with_params("evaluate: {resize_size: 0}", *EVALUATE), "resize_size = 0", "1"),
     # --- outputs
     case("images into a missing folder", INPUT, [*SYNTHESIZE, "--out", MISSING], "missing does not exist", "--out"),

@@ -16,6 +16,7 @@ from genie_cli.config import ModelConfig, QuantizeConfig, SynthesizeConfig
 from genie_cli.data.labeled import TensorImages
 from genie_cli.errors import InputError, NumbersError
 from genie_cli.models.graph.equivalence import make_reference
+from genie_cli.models.graph.outputs import as_tuple
 from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.models.teacher import Teacher
 from genie_cli.models.zoo import load_teacher
@@ -136,7 +137,7 @@ def overflowing(teacher: Teacher, by: float) -> Any:
 
 def test_values_that_overflow_are_caught_in_calibration(digits_teacher: Teacher):
     graph = overflowing(digits_teacher, 1e38)
-    broken = replace(digits_teacher, graph=graph, reference=make_reference(graph, digits_teacher.input)[0])
+    broken = replace(digits_teacher, graph=graph, reference=make_reference(graph, digits_teacher.input, as_tuple)[0])
     with pytest.raises(NumbersError, match="'layer2"):
         quantize(broken)
 

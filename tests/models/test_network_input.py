@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -98,12 +98,20 @@ def test_an_option_ranks_above_the_artifact_with_a_warning() -> None:
     ]
 
 
-def test_an_oblong_image_needs_a_side() -> None:
+def test_an_oblong_image() -> None:
     oblong = {**DECLARED, "input_size": (1, 128, 256)}
-    with pytest.raises(InputError, match=r"128x256 \(height x width\).*--input-size"):
-        describe(oblong)
+    spec = describe(oblong)[0]
+    assert (spec.shape, spec.resize_size) == ((1, 128, 256), (160, 320))
     assert describe(oblong, input_size=128)[0].resize_size == 160
+    assert describe(oblong, input_size="64x96")[0].resize_size == (80, 120)
     assert describe(oblong, RECORDED)[0].size == 48
+
+
+def test_assumed_and_recorded_oblong_images_are_told_as_options_have_them() -> None:
+    recorded = replace(RECORDED, input=RECORDED.input.model_copy(update={"size": (24, 94)}))
+    assert describe(None, recorded)[0].shape[1:] == (24, 94)
+    said = describe(None, recorded, input_size="94x24")[2]
+    assert "--input-size 94x24 is not the 24x94 that folder q was made with: 94x24 is used." in said
 
 
 def test_what_genie_does_not_have_is_told() -> None:

@@ -127,7 +127,9 @@ def test_zoo_entries_tell_origin_and_size() -> None:
 
 def skip_capture(monkeypatch: pytest.MonkeyPatch) -> None:
     """Teachers whose graph is the network itself."""
-    monkeypatch.setattr(zoo, "make_teacher", lambda name, network, spec: Teacher(name, network, spec, "", 1, None, 0.0))
+    monkeypatch.setattr(
+        zoo, "make_teacher", lambda name, network, spec: Teacher(name, network, spec, "", None, None, 0.0)
+    )
 
 
 def test_auxiliary_heads_of_googlenet_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

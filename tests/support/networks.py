@@ -29,7 +29,7 @@ class StridedNet(nn.Module):
         return self.fc(self.bn2(self.conv2(x)).relu().mean((2, 3)))
 
 
-def plain_input(num_channels: int, size: int) -> InputSpec:
+def plain_input(num_channels: int, size: int | tuple[int, int]) -> InputSpec:
     """An input whose pixels are its values: mean 0, standard deviation 1."""
     return InputSpec(num_channels=num_channels, size=size, mean=(0.0,) * num_channels, std=(1.0,) * num_channels)
 

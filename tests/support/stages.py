@@ -17,6 +17,7 @@ from genie_cli.evaluation import evaluate as evaluation
 from genie_cli.evaluation.evaluate import Evaluation
 from genie_cli.evaluation.metrics.choose import Wanted, choose_metrics
 from genie_cli.evaluation.metrics.decision import Decision
+from genie_cli.evaluation.metrics.network_outputs import NetworkOutputs
 from genie_cli.models.graph.cuts import data_nodes
 from genie_cli.models.teacher import Teacher
 from genie_cli.quantization import quantize as quantization
@@ -96,7 +97,8 @@ def evaluate(
     **running: Any,
 ) -> Evaluation:
     """See `evaluation.evaluate`; metrics are chosen as commands choose them."""
-    metrics = choose_metrics(wanted, data, Decision(num_classes, threshold), teacher is not None)
+    outputs = NetworkOutputs(("output",), Decision(num_classes, threshold), None, threshold)
+    metrics = choose_metrics(wanted, data, outputs, teacher is not None)
     return evaluation.evaluate(network, data, metrics, batch_size, run_context(**running), teacher)
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from genie_cli.evaluation.metrics.metric import Figures, Metric
 
 _SUMS = ("noise", "signal", "cosine", "images")
-_MOST_OUTPUTS = 64
 
 
 class Fidelity(Metric):
@@ -23,21 +22,24 @@ class Fidelity(Metric):
     mean over the images of <s, t> / (||s|| ||t||). Sums are kept in float64.
     """
 
-    name, takes = "fidelity", "floats, one tensor or several in lists and dicts"
+    name, takes = "fidelity", "floats, a tensor per output"
 
-    def __init__(self) -> None:
-        """Sum up nothing yet."""
-        self._names: list[str] = []
-        self._sums = torch.zeros(_MOST_OUTPUTS, len(_SUMS), dtype=torch.float64)
+    def __init__(self, outputs: Sequence[str]) -> None:
+        """Sum up nothing yet.
+
+        Args:
+            outputs: names of the tensors, in the order in which both networks give them.
+        """
+        self._names = tuple(outputs)
+        self._sums = torch.zeros(len(self._names), len(_SUMS), dtype=torch.float64)
 
     def update(self, outputs: Any, targets: Any) -> None:
-        """Take the student's outputs, and the teacher's, of one structure."""
-        own, theirs = _named(outputs), _named(targets)
-        if not own or len(own) > _MOST_OUTPUTS or own.keys() != theirs.keys():
+        """Take the student's outputs, and the teacher's: a tensor ``[B, ...]``, or a tuple of them."""
+        own, theirs = (each if isinstance(each, tuple) else (each,) for each in (outputs, targets))
+        if not len(own) == len(theirs) == len(self._names):
             raise self.refused(outputs)
-        self._names = list(own)
-        for row, (name, output) in enumerate(own.items()):
-            student, teacher = (each.double().reshape(len(each), -1) for each in (output, theirs[name]))
+        for row, (output, wanted) in enumerate(zip(own, theirs, strict=True)):
+            student, teacher = (each.double().flatten(1) for each in (output, wanted))
             product = (student * teacher).sum(1)
             norms = student.norm(dim=1) * teacher.norm(dim=1)
             # Two outputs of zeros are alike.
@@ -47,9 +49,7 @@ class Fidelity(Metric):
 
     def compute(self) -> Figures:
         """The worst figures, and those of every output where there are several."""
-        each = {name: _distances(row) for name, row in zip(self._names, self._sums.tolist(), strict=False)}
-        if not each:
-            return {}
+        each = {name: _distances(row) for name, row in zip(self._names, self._sums.tolist(), strict=True)}
         figures: Figures = {
             "sqnr_db": min(one["sqnr_db"] for one in each.values()),
             "relative_error": max(one["relative_error"] for one in each.values()),
@@ -60,15 +60,6 @@ class Fidelity(Metric):
     def counts(self) -> list[Tensor]:
         """The sums of each output."""
         return [self._sums]
-
-
-def _named(outputs: Any) -> dict[str, Tensor]:
-    """Name -> output, of one tensor or several; nothing where one is no batch of floats."""
-    leaves, _ = tree_flatten_with_path(outputs)
-    found = {keystr(path).replace("['", "").replace("']", "").strip("[]") or "output": leaf for path, leaf in leaves}
-    if not all(isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim > 0 for leaf in found.values()):
-        return {}
-    return found
 
 
 def _distances(row: list[float]) -> dict[str, float]:

@@ -2,7 +2,8 @@
 
 The normal form of a captured ``GraphModule``:
 
-- one placeholder, an image batch ``[B, C, H, W]`` with any B; one output tensor ``[B, num_classes]``;
+- one placeholder, an image batch ``[B, C, H, W]`` with any B;
+- its outputs are tensors with a row per image; what the network returns around them is in its ``meta`` (`outputs.py`);
 - no in-place operation, no dropout; the batch size is read only where a tensor of that size is made;
 - batch norms are ``aten.batch_norm`` nodes in evaluation mode (functional ones included);
 - each weight layer (`operations.py`) has a weight with its output channels first;
@@ -27,11 +28,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from genie_cli.config import InputSpec
-from genie_cli.errors import DeviceError, InputError
+from genie_cli.errors import DeviceError
 from genie_cli.models.evaluation_mode import EvaluationMode
 from genie_cli.models.graph.capture_failure import capture_failure
 from genie_cli.models.graph.exporting import exported_graph
 from genie_cli.models.graph.operations import operation_of
+from genie_cli.models.graph.outputs import returned_keys, settle_outputs
 from genie_cli.models.graph.rows_first import rows_first
 from genie_cli.models.graph.tensors import delete_tensor, get_tensor, named_tensors, set_tensor
 from genie_cli.runtime.shortage import is_out_of_memory
@@ -46,20 +48,19 @@ def capture(model: nn.Module, spec: InputSpec) -> fx.GraphModule:
     """Export `model` (put into evaluation mode) and bring its graph into the normal form.
 
     Raises:
-        InputError: the network cannot be exported, or it does not map one image batch to one
-            ``[B, num_classes]`` tensor.
+        InputError: the network cannot be exported, or no tensor that it returns has a row for each image.
         DeviceError: no memory for it.
     """
     model = model.eval()
-    example = torch.zeros(_TRACE_BATCH, spec.num_channels, spec.size, spec.size)
+    example = torch.zeros(_TRACE_BATCH, *spec.shape)
     try:
         with _quiet(), EvaluationMode():
-            traced = exported_graph(model, example)
+            traced, structure = exported_graph(model, example)
     except Exception as error:  # torch.export raises many types; each means the same to the user
         if is_out_of_memory(error):
             raise DeviceError("Memory runs out while the network is captured: it needs more than there is.") from None
         raise capture_failure(model, example, error) from error
-    graph_module = _copy_plain(traced)
+    graph_module, returned = _copy_plain(traced)
     graph = graph_module.graph
     computed = _evaluate_parameter_expressions(graph_module)
     for node in list(graph.nodes):
@@ -68,6 +69,7 @@ def capture(model: nn.Module, spec: InputSpec) -> fx.GraphModule:
     _bring_rows_first(graph_module, computed)
     _own_parameters(graph_module, computed)
     _store_as_real(graph_module)
+    settle_outputs(graph_module, returned, structure)
     _drop_unread(graph_module)
     graph.lint()
     graph_module.recompile()
@@ -79,7 +81,9 @@ def capture(model: nn.Module, spec: InputSpec) -> fx.GraphModule:
 def _drop_unread(graph_module: fx.GraphModule) -> None:
     """Remove nodes without readers, and tensors that no node reads."""
     graph_module.graph.eliminate_dead_code()
-    read = {node.target for node in graph_module.graph.nodes if node.op == "get_attr"}
+    read = {node.target for node in graph_module.graph.nodes if node.op == "get_attr"} | set(
+        returned_keys(graph_module)
+    )
     for key in named_tensors(graph_module):
         if key not in read:
             delete_tensor(graph_module, key)
@@ -101,23 +105,21 @@ def _quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _copy_plain(traced: fx.GraphModule) -> fx.GraphModule:
-    """The traced graph without the exporter's calling convention: one tensor in, one out."""
-    outputs = _flat(next(iter(reversed(traced.graph.nodes))).args)
+def _copy_plain(traced: fx.GraphModule) -> tuple[fx.GraphModule, list[Any]]:
+    """The traced graph without the exporter's calling convention: one tensor in, a tuple of nodes out.
+
+    Returns:
+        The graph, and the leaves of what the network returns: nodes of `traced` and plain values.
+    """
     placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
-    value = outputs[0].meta.get("val") if len(outputs) == 1 else None
-    if len(placeholders) != 1 or not isinstance(value, Tensor) or value.dim() != 2:
-        shape = tuple(value.shape[1:]) if isinstance(value, Tensor) else f"{len(outputs)} values"
-        raise InputError(
-            f"A network must map one image batch to one [batch, classes] tensor; this one takes "
-            f"{len(placeholders)} input(s) and returns {shape}."
-        )
+    assert len(placeholders) == 1, f"a network of one image batch was traced with {len(placeholders)} inputs"
+    leaves = list(next(iter(reversed(traced.graph.nodes))).args[0])
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     root = nn.Module()
     for node in traced.graph.nodes:
         if node.op == "output":
-            graph.output(copies[outputs[0]])
+            graph.output(tuple(copies[leaf] for leaf in leaves if isinstance(leaf, fx.Node)))
             continue
         if node.op == "get_attr":
             set_tensor(root, node.target, get_tensor(traced, node.target))
@@ -128,13 +130,7 @@ def _copy_plain(traced: fx.GraphModule) -> fx.GraphModule:
         copies[node] = graph.node_copy(node, copies.__getitem__)
         stack = node.meta.get("nn_module_stack") or {}
         copies[node].meta["modules"] = tuple(p for p, _ in stack.values() if p and not p.startswith(_NO_MODULE))
-    return fx.GraphModule(root, graph)
-
-
-def _flat(value: Any) -> list[fx.Node]:
-    nodes: list[fx.Node] = []
-    fx.node.map_arg(value, nodes.append)
-    return nodes
+    return fx.GraphModule(root, graph), leaves
 
 
 def _evaluate_parameter_expressions(graph_module: fx.GraphModule) -> set[str]:
@@ -188,6 +184,14 @@ def _normalize(graph: fx.Graph, node: fx.Node) -> None:
         node.target = aten.reshape.default  # a view of a channels-last tensor may need a copy
     elif node.target is aten.expand.default:
         _free_batch_size(node)
+    elif node.target is aten.squeeze.default:  # which would take the batch of a single image away too
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        sides = enumerate(source.meta["val"].shape)
+        node.target, node.args = (
+            aten.squeeze.dims,
+            (source, [dim for dim, side in sides if isinstance(side, int) and side == 1]),
+        )
 
 
 def _free_batch_size(node: fx.Node) -> None:

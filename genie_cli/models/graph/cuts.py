@@ -10,6 +10,12 @@ def data_nodes(graph_module: fx.GraphModule) -> list[fx.Node]:
     return [node for node in graph_module.graph.nodes if node.op not in ("get_attr", "output")]
 
 
+def output_nodes(graph_module: fx.GraphModule) -> list[fx.Node]:
+    """The nodes whose values the graph returns, in the order of the returned values."""
+    returned = next(iter(reversed(graph_module.graph.nodes))).args[0]
+    return [returned] if isinstance(returned, fx.Node) else list(returned)
+
+
 def cut_points(graph_module: fx.GraphModule) -> list[int]:
     """Indices i into `data_nodes` such that after node i only node i's value is still needed, a row per image.
 

@@ -7,16 +7,17 @@ refused, never kept in silence.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from genie_cli.config import InputSpec
 from genie_cli.errors import InputError
 from genie_cli.models.evaluation_mode import EvaluationMode
+from genie_cli.models.graph.outputs import as_tuple
 
 BOUND = 1e-4
 """Relative distance that a rewrite may add: weights are stored in float32."""
@@ -32,7 +33,7 @@ class Reference:
 
     Attributes:
         images: ``[2, C, H, W]``, pixels in their range, normalised.
-        outputs: the tensors that it returns for them.
+        outputs: the tensors that it returns for them, as the graph has them (`outputs.py`).
         dtype: arithmetic of the answers.
         bound: relative distance up to which a rewrite holds.
     """
@@ -49,7 +50,7 @@ class Reference:
         """
         for dtype in dict.fromkeys((self.dtype, torch.float32)):
             try:
-                found = _answers(network, self.images, dtype)
+                found = _answers(network, self.images, dtype, as_tuple)
             except Exception:  # a constant of another type, an operation without a float64 kernel
                 if dtype == torch.float32:
                     raise
@@ -62,8 +63,15 @@ class Reference:
         return distance <= self.bound
 
 
-def make_reference(module: nn.Module, spec: InputSpec) -> tuple[Reference, list[str]]:
+def make_reference(
+    module: nn.Module, spec: InputSpec, flat: Callable[[Any], tuple[Tensor, ...]]
+) -> tuple[Reference, list[str]]:
     """The answers of a module in evaluation mode, and notes for the user.
+
+    Args:
+        module: the user's own.
+        spec: the images it takes.
+        flat: the tensors of what it returns, in the normal form, see `OutputTree.flat`.
 
     Raises:
         InputError: the module does not agree with itself, from call to call or from one batch size to another.
@@ -72,19 +80,17 @@ def make_reference(module: nn.Module, spec: InputSpec) -> tuple[Reference, list[
     mode = EvaluationMode()
     with mode:
         try:
-            dtype, outputs = torch.float64, _answers(module, images, torch.float64)
+            dtype, outputs = torch.float64, _answers(module, images, torch.float64, flat)
         except Exception:  # whatever a user's module raises in float64, float32 is what it was written in
-            dtype, outputs = torch.float32, _answers(module, images, torch.float32)
-        again = _answers(module, images, dtype)
-        alone = [_answers(module, image.unsqueeze(0), dtype) for image in images]
-    if not outputs:
-        raise InputError("The network returns no tensor: nothing can be quantized.")
+            dtype, outputs = torch.float32, _answers(module, images, torch.float32, flat)
+        again = _answers(module, images, dtype, flat)
+        alone = [_answers(module, image.unsqueeze(0), dtype, flat) for image in images]
     if relative_distance(again, outputs) > _CALL_BOUND:
         raise InputError(
             "The network answers the same images otherwise from call to call, so that it draws at random in evaluation "
             "mode: take that out of forward(), or make it depend on self.training."
         )
-    joined = tuple(torch.cat(parts) for parts in zip(*alone, strict=True)) if _have_rows(outputs) else outputs
+    joined = _joined(alone, outputs)
     own = relative_distance(joined, outputs)
     if own > _BATCH_BOUND:
         raise InputError(
@@ -102,7 +108,7 @@ def make_reference(module: nn.Module, spec: InputSpec) -> tuple[Reference, list[
 def probe_images(spec: InputSpec) -> Tensor:
     """Two fixed images ``[2, C, H, W]`` of pixels in 0..1, normalised as the network takes them, float32."""
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.rand(2, spec.num_channels, spec.size, spec.size, generator=generator)
+    pixels = torch.rand(2, *spec.shape, generator=generator)
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (spec.mean, spec.std))
     return (pixels - mean) / std
 
@@ -128,15 +134,24 @@ def relative_distance(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> floa
 
 
 @torch.no_grad()
-def _answers(network: nn.Module, images: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+def _answers(
+    network: nn.Module, images: Tensor, dtype: torch.dtype, flat: Callable[[Any], tuple[Tensor, ...]]
+) -> tuple[Tensor, ...]:
     """The tensors that a copy of the network in `dtype` returns, on the CPU."""
     own = network if dtype == torch.float32 else copy.deepcopy(network).double()  # which leaves complex ones complex
-    outputs = own(images.to(dtype))
-    return tuple(leaf.detach() for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor))
+    return tuple(output.detach() for output in flat(own(images.to(dtype))))
 
 
-def _have_rows(outputs: Sequence[Tensor]) -> bool:
-    return all(output.dim() and len(output) == 2 for output in outputs)
+def _joined(alone: Sequence[tuple[Tensor, ...]], outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Answers to single images as those to a batch; nothing where they have other sizes.
+
+    A ``squeeze`` in a network takes the batch of a single image away too: such answers have the values of one row.
+    """
+    rows = [output.shape[1:] for output in outputs]
+    if any([one.numel() for one in answers] != [row.numel() for row in rows] for answers in alone):
+        return ()
+    parts = zip(*alone, strict=True)
+    return tuple(torch.stack([one.reshape(row) for one in part]) for row, part in zip(rows, parts, strict=True))
 
 
 def _batch_statistics(module: nn.Module) -> str:

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import TreeSpec
 
 from genie_cli.models.graph.data_access import data_access
 from genie_cli.models.graph.export_names import dotted_names_resolved, rename_unsafe
 
 
-def exported_graph(model: nn.Module, example: Tensor) -> fx.GraphModule:
-    """Export `model` for any number of images.
+def exported_graph(model: nn.Module, example: Tensor) -> tuple[fx.GraphModule, TreeSpec]:
+    """The traced graph of `model` for any number of images, and the structure of what it returns.
 
     Modules whose names Python or `torch.fx` give another meaning are called otherwise in the graph: ``global_``.
 
@@ -35,7 +36,7 @@ def exported_graph(model: nn.Module, example: Tensor) -> fx.GraphModule:
     rename_unsafe(exported)
     traced = exported.run_decompositions({}).module(check_guards=False)
     assert isinstance(traced, fx.GraphModule)
-    return traced
+    return traced, exported.call_spec.out_spec
 
 
 def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:

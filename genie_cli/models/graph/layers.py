@@ -93,6 +93,16 @@ def weight_layers(graph_module: fx.GraphModule) -> list[WeightLayer]:
     return layers
 
 
+def last_layer_of(graph_module: fx.GraphModule, node: fx.Node) -> WeightLayer | None:
+    """The last weight layer, in data-flow order, that a node's value depends on; None where it depends on none."""
+    needed, waiting = {node}, [node]
+    while waiting:
+        sources = [source for source in waiting.pop().all_input_nodes if source not in needed]
+        needed.update(sources)
+        waiting += sources
+    return next((layer for layer in reversed(weight_layers(graph_module)) if layer.node in needed), None)
+
+
 def output_axis(graph_module: fx.GraphModule, layer: WeightLayer) -> int | None:
     """The dimension of the layer's output that holds the channels; None where there is no such one, or no batch."""
     return _channel_axis(graph_module, layer, layer.node)

@@ -6,6 +6,7 @@ import copy
 
 import torch
 
+from genie_cli.models.graph.outputs import as_tuple
 from genie_cli.models.graph.placement import move
 from genie_cli.models.graph.pooling import with_repeatable_pooling
 from genie_cli.models.teacher import Teacher
@@ -23,7 +24,8 @@ def check_repeatable(teacher: Teacher, device: torch.device) -> None:
     if device.type != "cuda" or not torch.are_deterministic_algorithms_enabled():
         return
     spec = teacher.input
-    images = torch.zeros(2, spec.num_channels, spec.size, spec.size, device=device, requires_grad=True)
+    images = torch.zeros(2, *spec.shape, device=device, requires_grad=True)
     with nondeterminism_explained():
         network = with_repeatable_pooling(move(copy.deepcopy(teacher.graph), device))
-        network(images).float().sum().backward()
+        outputs = network(images)
+        torch.stack([output.float().sum() for output in as_tuple(outputs)]).sum().backward()

@@ -72,7 +72,7 @@ def quantize_without_images(teacher: Teacher, plan: QuantizationPlan, report: Re
             set_tensor(graph, layer.bias_key, (bias.double() - shift).to(bias.dtype))
         report(Advanced(STAGE, done, layer.name))
     report(StageFinished(STAGE))
-    return QuantizedNetwork(plan, weights, activations, (), {}, None)
+    return QuantizedNetwork(plan, weights, activations, (), {}, {})
 
 
 def expected_shift(error: Tensor, mean: Tensor, groups: int) -> Tensor:
