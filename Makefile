@@ -1,12 +1,13 @@
 # Everything runs in a virtual environment that `make install` makes. A machine needs Python 3.11+, git and make.
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN := PATH="$(abspath $(BIN)):$$PATH"
 PYTEST := $(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal
 
-.PHONY: install demo test test-slow coverage format lint bench fuzz chaos clean
+.PHONY: install demo test test-slow test-numeric coverage format lint bench fuzz chaos clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -15,11 +16,11 @@ help:  ## show the targets
 
 install: $(STAMP)  ## make .venv with everything
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
 	@touch $@
 
 demo: install  ## the whole pipeline on the embedded digits network
@@ -31,6 +32,9 @@ test: install  ## the tests, but for those that take long
 
 test-slow: install  ## the tests that take long
 	$(PYTEST) -m slow
+
+test-numeric: install  ## the tests of figures, which have to pass with every kind of kernels and every torch
+	$(PYTEST) -m "numeric and not slow"
 
 coverage: install  ## all tests, measured; floors for the share of branches that they take
 	$(PYTEST) --cov --cov-branch --cov-report=

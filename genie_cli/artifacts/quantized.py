@@ -85,7 +85,7 @@ class QuantizedMetadata(ArtifactMetadata):
     images_code_sha256: str | None = None
     """Hash of the user's file that gave the images, where one did."""
     unfolded: tuple[str, ...] = ()
-    """Batch norms that stay in float."""
+    """Batch norms that stay, in float: as affine maps, or with their four statistics as genie wrote them at first."""
     coverage: CoverageEntry | None = None
     """None in files of format 1."""
     checks: dict[str, float] = Field(default_factory=dict)

@@ -54,6 +54,7 @@ def describe_model(teacher: Teacher, plan: QuantizationPlan) -> dict[str, Any]:
         "units": [{"name": unit.name, "layers": list(unit.layers)} for unit in plan.units],
         "sites": [{"name": site.name, "bits": site.bits, "layers": readers[site.node]} for site in bits.activations],
         "unfolded": folded.unfolded,
+        "moved": {name: list(layers) for name, layers in folded.moved.items()},
         "coverage": {
             "parameters": plan.coverage.parameters,
             "multiplications": plan.coverage.multiplications,

@@ -136,11 +136,13 @@ def _show_model(description: dict[str, Any], plan: QuantizationPlan) -> None:
     units = [[unit["name"], ", ".join(unit["layers"])] for unit in description["units"]]
     rows_table("Reconstruction units", ["unit", "layers"], units)
     unfolded = [f"{name}: {reason}" for name, reason in list(description["unfolded"].items())[:_SHOWN_UNFOLDED]]
+    moved = [f"{name} into {', '.join(into)}" for name, into in list(description["moved"].items())[:_SHOWN_UNFOLDED]]
     summary(
         "Structure",
         {
             "batch norms": len(description["batch_norms"]),
-            "batch norms that cannot be folded": "; ".join(unfolded) or "none",
+            "batch norms that moved forward": "; ".join(moved) or "none",
+            "batch norms that stay, as affine maps": "; ".join(unfolded) or "none",
             "strided convolutions (swing)": ", ".join(description["strided"]) or "none",
             "activation sites": len(description["sites"]),
             "quantized": plan.coverage.described(),

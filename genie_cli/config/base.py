@@ -67,7 +67,7 @@ class ModelConfig(Frozen):
     name: Annotated[str, Flag("Model", "--model", default="", several="more than one: images that fit them all")] = (
         "digits_resnet"
     )
-    """A name of `genie models`, or FILE.py:FACTORY, code that is run."""
+    """A name of `genie models`, timm:NAME, or FILE.py:FACTORY, code that is run."""
     weights: Annotated[str | None, Flag("Model", default="the model's own", several="one per --model")] = None
     """A torchvision weights name, or a local .safetensors or .pth file."""
     weights_key: Annotated[str | None, Flag("Model", default="the one set of weights")] = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass
 from typing import Any, get_args
@@ -43,7 +44,7 @@ def describe_input(
 
     A network declares its input in timm's convention: an attribute ``pretrained_cfg`` or ``default_cfg``, a mapping
     with ``input_size`` (channels, height, width), ``mean``, ``std``, ``crop_pct`` and ``interpolation``, each of which
-    may be absent. Image files are resized until they cover size / ``crop_pct``.
+    may be absent. Image files are resized until they cover size / ``crop_pct``, rounded down as timm does it.
 
     Args:
         config: options.
@@ -58,7 +59,9 @@ def describe_input(
     known = _known(config, network, recorded)
     crop_share = known.pop("crop_share", _CROP_SHARE)
     values: dict[str, Any] = {**default.model_dump(), **known}
-    if _declaration(network) or values["size"] != default.size or values["resize_size"] is None:
+    if _declaration(network):
+        values["resize_size"] = tuple(math.floor(side / crop_share) for side in height_and_width(values["size"]))
+    elif values["size"] != default.size or values["resize_size"] is None:
         values["resize_size"] = tuple(round(side / crop_share) for side in height_and_width(values["size"]))
     for key in ("mean", "std"):
         if len(values[key]) != values["num_channels"]:

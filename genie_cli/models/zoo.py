@@ -1,4 +1,4 @@
-"""Turn a model SPEC into a teacher: torchvision, embedded and CIFAR names, and users' own factories."""
+"""Turn a model SPEC into a teacher: torchvision, timm, embedded and CIFAR names, and users' own factories."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from genie_cli.config import InputSpec, ModelConfig
 from genie_cli.errors import GenieError, InputError, UsageError, unknown_name
-from genie_cli.models import torchvision_zoo
+from genie_cli.models import timm_zoo, torchvision_zoo
 from genie_cli.models.checkpoints import check_numbers, load_into, read_state, state_sha256
 from genie_cli.models.network_input import RecordedInput, assumptions, describe_input, input_warnings
 from genie_cli.models.preparation import prepared
@@ -120,7 +120,7 @@ def display_name(spec: str) -> str:
 
 
 def known_names() -> list[str]:
-    """Every plain name that `load_teacher` takes, embedded ones first."""
+    """Every plain name that `load_teacher` takes, embedded ones first; timm's have a prefix and a list of their own."""
     return ["digits_resnet", *(f"cifar_resnet{d}" for d in _CIFAR_DEPTHS), *torchvision_zoo.names()]
 
 
@@ -153,6 +153,8 @@ def _build(source: Source, name: str) -> nn.Module:
 
 
 def _find(name: str, weights: str | None) -> Source:
+    if name.startswith(timm_zoo.PREFIX):
+        return timm_zoo.source_of(name)
     if ":" in name:
         return Source(lambda: load_code(name, "Model")(), InputSpec(), None)
     if name == "digits_resnet":
@@ -166,5 +168,5 @@ def _find(name: str, weights: str | None) -> Source:
         return Source(lambda: cifar_resnet(depth), InputSpec(size=32, resize_size=32), lambda: no_weights(name))
     if name in torchvision_zoo.names():
         return torchvision_zoo.source_of(name, weights)
-    told = ": `genie models` lists the names; own code is FILE.py:FACTORY"
+    told = ": `genie models` lists the names; timm's are timm:NAME, own code is FILE.py:FACTORY"
     raise unknown_name("model", name, known_names(), told)

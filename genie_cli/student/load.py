@@ -10,6 +10,7 @@ from genie_cli.artifacts.quantized import QuantizedArtifact, load_quantized
 from genie_cli.config import ModelConfig
 from genie_cli.errors import InputError
 from genie_cli.models.cold_copy import copies
+from genie_cli.models.graph.affine_map import has_affine_maps
 from genie_cli.models.graph.capture import capture
 from genie_cli.models.graph.equalization import add_channel_clips, has_channel_clips
 from genie_cli.models.graph.folding import fold_batch_norms
@@ -56,7 +57,7 @@ def load(model: str | nn.Module, folder: str | Path) -> nn.Module:
 
 def _restored(network: nn.Module, artifact: QuantizedArtifact) -> fx.GraphModule:
     graph = capture(prepared(network)[0], artifact.metadata.input)
-    return structured(restore(fold_batch_norms(graph, keep=artifact.metadata.unfolded).graph, artifact))
+    return structured(restore(_folded_as(graph, artifact), artifact))
 
 
 def load_student(teacher: Teacher, artifact: QuantizedArtifact) -> fx.GraphModule:
@@ -71,7 +72,13 @@ def load_student(teacher: Teacher, artifact: QuantizedArtifact) -> fx.GraphModul
             f"{artifact.metadata.teacher_sha256[:12]}, and this teacher '{teacher.name}' has {teacher.sha256[:12]}: "
             "name the same --model and --weights as at its quantization."
         )
-    return restore(fold_batch_norms(teacher.graph, keep=artifact.metadata.unfolded).graph, artifact)
+    return restore(_folded_as(teacher.graph, artifact), artifact)
+
+
+def _folded_as(graph: fx.GraphModule, artifact: QuantizedArtifact) -> fx.GraphModule:
+    """A captured graph folded as the stored one was."""
+    as_affine_maps = has_affine_maps(artifact.parameters)
+    return fold_batch_norms(graph, keep=artifact.metadata.unfolded, as_affine_maps=as_affine_maps).graph
 
 
 def restore(folded: fx.GraphModule, artifact: QuantizedArtifact) -> fx.GraphModule:

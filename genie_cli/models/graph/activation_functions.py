@@ -6,6 +6,7 @@ one says what an accelerator computes and the other what is reconstructed togeth
 
 from __future__ import annotations
 
+from genie_cli.models.graph.affine_map import affine_map
 from genie_cli.models.graph.capture import aten
 
 _CORE = (
@@ -33,7 +34,7 @@ ELEMENTWISE = (
     aten.softplus.default,
 )
 """Functions of each element alone, which accelerators compute as they write the result of an operation."""
-FUSED_WITH_LAYER = (*_CORE, aten.batch_norm.default)
+FUSED_WITH_LAYER = (*_CORE, affine_map)
 """Operations that are reconstructed together with the layer before them, where they are that layer's only reader.
 
 PReLU, ELU and others are left out so that networks quantized layer by layer keep their results.

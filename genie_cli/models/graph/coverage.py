@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx
 
-from genie_cli.models.graph.batch_norm import batch_norm_sites
+from genie_cli.models.graph.affine_map import affine_maps
 from genie_cli.models.graph.cuts import data_nodes
 from genie_cli.models.graph.layers import WeightLayer, weight_layers
 from genie_cli.models.graph.tensors import get_tensor
@@ -31,7 +31,7 @@ class Coverage:
         multiplications: share of the multiplications that are products with a quantized weight; elementwise ones are
             left out of the count.
         in_float: weight that stays in float -> the reason.
-        batch_norms: batch norms that stay in float -> the reason.
+        batch_norms: batch norms that stay, each as an affine map per channel in float -> the reason.
     """
 
     parameters: float
@@ -65,10 +65,10 @@ def coverage(folded: fx.GraphModule, unfolded: dict[str, str]) -> Coverage:
     of_layer = {layer.node: layer for layer in layers}
     weights = {layer.weight_key for layer in layers}
     aside = {layer.bias_key for layer in layers}
-    aside |= {key for site in batch_norm_sites(folded) for key in site.keys}
+    aside |= {key for affine in affine_maps(folded) for key in affine.keys}
     in_float: dict[str, str] = {}
     num_quantized = sum(get_tensor(folded, key).numel() for key in weights)
-    num_float = sum(2 * len(site.mean) for site in batch_norm_sites(folded))  # as an affine map per channel
+    num_float = sum(2 * affine.num_channels for affine in affine_maps(folded))
     for node in folded.graph.nodes:
         key = str(node.target)
         if node.op != "get_attr" or key in weights or key in aside or key in in_float:

@@ -15,13 +15,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from genie_cli.models.graph.capture import aten
+from genie_cli.models.graph.channels import follow_channels
 from genie_cli.models.graph.folding import FoldedGraph
 from genie_cli.models.graph.layers import WeightLayer, input_axis, output_axis, weight_layers
 from genie_cli.models.graph.tensors import get_tensor, set_tensor
@@ -34,18 +35,6 @@ _TOLERANCE = 1e-4
 _DEAD = 1e-4
 """A channel whose r1 r2 is below this share of the largest one keeps its scale: hardly anything of its
 input gets through, and its bias, divided by a tiny s, could take the activation's whole range."""
-_POOLINGS: dict[Any, int] = {
-    aten.max_pool1d.default: 3,
-    aten.max_pool2d.default: 4,
-    aten.max_pool3d.default: 5,
-    aten.avg_pool1d.default: 3,
-    aten.avg_pool2d.default: 4,
-    aten.avg_pool3d.default: 5,
-    aten.adaptive_avg_pool1d.default: 3,
-    aten.adaptive_avg_pool2d.default: 4,
-    aten.adaptive_avg_pool3d.default: 5,
-}
-"""Poolings of one channel at a time, with the dimensions of a batch."""
 _HOMOGENEOUS = (aten.relu.default, aten.leaky_relu.default, aten.prelu.default)
 
 
@@ -122,7 +111,7 @@ def equalize(folded: FoldedGraph) -> EqualizedGraph:
         for name, multiplier in folded.multipliers.items()
         if name not in inputs
     }
-    return EqualizedGraph(FoldedGraph(graph, multipliers, folded.unfolded), scales)
+    return EqualizedGraph(replace(folded, graph=graph, multipliers=multipliers, error=None), scales)
 
 
 def add_channel_clips(graph_module: fx.GraphModule) -> None:
@@ -150,55 +139,6 @@ def layer_pairs(graph_module: fx.GraphModule) -> list[LayerPair]:
     by_node = {layer.node: layer for layer in layers}
     pairs = (_pair_of(graph_module, layer, by_node) for layer in layers)
     return [pair for pair in pairs if pair is not None]
-
-
-def follow_channels(node: fx.Node, axis: int) -> tuple[int, int] | None:
-    """Follow the channels through a node that moves or pools values within their channel.
-
-    Args:
-        node: any node; its first argument has channels.
-        axis: the axis of the channels in that argument.
-
-    Returns:
-        The axis of the channels behind `node`, and the number of its entries per channel; None for
-        any other operation.
-    """
-    source, value = node.args[0], node.meta.get("val")
-    if not isinstance(source, fx.Node) or not isinstance(value, Tensor):
-        return None
-    before = source.meta["val"]
-    if node.target in (aten.clone.default, aten.alias.default):
-        return axis, 1
-    if node.target in _POOLINGS:
-        return (axis, 1) if axis == 1 and before.dim() == _POOLINGS[node.target] else None
-    if node.target is aten.slice.Tensor:
-        return (axis, 1) if len(node.args) > 1 and _dim(node.args[1], before) != axis else None
-    padding = zero_padding(node)
-    if padding is not None:
-        return (axis, 1) if axis not in padding else None
-    if node.target is aten.mean.dim:
-        return _behind_mean(node, before.dim(), axis)
-    if node.target is aten.reshape.default and axis == 1 and value.dim() == 2:
-        sizes = before.shape[1:]
-        if all(isinstance(size, int) for size in sizes) and value.shape[1] == math.prod(sizes):
-            return 1, math.prod(sizes[1:])
-    return None
-
-
-def zero_padding(node: fx.Node) -> dict[int, tuple[int, int]] | None:
-    """Dimension -> zeros before and behind it, of a padding by zeros; None for any other operation."""
-    arguments: list[Any] = list(node.args)
-    if node.target is aten.constant_pad_nd.default:
-        sides, value = [*arguments[1:], 0][:2]
-    elif node.target is aten.pad.default and arguments[2:3] in ([], ["constant"]):
-        sides, value = arguments[1], [*arguments[3:], 0][0]
-    else:
-        return None
-    if value not in (0, None) or node.kwargs or not all(isinstance(side, int) for side in sides):
-        return None
-    last = node.meta["val"].dim() - 1
-    pairs = ((last - i // 2, (int(sides[i]), int(sides[i + 1]))) for i in range(0, len(sides), 2))
-    return {dim: amounts for dim, amounts in pairs if any(amounts)}
 
 
 def clip_bounds(node: fx.Node) -> tuple[float | None, float | None] | None:
@@ -231,20 +171,6 @@ def channel_bounds(graph_module: fx.GraphModule, node: fx.Node) -> tuple[Tensor,
             return None
     low, high = bounds
     return low, high
-
-
-def _dim(dim: Any, value: Tensor) -> int:
-    return int(dim) % value.dim()
-
-
-def _behind_mean(node: fx.Node, num_dims: int, axis: int) -> tuple[int, int] | None:
-    dims, keep = node.args[1], len(node.args) > 2 and bool(node.args[2])
-    if not isinstance(dims, list | tuple) or not dims:
-        return None
-    gone = {int(dim) % num_dims for dim in dims}  # type: ignore[arg-type]
-    if gone & {0, axis}:
-        return None
-    return (axis if keep else axis - sum(dim < axis for dim in gone)), 1
 
 
 def _pair_of(graph_module: fx.GraphModule, first: WeightLayer, by_node: dict[fx.Node, WeightLayer]) -> LayerPair | None:

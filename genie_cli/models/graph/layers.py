@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import fx
+from torch import Tensor, fx
 
 from genie_cli.models.graph.operations import WeightOperation, operation_of
-from genie_cli.models.graph.tensors import get_tensor
+from genie_cli.models.graph.tensors import get_tensor, named_tensors, set_tensor
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,13 @@ class WeightLayer:
         groups = self._argument(self.operation.groups)
         return int(groups) if isinstance(groups, int) else 1
 
+    def has_border(self, kernel: tuple[int, ...]) -> bool:
+        """True for a convolution with a kernel of these sides that pads its input with zeros."""
+        padding = self._argument(self.operation.padding)
+        if padding == "same":
+            return any(side > 1 for side in kernel)
+        return isinstance(padding, list | tuple) and any(padding)
+
     def read_weight_from(self, node: fx.Node) -> None:
         """Let it read its weight from another node."""
         self.node.update_arg(self.operation.weight, node)
@@ -101,6 +108,26 @@ def last_layer_of(graph_module: fx.GraphModule, node: fx.Node) -> WeightLayer | 
         needed.update(sources)
         waiting += sources
     return next((layer for layer in reversed(weight_layers(graph_module)) if layer.node in needed), None)
+
+
+def set_bias(graph_module: fx.GraphModule, layer: WeightLayer, value: Tensor) -> None:
+    """Set the bias ``[O]`` of a layer, which may have had none."""
+    key = layer.bias_key or _free_bias_key(graph_module, layer)
+    set_tensor(graph_module, key, value)
+    if layer.bias_key is None:
+        with graph_module.graph.inserting_before(layer.node):
+            bias_node = graph_module.graph.get_attr(key)
+        layer.read_bias_from(bias_node)
+
+
+def _free_bias_key(graph_module: fx.GraphModule, layer: WeightLayer) -> str:
+    """A free key for a bias that the layer did not have: beside its weight, and never that of another tensor."""
+    owner, _, leaf = layer.weight_key.rpartition(".")
+    key = f"{owner}.bias" if owner and leaf == "weight" else f"{layer.weight_key}_bias"
+    taken = named_tensors(graph_module)
+    while key in taken:
+        key += "_folded"
+    return key
 
 
 def output_axis(graph_module: fx.GraphModule, layer: WeightLayer) -> int | None:

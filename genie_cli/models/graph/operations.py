@@ -23,6 +23,7 @@ class WeightOperation:
         weight: place of its weight.
         bias: place of its bias ``[O]``; None: it has none.
         stride: place of its strides; None: it has none.
+        padding: place of its padding, sides or a word; None: it has none.
         groups: place of its number of groups; None: it has one.
         channels: where its output has the channels: 1, -1, or None where that is not one axis.
     """
@@ -32,12 +33,13 @@ class WeightOperation:
     weight: int = 1
     bias: int | None = 2
     stride: int | None = None
+    padding: int | None = None
     groups: int | None = None
     channels: int | None = 1
 
 
 def _convolution(kind: str) -> WeightOperation:
-    return WeightOperation(kind, stride=3, groups=6)
+    return WeightOperation(kind, stride=3, padding=4, groups=6)
 
 
 _OPERATIONS: dict[Any, WeightOperation] = {

@@ -21,8 +21,10 @@ from torch.nn import functional as F
 from genie_cli.data.pixel_prior import PixelPrior
 from genie_cli.models.graph.batch_norm import BatchNormSite, batch_norm_sites
 from genie_cli.models.graph.capture import aten
+from genie_cli.models.graph.channels import follow_channels, zero_padding
 from genie_cli.models.graph.cuts import data_nodes
-from genie_cli.models.graph.equalization import channel_bounds, clip_bounds, follow_channels, zero_padding
+from genie_cli.models.graph.equalization import channel_bounds, clip_bounds
+from genie_cli.models.graph.folding import FoldedGraph
 from genie_cli.models.graph.layers import output_axis, weight_layers
 from genie_cli.models.graph.tensors import get_tensor
 
@@ -88,8 +90,44 @@ def batch_norm_outputs(graph_module: fx.GraphModule) -> dict[str, ChannelStatist
     }
 
 
+def batch_norm_tensors(
+    graph_module: fx.GraphModule, folded: FoldedGraph, scales: Mapping[str, Tensor]
+) -> dict[str, ChannelStatistics]:
+    """Node name in a folded graph -> what a batch norm that no layer before it took in says of the node's value.
+
+    Behind a batch norm that stays, its output; before one that moved into the layers behind it, its input, whose mean
+    and variance it has measured.
+
+    Args:
+        graph_module: the captured graph, not yet folded.
+        folded: the folded graph, equalized or not.
+        scales: layer -> ``[O]``, the divisors of its output; empty if it is not equalized.
+    """
+    nodes = {node.name: node for node in folded.graph.graph.nodes}
+    layers = {layer.node: layer.name for layer in weight_layers(folded.graph)}
+    found = {}
+    for site in batch_norm_sites(graph_module):
+        if site.name in folded.unfolded:
+            found[site.node.name] = _behind_batch_norm(site)
+        elif site.name in folded.moved and site.source.name in nodes:
+            scale = _divisors(nodes[site.source.name], len(site.mean), layers, scales)
+            found[site.source.name] = normal(site.mean, site.var.double().sqrt()) / scale
+    return found
+
+
+def _divisors(node: fx.Node, num_channels: int, layers: Mapping[fx.Node, str], scales: Mapping[str, Tensor]) -> Tensor:
+    """Divisors ``[C]`` of a node's value, which are those of the layer that it follows."""
+    while node not in layers and len(node.all_input_nodes) == 1:
+        node = node.all_input_nodes[0]
+    scale = scales.get(layers.get(node, ""), torch.ones(1, dtype=torch.float64))
+    return scale.repeat_interleave(num_channels // len(scale))
+
+
 def activation_statistics(
-    folded: fx.GraphModule, outputs: Mapping[str, ChannelStatistics], images: PixelPrior
+    folded: fx.GraphModule,
+    outputs: Mapping[str, ChannelStatistics],
+    images: PixelPrior,
+    tensors: Mapping[str, ChannelStatistics] = {},
 ) -> dict[str, ActivationStatistics]:
     """Statistics of every tensor of a folded graph for which they are known, by node name.
 
@@ -97,17 +135,19 @@ def activation_statistics(
         folded: the folded graph, equalized or not.
         outputs: weight layer -> statistics of its output, in the scale that it has in `folded`.
         images: mean and std of the network's input, which is assumed normal.
+        tensors: node name -> statistics that are known of its value, its channels along axis 1.
 
     Returns:
         Node name -> statistics. Nodes behind a layer without batch norm, or behind an unknown operation,
         are left out.
     """
     layers = {layer.node: layer for layer in weight_layers(folded)}
-    sites = {site.node: site for site in batch_norm_sites(folded)}
     found: dict[fx.Node, ActivationStatistics] = {}
     for node in data_nodes(folded):
         statistics: ActivationStatistics | None = None
-        if node.op == "placeholder":
+        if node.name in tensors:
+            statistics = ActivationStatistics(tensors[node.name], 1)
+        elif node.op == "placeholder":
             mean, std = (torch.tensor(values, dtype=torch.float64) for values in (images.mean, images.std))
             statistics = ActivationStatistics(normal(mean, std), 1)
         elif node in layers:
@@ -115,8 +155,6 @@ def activation_statistics(
             channels = outputs.get(layers[node].name)
             if axis is not None and channels is not None:
                 statistics = ActivationStatistics(channels, axis)
-        elif node in sites:
-            statistics = ActivationStatistics(_behind_batch_norm(sites[node]), 1)
         else:
             statistics = _behind_operation(folded, node, found)
         if statistics is not None:

@@ -22,6 +22,7 @@ from genie_cli.quantization.data_free.batch_norm_ranges import (
     ActivationStatistics,
     activation_statistics,
     batch_norm_outputs,
+    batch_norm_tensors,
 )
 from genie_cli.quantization.plan import QuantizationPlan
 from genie_cli.quantization.result import STAGE, QuantizedNetwork
@@ -54,7 +55,8 @@ def quantize_without_images(teacher: Teacher, plan: QuantizationPlan, report: Re
         name: channels / plan.equalized[name] if name in plan.equalized else channels
         for name, channels in batch_norm_outputs(teacher.graph).items()
     }
-    statistics = activation_statistics(graph, outputs, PixelPrior.of_input(teacher.input))
+    tensors = batch_norm_tensors(teacher.graph, plan.folded, plan.equalized)
+    statistics = activation_statistics(graph, outputs, PixelPrior.of_input(teacher.input), tensors)
     activations = _quantize_activations(graph, plan.bits, statistics)
     layers = weight_layers(graph)
     report(StageStarted(STAGE, len(layers), "layers"))

@@ -392,7 +392,7 @@ class Branching(nn.Module):
         elif self.kind == "silu":
             y = F.silu(y)
         elif self.kind == "norm":
-            y = self.norm(F.relu(y))
+            y = F.relu(self.norm(F.relu(y)))
         elif self.kind == "offset":
             y = F.relu(y) + 1
         elif self.kind == "mean of channels":

@@ -54,7 +54,7 @@ class Tokens(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.norm(self.mix(self.stem(x).flatten(2))).mean(2))
+        return self.fc(self.norm(self.mix(self.stem(x).flatten(2))).amax(2))
 
 
 def test_a_batch_norm_over_another_axis_stays():

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torchvision.models import VGG
 
 from genie_cli.config import InputSpec, ModelConfig, QuantizeConfig
+from genie_cli.models.graph.affine_map import affine_maps
 from genie_cli.models.graph.batch_norm import batch_norm_sites
 from genie_cli.models.graph.capture import aten, capture
 from genie_cli.models.graph.coverage import coverage
@@ -215,7 +216,8 @@ def test_normal_form(case: Case) -> None:
 def test_folding_keeps_the_logits(case: Case) -> None:
     family = case.family
     assert difference(case.folded.graph(case.images), case.logits) < FOLDING_BOUND
-    assert len(batch_norm_sites(case.folded.graph)) == len(case.folded.unfolded) == family.num_unfolded
+    assert not batch_norm_sites(case.folded.graph)
+    assert len(affine_maps(case.folded.graph)) == len(case.folded.unfolded) == family.num_unfolded
     assert len(case.folded.multipliers) == family.num_batch_norms - family.num_unfolded
     assert len(batch_norm_sites(case.graph)) == family.num_batch_norms  # the given graph is left alone
 

@@ -15,6 +15,7 @@ from torch.nn.utils import parametrizations
 
 from genie_cli.config import InputSpec
 from genie_cli.errors import DeviceError, InputError
+from genie_cli.models.graph.affine_map import affine_maps
 from genie_cli.models.graph.batch_norm import batch_norm_sites
 from genie_cli.models.graph.capture import capture
 from genie_cli.models.graph.cuts import cut_points, data_nodes
@@ -158,15 +159,18 @@ class BatchNormFirst(Net):
 @pytest.mark.parametrize(
     ("build", "reason"),
     [
-        (lambda: TwoReaders(bn=nn.BatchNorm2d(4)), "conv has 2 readers"),
-        (lambda: BatchNormFirst(bn=nn.BatchNorm2d(3)), "it follows the input, not a layer with a weight"),
+        (lambda: TwoReaders(bn=nn.BatchNorm2d(4)), "conv has 2 readers, and add reads it"),
+        (
+            lambda: BatchNormFirst(bn=nn.BatchNorm2d(3)),
+            "it follows the input, not a layer with a weight, and relu reads it",
+        ),
     ],
     ids=["two readers", "pre-activation"],
 )
 def test_batch_norm_that_stays_says_why(build: Callable[[], nn.Module], reason: str, images: Tensor) -> None:
     folded = fold(build(), images)
     assert folded.unfolded == {"bn": reason}
-    assert [site.name for site in batch_norm_sites(folded.graph)] == ["bn"]
+    assert [affine.keys[0] for affine in affine_maps(folded.graph)] == ["affine_maps.bn.scale"]
     assert not folded.multipliers
 
 

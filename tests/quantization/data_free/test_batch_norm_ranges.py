@@ -28,6 +28,7 @@ from genie_cli.quantization.data_free.batch_norm_ranges import (
     activation_statistics,
     add,
     batch_norm_outputs,
+    batch_norm_tensors,
     clip,
     leaky,
     normal,
@@ -181,8 +182,9 @@ def build(middle: Callable[..., Tensor], channels: int = 4) -> Net:
 
 def statistics(network: nn.Module) -> tuple[fx.GraphModule, dict[str, ActivationStatistics]]:
     teacher = make_teacher("network", network, SPEC)
-    folded = fold_batch_norms(teacher.graph).graph
-    return folded, activation_statistics(folded, batch_norm_outputs(teacher.graph), STANDARD)
+    folded = fold_batch_norms(teacher.graph)
+    tensors = batch_norm_tensors(teacher.graph, folded, {})
+    return folded.graph, activation_statistics(folded.graph, batch_norm_outputs(teacher.graph), STANDARD, tensors)
 
 
 def at_input_of(network: nn.Module, layer: str) -> ChannelStatistics | None:
@@ -307,6 +309,35 @@ def test_norms_that_are_not_folded_count_too():
     wanted = [quadrature(mean, 1, lambda x: np.maximum(x, 0)) for mean in (-1.0, 0.0, 1.0, 2.0)]
     np.testing.assert_allclose(found.mean.numpy(), [mean for mean, _ in wanted], rtol=1e-4)
     np.testing.assert_allclose(found.var.numpy(), [var for _, var in wanted], rtol=1e-4)
+
+
+class NormBehindRelu(nn.Module):
+    """The norm moves into the second layer, and the two layers are equalized."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm, self.second = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)
+        self.norm.running_mean, self.norm.running_var = torch.tensor([0.5, 1, 2, 3]), torch.tensor([1.0, 4, 9, 16])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.norm(F.relu(self.first(x)))).mean((2, 3))
+
+
+def test_a_norm_that_moved_says_what_came_before_it():
+    found = at_input_of(NormBehindRelu(), "second")
+    assert found is not None
+    assert found.mean.tolist() == [0.5, 1, 2, 3] and found.var.tolist() == [1, 4, 9, 16]
+
+
+def test_a_norm_that_moved_says_it_of_an_equalized_tensor_too():
+    teacher = make_teacher("network", NormBehindRelu(), SPEC)
+    equalized = equalize(fold_batch_norms(teacher.graph))
+    (scale,) = equalized.scales.values()
+    assert not torch.allclose(scale, torch.ones_like(scale))
+    (found,) = batch_norm_tensors(teacher.graph, equalized.folded, equalized.scales).values()
+    torch.testing.assert_close(found.mean * scale, torch.tensor([0.5, 1, 2, 3]).double())
+    torch.testing.assert_close(found.var * scale.square(), torch.tensor([1.0, 4, 9, 16]).double())
 
 
 def test_images_have_mean_zero():
