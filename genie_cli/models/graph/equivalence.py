@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from genie_cli.config import InputSpec
 from genie_cli.errors import InputError
 from genie_cli.models.evaluation_mode import EvaluationMode
-from genie_cli.models.graph.outputs import as_tuple
+from genie_cli.models.graph.outputs import structured
 
 BOUND = 1e-4
 """Relative distance that a rewrite may add: weights are stored in float32."""
@@ -36,21 +36,24 @@ class Reference:
         outputs: the tensors that it returns for them, as the graph has them (`outputs.py`).
         dtype: arithmetic of the answers.
         bound: relative distance up to which a rewrite holds.
+        flat: the tensors of what is returned, in the normal form, see `OutputTree.flat`.
     """
 
     images: Tensor
     outputs: tuple[Tensor, ...]
     dtype: torch.dtype
     bound: float
+    flat: Callable[[Any], tuple[Tensor, ...]]
 
-    def distance(self, network: nn.Module) -> float:
+    def distance(self, network: fx.GraphModule) -> float:
         """The distance of a network's answers: largest difference over largest magnitude, infinite for other NaNs.
 
         In float64 where this and the network can run in it, else in float32.
         """
+        whole = structured(network)
         for dtype in dict.fromkeys((self.dtype, torch.float32)):
             try:
-                found = _answers(network, self.images, dtype, as_tuple)
+                found = _answers(whole, self.images, dtype, self.flat)
             except Exception:  # a constant of another type, an operation without a float64 kernel
                 if dtype == torch.float32:
                     raise
@@ -102,7 +105,7 @@ def make_reference(
         notes.append(
             f"the network leaves {', '.join(sorted(mode.found))} on in evaluation mode: taken out, as evaluation means."
         )
-    return Reference(images, outputs, dtype, max(BOUND, _OF_ITS_OWN * own)), notes
+    return Reference(images, outputs, dtype, max(BOUND, _OF_ITS_OWN * own), flat), notes
 
 
 def probe_images(spec: InputSpec) -> Tensor:
@@ -114,13 +117,19 @@ def probe_images(spec: InputSpec) -> Tensor:
 
 
 def relative_distance(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
-    """The largest difference over the largest magnitude of all outputs; infinite where NaN or infinity is elsewhere."""
+    """The largest difference over the largest magnitude of all outputs; infinite where NaN or infinity is elsewhere.
+
+    Of outputs that are no floats, such as decided classes, it is the share of values that differ.
+    """
     largest = 0.0
     if len(found) != len(wanted):
         return float("inf")
     for one, other in zip(found, wanted, strict=True):
         if one.shape != other.shape:
             return float("inf")
+        if not other.is_floating_point() and not other.is_complex():
+            largest = max(largest, float((one != other).double().mean()) if other.numel() else 0.0)
+            continue
         one, other = one.double(), other.double()
         finite = other.isfinite()
         if bool((one.isfinite() != finite).any()):

@@ -2,8 +2,9 @@
 
 The graph's output node holds the tensors that are computed from the images: one node, or a tuple where there are
 several, each once. In the normal form such a tensor is floating and has a row per image, ``[B, ...]`` of two dimensions
-or more. How the network returns them (dictionaries, tuples, names, other layouts) is an `OutputTree` in the graph's
-``meta``; `structured` puts it on again.
+or more. What is returned besides (decided classes, a sum over the batch, a size) is computed of these by a `Tail`. How
+the network returns all that (dictionaries, tuples, names, other layouts) is an `OutputTree` in the graph's ``meta``;
+`structured` puts it on again.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from genie_cli.errors import InputError
 from genie_cli.models.graph.cuts import output_nodes
+from genie_cli.models.graph.operations import operation_of
 from genie_cli.models.graph.tensors import get_tensor, set_tensor
 
 BARE = "output"
@@ -80,7 +82,8 @@ class Leaf:
     Attributes:
         name: its path in the tree, ``head.cls`` or ``0``.
         place: among the outputs of the graph; None: the graph does not compute it.
-        layout: of what is returned, where the graph computes it.
+        layout: of what is returned, where that has a row per image.
+        in_tail: its place among the values of the tail, where that computes it.
         key: of a tensor of the graph that does not depend on the images.
         value: what is returned in all other cases, such as a number.
         is_input: the images themselves are returned.
@@ -89,6 +92,7 @@ class Leaf:
     name: str
     place: int | None = None
     layout: Layout | None = None
+    in_tail: int | None = None
     key: str | None = None
     value: Any = None
     is_input: bool = False
@@ -99,9 +103,9 @@ class OutputTensor:
     """An output of the graph.
 
     Attributes:
-        name: of the first leaf that it is returned as.
+        name: of the first leaf that it is returned as, or that the tail computes of it.
         shape: of one image's row in the normal form.
-        layout: of that leaf.
+        layout: of that leaf; the normal form's own for the tail.
     """
 
     name: str
@@ -114,6 +118,21 @@ class OutputTensor:
 
 
 @dataclass(frozen=True)
+class Tail:
+    """The nodes that compute, of the graph's outputs, what else is returned: nothing in it is quantized.
+
+    Attributes:
+        graph: its placeholders are the outputs of `places`; it returns a tuple.
+        places: among the outputs of the graph; None: the images.
+        keys: of the graph's tensors that it reads.
+    """
+
+    graph: fx.Graph
+    places: tuple[int | None, ...]
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class OutputTree:
     """The structure of what a network returns.
 
@@ -121,12 +140,14 @@ class OutputTree:
         spec: the tree.
         leaves: its leaves, in their order.
         tensors: the graph's outputs, in their order.
-        notes: what the user should know of leaves that are left as they are.
+        tail: computes what is returned besides; None: nothing is.
+        notes: what the user should know of leaves that are no outputs of the graph.
     """
 
     spec: pytree.TreeSpec
     leaves: tuple[Leaf, ...]
     tensors: tuple[OutputTensor, ...]
+    tail: Tail | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -136,38 +157,48 @@ class OutputTree:
 
     @property
     def keys(self) -> tuple[str, ...]:
+        """The keys of the graph's tensors that are returned as they are, and of those that the tail reads."""
+        return (*self.constants, *(self.tail.keys if self.tail is not None else ()))
+
+    @property
+    def constants(self) -> tuple[str, ...]:
         """The keys of the graph's tensors that are returned as they are."""
         return tuple(leaf.key for leaf in self.leaves if leaf.key is not None)
 
     @property
     def is_plain(self) -> bool:
         """True if the network returns what the graph does: one tensor in the normal form."""
-        return self.spec == _LEAF and self.leaves[0].layout is not None and not _differs(self.leaves[0].layout)
+        if self.spec != _LEAF:
+            return False
+        (leaf,) = self.leaves
+        return leaf.place is not None and leaf.layout is not None and not _differs(leaf.layout)
 
     def flat(self, returned: Any) -> tuple[Tensor, ...]:
-        """The tensors in the normal form of what the network has returned; nothing of another structure."""
+        """The tensors with a row per image among what the network has returned, in the normal form; else nothing."""
         leaves, spec = pytree.tree_flatten(returned)
         if spec != self.spec:
             return ()
-        found: dict[int, Tensor] = {}
-        for leaf, value in zip(self.leaves, leaves, strict=True):
-            if leaf.place is not None and leaf.layout is not None:
-                found.setdefault(leaf.place, leaf.layout.normal(value))
-        return tuple(found[place] for place in range(len(self.tensors)))
+        pairs = zip(self.leaves, leaves, strict=True)
+        return tuple(leaf.layout.normal(value) for leaf, value in pairs if leaf.layout is not None)
 
-    def put_on(self, images: Tensor, computed: Sequence[Tensor], constants: Sequence[Tensor] = ()) -> Any:
-        """The tree that the network returns, of the graph's outputs.
+    def put_on(
+        self, images: Tensor, computed: Sequence[Tensor], constants: Sequence[Tensor], others: Sequence[Any]
+    ) -> Any:
+        """The tree that the network returns.
 
         Args:
             images: the images.
             computed: the graph's outputs.
-            constants: the tensors of `keys`.
+            constants: the tensors of `constants`.
+            others: the values of the tail.
         """
         by_key = iter(constants)
         leaves = []
         for leaf in self.leaves:
             if leaf.place is not None and leaf.layout is not None:
                 leaves.append(leaf.layout.returned(computed[leaf.place]))
+            elif leaf.in_tail is not None:
+                leaves.append(others[leaf.in_tail])
             elif leaf.key is not None:
                 leaves.append(next(by_key))
             else:
@@ -221,9 +252,19 @@ def structured(graph_module: fx.GraphModule) -> fx.GraphModule:
     graph.graph_copy(graph_module.graph, copies)
     images = next(node for node in graph_module.graph.nodes if node.op == "placeholder")
     computed = [copies[node] for node in output_nodes(graph_module)]
-    constants = [graph.get_attr(key) for key in tree.keys]
+    constants = [graph.get_attr(key) for key in tree.constants]
+    others: list[Any] = []
+    if tree.tail is not None:
+        entering = [copies[images] if place is None else computed[place] for place in tree.tail.places]
+        nodes = list(tree.tail.graph.nodes)
+        values = dict(zip((node for node in nodes if node.op == "placeholder"), entering, strict=True))
+        for node in nodes:
+            if node.op == "output":
+                others = [values[value] for value in node.args[0]]
+            elif node.op != "placeholder":
+                values[node] = graph.node_copy(node, values.__getitem__)
     graph_module.add_submodule(_STRUCTURE, OutputStructure(tree))
-    graph.output(graph.call_module(_STRUCTURE, (copies[images], *computed, *constants)))
+    graph.output(graph.call_module(_STRUCTURE, (copies[images], *computed, *constants, *others)))
     whole = fx.GraphModule(graph_module, graph)
     graph_module.delete_submodule(_STRUCTURE)
     return whole.train(graph_module.training)
@@ -237,10 +278,11 @@ class OutputStructure(nn.Module):
         super().__init__()
         self._tree = tree
 
-    def forward(self, images: Tensor, *tensors: Tensor) -> Any:
-        """The images, the graph's outputs and its constants to the tree."""
-        count = len(self._tree.tensors)
-        return self._tree.put_on(images, tensors[:count], tensors[count:])
+    def forward(self, images: Tensor, *values: Any) -> Any:
+        """The images, the graph's outputs, its constants and the tail's values to the tree."""
+        end = len(self._tree.tensors)
+        behind = end + len(self._tree.constants)
+        return self._tree.put_on(images, values[:end], values[end:behind], values[behind:])
 
 
 def leaf_names(spec: pytree.TreeSpec) -> list[str]:
@@ -261,49 +303,128 @@ def settle_outputs(graph_module: fx.GraphModule, leaves: Sequence[Any], spec: py
     Raises:
         InputError: nothing that it returns is computed from the images, or a shape depends on their values.
     """
-    graph = graph_module.graph
-    end = next(iter(reversed(graph.nodes)))
+    end = next(iter(reversed(graph_module.graph.nodes)))
     nodes = iter(end.args[0])
-    images = next(node for node in graph.nodes if node.op == "placeholder")
-    places: dict[fx.Node, int] = {}
-    found: list[Leaf] = []
-    tensors: list[OutputTensor] = []
-    kept: list[fx.Node] = []
-    notes: list[str] = []
+    settled = _Settled(graph_module)
     for name, leaf in zip(leaf_names(spec), leaves, strict=True):
-        node = next(nodes) if isinstance(leaf, fx.Node) else None
-        if node is None:
-            found.append(Leaf(name, value=leaf))
-            if leaf is not None:
-                notes.append(f"output '{name}' is no tensor: {leaf!r} is returned as it was captured.")
-        elif node is images:
-            found.append(Leaf(name, is_input=True))
-        elif node.op == "get_attr":
-            found.append(Leaf(name, key=str(node.target)))
-            notes.append(f"output '{name}' does not depend on the images: it is returned as it is.")
-        elif (reason := _unusable(node, images)) is not None:
-            found.append(Leaf(name))
-            notes.append(f"output '{name}' is left out, None stands in its place: {reason}.")
-        else:
-            layout = _layout(node.meta["val"], images)
-            if node not in places:
-                places[node] = len(kept)
-                with graph.inserting_before(end):
-                    kept.append(_in_normal_form(graph, node, layout))
-                shape = tuple(int(side) for side in kept[-1].meta["val"].shape[1:])
-                tensors.append(OutputTensor(name, shape, layout))
-            found.append(Leaf(name, place=places[node], layout=layout))
-    if not kept:
-        told = "; ".join(note.rstrip(".") for note in notes) or "it returns nothing"
+        settled.add(name, next(nodes) if isinstance(leaf, fx.Node) else leaf)
+    tail = settled.tail()
+    if not any(leaf.layout is not None for leaf in settled.leaves) or not settled.kept:
+        told = "; ".join(note.rstrip(".") for note in settled.notes) or "it returns nothing"
         raise InputError(
             f"The network returns no tensor that is computed from the images and has a row for each of them: {told}. "
             "Let forward() return at least one, such as logits or a feature map."
         )
-    end.args = (kept[0] if len(kept) == 1 else tuple(kept),)
-    graph_module.meta[_KEY] = OutputTree(spec, tuple(found), tuple(tensors), tuple(notes))
+    end.args = (settled.kept[0] if len(settled.kept) == 1 else tuple(settled.kept),)
+    found = tuple(settled.leaves), tuple(settled.tensors), tail, tuple(settled.notes)
+    graph_module.meta[_KEY] = OutputTree(spec, *found)
+
+
+class _Settled:
+    """The outputs of a graph, leaf by leaf.
+
+    Attributes:
+        leaves: what was added.
+        kept: the nodes of the graph's outputs, in the normal form.
+        tensors: what they are.
+        notes: see `OutputTree`.
+    """
+
+    def __init__(self, graph_module: fx.GraphModule) -> None:
+        """Begin with nothing."""
+        self._graph = graph_module.graph
+        self._end = next(iter(reversed(self._graph.nodes)))
+        self._images = next(node for node in self._graph.nodes if node.op == "placeholder")
+        self._places: dict[fx.Node, int] = {}
+        self._ends: list[fx.Node] = []
+        self._behind: set[fx.Node] = set()
+        self._entering: dict[fx.Node, int | None] = {}
+        self.leaves: list[Leaf] = []
+        self.kept: list[fx.Node] = []
+        self.tensors: list[OutputTensor] = []
+        self.notes: list[str] = []
+
+    def add(self, name: str, leaf: Any) -> None:
+        """Take a leaf, a node or a plain value.
+
+        Raises:
+            InputError: its shape depends on the values of the images.
+        """
+        if not isinstance(leaf, fx.Node):
+            self.leaves.append(Leaf(name, value=leaf))
+            if leaf is not None:
+                self.notes.append(f"output '{name}' is no tensor: {leaf!r} is returned as it was captured.")
+        elif leaf is self._images:
+            self.leaves.append(Leaf(name, is_input=True))
+        elif leaf.op == "get_attr":
+            self.leaves.append(Leaf(name, key=str(leaf.target)))
+            self.notes.append(f"output '{name}' does not depend on the images: it is returned as it is.")
+        elif (reason := _unusable(leaf, self._images)) is None:
+            layout = _layout(leaf.meta["val"], self._images)
+            self.leaves.append(Leaf(name, self._output(name, leaf, layout), layout))
+        else:
+            self._add_behind(name, leaf, reason)
+
+    def tail(self) -> Tail | None:
+        """The nodes behind the graph's outputs."""
+        if not self._ends:
+            return None
+        graph = fx.Graph()
+        copies = {node: graph.placeholder(node.name) for node in self._entering}
+        for node in self._graph.nodes:
+            if node in self._behind:
+                copies[node] = graph.node_copy(node, copies.__getitem__)
+        graph.output(tuple(copies[node] for node in self._ends))
+        keys = dict.fromkeys(str(node.target) for node in self._behind if node.op == "get_attr")
+        return Tail(graph, tuple(self._entering.values()), tuple(sorted(keys)))
+
+    def _add_behind(self, name: str, leaf: fx.Node, reason: str) -> None:
+        """Take a node that cannot be an output of the graph; what it is computed of becomes one."""
+        found: set[fx.Node] = set()
+        entering: list[fx.Node] = []
+        waiting = [leaf]
+        while waiting:
+            node = waiting.pop()
+            if node in found or node in entering:
+                continue
+            if node is self._images or (node is not leaf and self._can_enter(node)):
+                entering.append(node)
+            else:
+                found.add(node)
+                waiting += node.all_input_nodes
+        if any(operation_of(node) is not None or node.target is aten.batch_norm.default for node in found):
+            self.leaves.append(Leaf(name))
+            self.notes.append(f"output '{name}' is left out, None stands in its place: {reason}.")
+            return
+        for count, node in enumerate(entering):
+            own = name if count == 0 else f"{name}.source{count}"
+            place = None if node is self._images else self._output(own, node, Layout(node.meta["val"].dim()))
+            self._entering[node] = place
+        self._behind |= found
+        layout = _layout(leaf.meta["val"], self._images) if isinstance(leaf.meta.get("val"), Tensor) else _NO_ROWS
+        self.leaves.append(Leaf(name, layout=layout if layout.rows else None, in_tail=len(self._ends)))
+        self._ends.append(leaf)
+        self.notes.append(f"output '{name}' is computed behind the quantized network: {reason}.")
+
+    def _output(self, name: str, node: fx.Node, layout: Layout) -> int:
+        """The place of a node's value among the graph's outputs."""
+        if node not in self._places:
+            self._places[node] = len(self.kept)
+            with self._graph.inserting_before(self._end):
+                self.kept.append(_in_normal_form(self._graph, node, layout))
+            shape = tuple(int(side) for side in self.kept[-1].meta["val"].shape[1:])
+            self.tensors.append(OutputTensor(name, shape, layout))
+        return self._places[node]
+
+    def _can_enter(self, node: fx.Node) -> bool:
+        """True if the tail can begin at a node: its value is in the normal form."""
+        if node.op == "get_attr" or _unusable(node, self._images) is not None:
+            return False
+        return not _differs(_layout(node.meta["val"], self._images))
 
 
 _LEAF = pytree.tree_flatten(0)[1]
+_NO_ROWS = Layout(0, 0, 0)
 
 
 def _differs(layout: Layout) -> bool:
@@ -354,7 +475,8 @@ def _unusable(node: fx.Node, images: fx.Node) -> str | None:
         return f"its values are {str(value.dtype).removeprefix('torch.')}, which have no distance from others"
     layout = _layout(value, images)
     if layout.rows == 0:
-        return f"its shape {list(value.shape)} has no row for each image"
+        sides = ", ".join(str(side) if isinstance(side, int) else _ANY_BATCH for side in value.shape)
+        return f"its shape [{sides}] has no row for each image"
     return None
 
 

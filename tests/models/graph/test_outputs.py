@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from torch.utils import _pytree as pytree
 from genie_cli.errors import InputError, UsageError
 from genie_cli.models.graph.cuts import output_nodes
 from genie_cli.models.graph.outputs import Layout, named_outputs, structured
+from genie_cli.models.graph.tensors import get_tensor, set_tensor
 from genie_cli.models.teacher import Teacher, make_teacher
 from tests.support.networks import plain_input
 
@@ -109,8 +111,25 @@ def test_the_structure_is_that_of_the_network(name: str) -> None:
         assert own_spec == spec
         for one, two in zip(own, other, strict=True):
             assert torch.equal(one, two) if isinstance(two, Tensor) else one == two
-        flat = teacher.outputs.flat(wanted)
-        assert [tuple(tensor.shape) for tensor in flat] == [(count, *t.shape) for t in teacher.outputs.tensors]
+        shapes = {tuple(tensor.shape) for tensor in teacher.outputs.flat(wanted)}
+        assert shapes == {(count, *tensor.shape) for tensor in teacher.outputs.tensors}
+
+
+@pytest.mark.parametrize(
+    "give", [lambda n, x, y, f, s: y.argmax(1), lambda n, x, y, f, s: {"on": y > 0, "top": s.argmax(1)}]
+)
+def test_decided_classes_are_those_of_the_scores(give: Callable[..., Any]) -> None:
+    """The graph ends with the scores, which have a distance; what is decided of them is computed behind it."""
+    teacher, images = teacher_of(give), torch.randn(3, 2, 6, 9)
+    assert all(node.meta["val"].is_floating_point() for node in output_nodes(teacher.graph))
+    with torch.no_grad():
+        found, wanted = structured(teacher.graph)(images), Net(give)(images)
+    for one, other in zip(pytree.tree_leaves(found), pytree.tree_leaves(wanted), strict=True):
+        assert torch.equal(one, other)
+    with pytest.raises(AssertionError):  # another network decides otherwise, and the check of rewrites sees it
+        changed = copy.deepcopy(teacher.graph)
+        set_tensor(changed, "conv.bias", get_tensor(changed, "conv.bias") + torch.tensor([9.0, 0, 0, -9]))
+        assert teacher.reference.holds(teacher.reference.distance(changed))
 
 
 def test_a_single_tensor_has_nothing_around_it() -> None:
@@ -132,10 +151,13 @@ def test_structured_networks_share_their_tensors_and_leave_the_graph_as_it_was()
 @pytest.mark.parametrize(
     ("give", "note"),
     [
-        (lambda n, x, y, f, s: (s, y.sum()), r"'1' is left out.*its shape \[\] has no row for each image"),
-        (lambda n, x, y, f, s: (s, y.mean(0)), r"'1' is left out.*its shape \[4, 4, 7\] has no row"),
-        (lambda n, x, y, f, s: (s, x.shape[0]), "'1' is left out.*it is no tensor"),
-        (lambda n, x, y, f, s: (s, s.argmax(1)), "'1' is left out.*int64"),
+        (lambda n, x, y, f, s: (s, y.sum()), r"'1' is computed behind.*its shape \[\] has no row for each image"),
+        (lambda n, x, y, f, s: (s, y.mean(0)), r"'1' is computed behind.*its shape \[4, 4, 7\] has no row"),
+        (lambda n, x, y, f, s: (s, f.T @ f), r"'1' is computed behind.*its shape \[4, 4\] has no row"),
+        (lambda n, x, y, f, s: (s, x.shape[0]), "'1' is computed behind.*it is no tensor"),
+        (lambda n, x, y, f, s: (s, s.argmax(1)), "'1' is computed behind.*int64"),
+        (lambda n, x, y, f, s: (s, s + f.mean() > 0), "'1' is computed behind.*bool"),
+        (lambda n, x, y, f, s: (s, n.fc(y.mean((0, 2, 3)))), r"'1' is left out, None.*its shape \[7\] has no row"),
         (lambda n, x, y, f, s: (s, 8), "'1' is no tensor: 8 is returned"),
         (lambda n, x, y, f, s: (s, n.anchors), "'1' does not depend on the images"),
     ],
@@ -144,10 +166,15 @@ def test_what_is_left_as_it_is_is_told(give: Callable[..., Any], note: str) -> N
     teacher = teacher_of(give)
     (told,) = teacher.notes
     assert re.search(note, told), told
-    returned = structured(teacher.graph)(torch.randn(3, 2, 6, 9))
-    assert isinstance(returned, tuple) and len(returned) == 2
+    images = torch.randn(3, 2, 6, 9)
+    with torch.no_grad():
+        (_, found), (_, wanted) = structured(teacher.graph)(images), Net(give)(images)
     if "left out" in told:
-        assert returned[1] is None
+        assert found is None
+    elif isinstance(wanted, Tensor):
+        torch.testing.assert_close(found, wanted)
+    else:
+        assert found == wanted
 
 
 @pytest.mark.parametrize(
