@@ -63,11 +63,12 @@ class TensorImages(LabeledImages):
         """Some images, see `CountedSamples.pixels`."""
         return self._images[torch.tensor(rows, dtype=torch.int64)]
 
-    def batches(self, batch_size: int, share: range | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, batch_size: int, share: range | None = None) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Go once through the images, see `Samples.batches`."""
         for rows in self.rows(batch_size, share):
             batch = slice(rows.start, rows.stop)
-            yield normalize_pixels(self._images[batch], self._spec), self.labels[batch]
+            targets = self.labels[batch] if self.has_targets else None
+            yield normalize_pixels(self._images[batch], self._spec), targets
 
 
 def check_fits(source: str, image_shape: tuple[int, int, int], spec: InputSpec) -> None:

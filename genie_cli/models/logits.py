@@ -35,9 +35,7 @@ class Logits:
         if len(outputs) == 1:
             return graph_module
         nodes = data_nodes(graph_module)
-        part = extract(graph_module, nodes, nodes[0], [outputs[self.place]])
-        part.delete_all_unused_submodules()
-        return part.train(graph_module.training)
+        return extract(graph_module, nodes, nodes[0], [outputs[self.place]]).train(graph_module.training)
 
 
 def find_logits(outputs: OutputTree, name: str | None = None) -> Logits | None:

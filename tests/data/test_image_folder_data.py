@@ -72,6 +72,33 @@ def test_without_resize_the_centre_is_cropped(tmp_path: Path):
     np.testing.assert_array_equal(pixels.numpy(), expected)
 
 
+@pytest.mark.parametrize(
+    ("width", "height", "resize_size", "resized"),
+    [
+        (80, 60, (30, 40), (40, 30)),  # width x height, of the same proportions
+        (90, 60, (30, 40), (45, 30)),  # wider: the height is covered
+        (60, 60, (30, 40), (40, 40)),  # higher: the width is covered
+        (31, 77, (40, 40), (40, 99)),  # as a number: the shorter side
+    ],
+)
+def test_an_oblong_crop_of_an_image_that_just_covers_it(
+    tmp_path: Path, width: int, height: int, resize_size: tuple[int, int], resized: tuple[int, int]
+) -> None:
+    path = save_image(tmp_path / "x.png", width, height)
+    spec = InputSpec(size=(24, 36), resize_size=resize_size)
+    pixels = decode_image(path, spec)
+    whole = Image.open(path).convert("RGB").resize(resized, Image.Resampling.BILINEAR)
+    top, left = round((resized[1] - 24) / 2), round((resized[0] - 36) / 2)
+    expected = np.asarray(whole)[top : top + 24, left : left + 36].transpose(2, 0, 1)
+    np.testing.assert_array_equal(pixels.numpy(), expected)
+
+
+def test_an_image_that_is_too_low_for_an_oblong_crop(tmp_path: Path) -> None:
+    path = save_image(tmp_path / "x.png", 40, 20)
+    with pytest.raises(InputError, match=r"40x20 pixels, smaller than the 36x24 crop .*width x height"):
+        decode_image(path, InputSpec(size=(24, 36)))
+
+
 def test_resize_is_antialiased(tmp_path: Path):
     stripes = np.zeros((96, 96), dtype=np.uint8)
     stripes[:, ::2] = 255

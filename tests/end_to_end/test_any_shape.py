@@ -111,7 +111,7 @@ def test_the_whole_way(name: str) -> None:
     genie("synthesize", *few, "--preset", "zeroq", "--out", "learned.safetensors")
     for file in ("generated", "learned"):
         images = load_images(Path(f"{file}.safetensors"))
-        assert images.images.shape == (6, *shape) and images.images.std() > 0.5
+        assert images.images.shape == (6, *shape) and images.images.std() > 0.1
 
     # the image set says the size
     quantize = ("quantize", "--model", arguments[0], "--images", "generated.safetensors", "--weight-bits", 8)
@@ -124,7 +124,7 @@ def test_the_whole_way(name: str) -> None:
     assert all(0 < error < 0.05 for error in metrics["output_errors"].values()), metrics["output_errors"]
     assert "those that were recorded" in genie("verify", "learned", "--model", arguments[0])
 
-    images = torch.randn(5, *shape, generator=torch.Generator().manual_seed(1))
+    images = torch.rand(5, *shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         (spec, wanted), (own, found) = leaves(network(name)(images)), leaves(load(network(name), "learned")(images))
     assert repr(own) == repr(spec)

@@ -12,9 +12,10 @@ def conv_bn(inputs, outputs, stride=1, groups=1, kernel=3):
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())
 
 
-def seeded(network):
-    """Running statistics as if it had been trained."""
+def seeded(kind, heads):
+    """The same weights in each process, and running statistics as if it had been trained."""
     torch.manual_seed(7)
+    network = kind(heads)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.running_mean, 0, 0.1)
@@ -61,17 +62,17 @@ class Keyword(nn.Module):
 
 
 def plate():
-    return seeded(Plate(False))
+    return seeded(Plate, False)
 
 
 def plate_heads():
-    return seeded(Plate(True))
+    return seeded(Plate, True)
 
 
 def keyword():
-    return seeded(Keyword(False))
+    return seeded(Keyword, False)
 
 
 def keyword_heads():
-    return seeded(Keyword(True))
+    return seeded(Keyword, True)
 '''

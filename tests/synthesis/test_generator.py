@@ -31,6 +31,25 @@ def test_images_have_the_size_asked_for_and_are_normalised(size: int, num_channe
     torch.testing.assert_close(std, torch.ones(num_channels), rtol=0, atol=2e-2)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(("height", "width"), [(24, 94), (49, 10), (360, 480), (1, 7), (94, 24)])
+def test_oblong_images_are_the_middle_of_a_map_of_multiples_of_four(height: int, width: int):
+    torch.manual_seed(0)
+    generator = Generator(8, InputSpec(size=(height, width))).train()
+    assert generator.linear.weight.shape == (128 * -(-height // 4) * -(-width // 4), 8)
+    images = generator(torch.randn(2, 8))
+    assert images.shape == (2, 3, height, width)
+    latents = torch.randn(2, 8)
+    whole = Generator(8, InputSpec(size=(-(-height // 4) * 4, -(-width // 4) * 4))).train()
+    whole.load_state_dict(generator.state_dict())
+    top, left = (whole.size[0] - height) // 2, (whole.size[1] - width) // 2
+    cut = whole(latents)[:, :, top : top + height, left : left + width]
+    own = generator(latents)
+    # both are standardized, each over its own pixels
+    shared = torch.corrcoef(torch.stack([cut[:, 0].flatten(), own[:, 0].flatten()]))[0, 1]
+    assert shared > 0.999 or height * width < 8
+
+
 def test_parameters_are_those_of_the_authors():
     parameters = {name: tuple(p.shape) for name, p in Generator(256, spec(32)).named_parameters()}
     assert parameters == {

@@ -276,7 +276,7 @@ def test_images_come_to_fit_every_teacher():
 def test_teachers_of_other_inputs_are_refused():
     one, other = teacher_of(StridedNet(1)), teacher_of(StridedNet(1), size=16)
     check_same_input(one, teacher_of(StridedNet(2), 0.1, 0.8))
-    with pytest.raises(InputError, match=r"1 channel\(s\) of 8 pixels a side .* 1 of 16"):
+    with pytest.raises(InputError, match=r"1 channel\(s\) of 8x8 pixels .* 1 of 16x16"):
         check_same_input(one, other)
 
 

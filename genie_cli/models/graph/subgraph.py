@@ -16,14 +16,21 @@ def extract(
 
     Args:
         graph_module: the captured graph.
-        nodes: the nodes to run, in order; parameters that they read come along, without a copy.
+        nodes: the nodes to run, in order, of which those are left out that no output needs; parameters that they read
+            come along, without a copy.
         source: the node whose value becomes the input.
         outputs: the nodes whose values are returned: one tensor, or a tuple for several.
     """
     graph, root = fx.Graph(), nn.Module()
     copies: dict[fx.Node, fx.Node] = {source: graph.placeholder(source.name)}
     copies[source].meta = dict(source.meta)
+    needed = set(outputs)
+    for node in reversed(nodes):
+        if node in needed:
+            needed.update(node.all_input_nodes)
     for node in nodes:
+        if node not in needed:
+            continue
         for argument in node.all_input_nodes:
             if argument.op == "get_attr" and argument not in copies:
                 set_tensor(root, str(argument.target), get_tensor(graph_module, str(argument.target)))
@@ -35,7 +42,6 @@ def extract(
             copies[node] = graph.node_copy(node, copies.__getitem__)
     results = tuple(copies[node] for node in outputs)
     graph.output(results[0] if len(results) == 1 else results)
-    graph.eliminate_dead_code()
     return fx.GraphModule(root, graph)
 
 
