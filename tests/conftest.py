@@ -19,6 +19,17 @@ from genie_cli.models.teacher import Teacher
 from genie_cli.models.zoo import load_teacher
 from tests.support.work import MeasuredFolder
 
+NUMERIC = ("evaluation", "models/graph", "quantization", "student", "synthesis")
+"""Folders of tests that compare figures: they run with the kernels of other processors and on the oldest torch too."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of those folders."""
+    folders = tuple(Path(__file__).parent / name for name in NUMERIC)
+    for item in items:
+        if any(item.path.is_relative_to(folder) for folder in folders):
+            item.add_marker(pytest.mark.numeric)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def digits_networks_are_captured_once() -> Iterator[None]:

@@ -26,8 +26,6 @@ from genie_cli.runtime.progress import Event, Note
 from tests.support import CPU
 from tests.support.networks import digit_images
 
-pytestmark = pytest.mark.numeric
-
 MOST, STEPS, BATCH = 4, 8, 16
 """Images that fit into memory, steps of a unit, images of a batch."""
 BOUND = 0.05
