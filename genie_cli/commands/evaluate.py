@@ -71,13 +71,15 @@ def _measure(run: Run, model_config: ModelConfig, config: EvaluateConfig, source
     from genie_cli.models.graph.placement import move
     from genie_cli.models.network_input import RecordedInput
     from genie_cli.models.zoo import load_teacher
+    from genie_cli.runtime.user_code import code_file
     from genie_cli.runtime.work import NO_WORK
     from genie_cli.student.load import load_student
 
     with run.checks():
         if run.workers.is_first:
-            data_file = source if source.endswith(".safetensors") else None
+            data_file = source if source.endswith(".safetensors") else code_file(source)
             read = {"--weights": model_config.weights, "--data": data_file, "--quantized": config.quantized}
+            read |= {"--metric": code_file(config.metric), "--decode": code_file(config.decode)}
             opt.check_files({"--out": config.out}, read, ["--quantized"])
         artifact = load_quantized(config.quantized) if config.quantized is not None else None
         recorded = None

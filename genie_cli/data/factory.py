@@ -32,6 +32,8 @@ class FactorySamples(Samples):
     its beginning on.
     """
 
+    is_drawn = False
+
     def __init__(self, code: UserCode, spec: InputSpec, num_images: int | None) -> None:
         """Call the factory, and look at its first item.
 

@@ -22,6 +22,7 @@ class Samples(ABC):
         task: kind of the targets; None: there are none, or they are of the user's own kind.
         has_targets: False: images alone.
         class_names: one name per class in the order of the labels, None where the source has none.
+        is_drawn: calibration images are a draw under the seed; False: they are the first ones.
         code_sha256: hash of the user's file that they come from, None of other sources.
         notes: what the user should know of how the images were taken.
         warnings: what the user should look at.
@@ -30,6 +31,7 @@ class Samples(ABC):
     task: Task | None = None
     has_targets = True
     class_names: list[str] | None = None
+    is_drawn = True
     code_sha256: str | None = None
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()

@@ -36,7 +36,7 @@ def open_image_set(images: str, teacher: Teacher, num_images: int | None, seed: 
         raise UsageError(f"--num-images {num_images} is more than the {data.num_images} images of {images}.")
     pixels = data.calibration_pixels(num_images, seed)
     metadata = ImagesMetadata(
-        **provenance({}, None if num_images is None else seed, teacher.input, None, None),
+        **provenance({}, seed if num_images is not None and data.is_drawn else None, teacher.input, None, None),
         teacher_sha256=None,
         num_images=len(pixels),
         dtype="uint8",

@@ -31,6 +31,12 @@ def names_code(text: str) -> bool:
     return bool(colon) and (location.endswith(".py") or _MODULE.fullmatch(location) is not None)
 
 
+def code_file(text: str | None) -> str | None:
+    """The file that ``FILE.py:NAME`` names; None for anything else."""
+    location = (text or "").rpartition(":")[0]
+    return location if location.endswith(".py") else None
+
+
 @dataclass(frozen=True)
 class UserCode:
     """A function of the user's.

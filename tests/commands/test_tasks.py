@@ -226,6 +226,14 @@ def test_data_and_metric_of_the_users_own(genie: Any, segmenter: list[str], code
     assert "--num-images 7 is more than the 6 images" in told
 
 
+def test_code_is_not_replaced_by_what_it_measures(genie: Any, segmenter: list[str], code: Path) -> None:
+    data = ("--data", f"{code}:Dataset", "--metric", f"{code}:Brightness", "--out", code)
+    assert f"--out and --data are the same file {code}" in genie("evaluate", *segmenter, *data, code=2).stderr
+    images = ("--images", f"{code}:Dataset", "--performance", code)
+    assert "--performance and --images are the same" in genie("quantize", *segmenter, *images, code=2).stderr
+    assert code.read_text() == CODE
+
+
 def test_a_report_of_another_metric(genie: Any, segmenter: list[str], tmp_path: Path) -> None:
     folder = pictures(tmp_path / "data")
     student = quantized(genie, segmenter, f"segmentation:{folder}")
