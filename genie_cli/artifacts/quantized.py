@@ -72,6 +72,8 @@ class QuantizedMetadata(ArtifactMetadata):
     teacher: str
     teacher_sha256: str
     """Hash of the weights that were quantized: the folder fits one teacher only."""
+    source_sha256: str | None = None
+    """Hash of the network before it was reparameterized; None: it was quantized as it is."""
     protocol: str
     preset: str
     weights: dict[str, WeightEntry]
@@ -94,6 +96,11 @@ class QuantizedMetadata(ArtifactMetadata):
     """Names of the tensors that the network returns."""
     logits: str | None = None
     """The one that holds the class scores; None in files of format 1, and where no output was taken for it."""
+
+    @property
+    def network_sha256(self) -> str:
+        """Hash of the network that `--model` and `--weights` name."""
+        return self.source_sha256 or self.teacher_sha256
 
 
 @dataclass(frozen=True, eq=False)

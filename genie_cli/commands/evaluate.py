@@ -85,7 +85,7 @@ def _measure(run: Run, model_config: ModelConfig, config: EvaluateConfig, source
         recorded = None
         if artifact is not None:
             made_for = artifact.metadata
-            recorded = RecordedInput(str(config.quantized), made_for.teacher_sha256, made_for.input, made_for.logits)
+            recorded = RecordedInput(str(config.quantized), made_for.network_sha256, made_for.input, made_for.logits)
         teacher = load_teacher(model_config, recorded)
         spec = teacher.input
         if config.resize_size is not None:

@@ -139,7 +139,7 @@ def _on_images(run: Run, config: QuantizeConfig, teacher: Teacher) -> None:
         plan = make_plan(teacher, config, run.device)
     _tell_of_plan(run, plan)
     made_for = {image_set.metadata.teacher_sha256, *image_set.metadata.other_teachers}
-    if not made_for & {teacher.sha256, None}:
+    if not made_for & {*teacher.known_sha256, None}:
         run.note(f"the images were made for another teacher, '{image_set.metadata.teacher}'.", warning=True)
     if config.reconstruct and config.batch_size > num_images:
         run.note(f"the batch of {config.batch_size} becomes {num_images}, the number of images.")

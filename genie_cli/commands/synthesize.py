@@ -50,16 +50,19 @@ def _run(model_config: ModelConfig, config: SynthesizeConfig) -> None:
                 for one in (model_config, *config.other_teachers):
                     opt.check_files(outputs, {"--weights": one.weights, "--student": config.student}, ["--student"])
             artifact = load_quantized(config.student) if config.student is not None else None
-            teacher = load_teacher(model_config, _input_of(config, artifact))
-            others = [load_teacher(other) for other in config.other_teachers]
+            trained, *trained_others = (_as_trained(one) for one in (model_config, *config.other_teachers))
+            teacher = load_teacher(trained, _input_of(config, artifact))
+            others = [load_teacher(other) for other in trained_others]
             for other in others:
                 check_same_input(teacher, other)
             for each in (teacher, *others):
                 check_repeatable(each, run.device)
             check_terms(teacher, config)
-            student, student_sha256 = _load_student(config, artifact, teacher, run)
+            student, student_sha256 = _load_student(config, artifact, teacher, model_config, run)
         for each in (teacher, *others):
             run.tell_of(each)
+        if any(one.reparameterize for one in (model_config, *config.other_teachers)):
+            run.note("images are synthesized for the network as it was trained: its batch norms hold the statistics.")
         if config.batch_size > config.num_images:
             run.note(f"the batch of {config.batch_size} becomes {config.num_images}, the number of images.")
         num_batches = len(batch_sizes(config.num_images, config.batch_size))
@@ -97,25 +100,39 @@ def _shorter(config: SynthesizeConfig) -> list[str]:
     return [*(["--preset genie-fast"] if config.preset == "genie" else []), "a smaller --n", "a smaller --num-steps"]
 
 
+def _as_trained(config: ModelConfig) -> ModelConfig:
+    """The network with its batch norms; the images are those of its reparameterized form too."""
+    return config.model_copy(update={"reparameterize": False})
+
+
 def _input_of(config: SynthesizeConfig, artifact: QuantizedArtifact | None) -> RecordedInput | None:
     from genie_cli.models.network_input import RecordedInput
 
     if artifact is None:
         return None
     made_for = artifact.metadata
-    return RecordedInput(str(config.student), made_for.teacher_sha256, made_for.input, made_for.logits)
+    return RecordedInput(str(config.student), made_for.network_sha256, made_for.input, made_for.logits)
 
 
 def _load_student(
-    config: SynthesizeConfig, artifact: QuantizedArtifact | None, teacher: Teacher, run: Run
+    config: SynthesizeConfig,
+    artifact: QuantizedArtifact | None,
+    teacher: Teacher,
+    model_config: ModelConfig,
+    run: Run,
 ) -> tuple[Student | None, str | None]:
     from genie_cli.artifacts.metadata import file_sha256
     from genie_cli.artifacts.quantized import WEIGHTS_FILE
+    from genie_cli.models.zoo import load_teacher
     from genie_cli.student.load import load_student
     from genie_cli.synthesis.discrepancy import Student
 
     if artifact is None or config.student is None or teacher.logits is None:
         return None, None
+    if artifact.metadata.source_sha256 is not None:
+        merged = model_config.model_copy(update={"reparameterize": True})
+        teacher = load_teacher(merged, _input_of(config, artifact))
+    assert teacher.logits is not None
     student = Student(teacher.logits.of(load_student(teacher, artifact)), run.device)
     return student, file_sha256(config.student / WEIGHTS_FILE)
 

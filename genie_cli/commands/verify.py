@@ -31,7 +31,8 @@ def verify(
         found["images"] = f"{len(images)}, finite, of the recorded shape"
         found["hash"] = _hash(images.metadata.content_sha256)
         metadata: ArtifactMetadata = images.metadata
-        teacher_sha256 = {images.metadata.teacher_sha256, *images.metadata.other_teachers}
+        network_sha256 = images.metadata.teacher_sha256
+        made_for = {images.metadata.teacher_sha256, *images.metadata.other_teachers}
         logits = None
     else:
         quantized = load_quantized(artifact if artifact.is_dir() else artifact.parent)
@@ -39,7 +40,7 @@ def verify(
         found["activations"] = f"{len(quantized.activations)} step sizes, positive"
         found["hash"] = _hash(quantized.metadata.content_sha256)
         metadata = quantized.metadata
-        teacher_sha256 = {quantized.metadata.teacher_sha256}
+        network_sha256 = quantized.metadata.network_sha256
         logits = quantized.metadata.logits
     if "name" in used["model"]:
         from genie_cli.config import Params
@@ -48,11 +49,11 @@ def verify(
         from genie_cli.student.probe import compare_with_record
 
         config = opt.model_config(Params({}), used["model"])
-        recorded = RecordedInput(str(artifact), metadata.teacher_sha256, metadata.input, logits)
+        recorded = RecordedInput(str(artifact), network_sha256, metadata.input, logits)
         teacher = load_teacher(config, recorded)
         tell_of(teacher)
         if "images" in found:
-            matches = teacher.sha256 in teacher_sha256
+            matches = bool(teacher.known_sha256 & made_for)
             found["teacher"] = f"{teacher.name}: " + ("the images were made for it" if matches else "another one")
         else:
             found["outputs"] = compare_with_record(teacher, quantized)

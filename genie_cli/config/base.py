@@ -72,6 +72,11 @@ class ModelConfig(Frozen):
     """A torchvision weights name, or a local .safetensors or .pth file."""
     weights_key: Annotated[str | None, Flag("Model", default="the one set of weights")] = None
     """Place of the weights in their file, such as state_dict_ema, where it holds more than one set."""
+    reparameterize: Annotated[bool, Flag("Model")] = False
+    """Merge the branches of a network such as RepVGG by its modules' own methods.
+
+    These are reparameterize(), switch_to_deploy(), merge_kernel(), fuse() or fuse_convs(). Images are synthesized for
+    the network as it was trained, whose batch norms hold the statistics."""
     input_size: Annotated[ImageSize | None, Flag("Model", default="the model's own", metavar="SIZE")] = None
     """Height and width of the input in pixels, such as 360x480, or the side of a square one."""
     num_channels: Annotated[int | None, Flag("Model", default="the model's own")] = Field(None, ge=1, le=64)

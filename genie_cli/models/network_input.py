@@ -26,7 +26,8 @@ class RecordedInput:
 
     Attributes:
         where: names the artifact in messages.
-        teacher_sha256: hash of the network that the artifact was made for, see `state_sha256`.
+        teacher_sha256: hash of the network that the artifact was made for, before any reparameterization, see
+            `state_sha256`.
         input: its input.
         logits: the output that held the class scores; None: none, or nothing says so.
     """

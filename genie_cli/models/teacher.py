@@ -31,6 +31,7 @@ class Teacher:
         capture_error: distance of `graph` from it.
         notes: what the user should know of how the network was taken.
         warnings: what the user should look at.
+        source_sha256: hash of its state before it was reparameterized; None: it was not.
     """
 
     name: str
@@ -42,6 +43,12 @@ class Teacher:
     capture_error: float
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    source_sha256: str | None = None
+
+    @property
+    def known_sha256(self) -> set[str]:
+        """The hashes by which artifacts that were made for this network name it."""
+        return {self.sha256} if self.source_sha256 is None else {self.sha256, self.source_sha256}
 
     @property
     def outputs(self) -> OutputTree:

@@ -14,6 +14,7 @@ from genie_cli.models import timm_zoo, torchvision_zoo
 from genie_cli.models.checkpoints import check_numbers, load_into, read_state, state_sha256
 from genie_cli.models.network_input import RecordedInput, assumptions, describe_input, input_warnings
 from genie_cli.models.preparation import prepared
+from genie_cli.models.reparameterization import reparameterized
 from genie_cli.models.source import Source, looks_like_file, no_weights
 from genie_cli.models.teacher import Teacher, make_teacher
 from genie_cli.models.unwrapping import unwrapped
@@ -98,8 +99,10 @@ def _captured(
     spec = describe_input(config, source.input, network, recorded)
     is_own = ":" in config.name  # else the zoo knows its input
     assumed = assumptions(name, config, network, spec, recorded) if is_own else []
+    warnings = input_warnings(config, network, recorded)
     try:
-        teacher = make_teacher(name, network, spec)
+        merged = reparameterized(name, network, spec) if config.reparameterize else None
+        teacher = make_teacher(name, network if merged is None else merged.network, spec)
     except InputError as error:
         error.args = (" ".join([str(error), *assumed]),)
         raise
@@ -108,8 +111,9 @@ def _captured(
         teacher = teacher.reading(logits)
     return replace(
         teacher,
-        notes=(*teacher.notes, *notes, *assumed),
-        warnings=(*teacher.warnings, *input_warnings(config, network, recorded)),
+        notes=(*teacher.notes, *notes, *([] if merged is None else [merged.note]), *assumed),
+        warnings=(*teacher.warnings, *warnings),
+        source_sha256=None if merged is None else merged.source_sha256,
     )
 
 

@@ -41,6 +41,7 @@ def to_artifact(
     metadata = QuantizedMetadata(
         **provenance(config.determining(), config.seed, teacher.input, teacher.name, arithmetic),
         teacher_sha256=teacher.sha256,
+        source_sha256=teacher.source_sha256,
         protocol=config.protocol,
         preset=config.preset,
         weights={n: WeightEntry(bits=w.bits, shape=tuple(w.codes.shape)) for n, w in weights.items()},

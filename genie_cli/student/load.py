@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from torch import fx, nn
@@ -18,6 +19,7 @@ from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.outputs import structured
 from genie_cli.models.graph.tensors import named_tensors, set_tensor
 from genie_cli.models.preparation import prepared
+from genie_cli.models.reparameterization import reparameterized
 from genie_cli.models.teacher import Teacher
 from genie_cli.models.unwrapping import unwrapped
 from genie_cli.models.zoo import load_architecture
@@ -56,6 +58,9 @@ def load(model: str | nn.Module, folder: str | Path) -> nn.Module:
 
 
 def _restored(network: nn.Module, artifact: QuantizedArtifact) -> fx.GraphModule:
+    if artifact.metadata.source_sha256 is not None:
+        with suppress(InputError):  # a network that is merged already, whose methods need not take a second call
+            network = reparameterized(artifact.metadata.teacher, network, artifact.metadata.input).network
     graph = capture(prepared(network)[0], artifact.metadata.input)
     return structured(restore(_folded_as(graph, artifact), artifact))
 
@@ -67,6 +72,10 @@ def load_student(teacher: Teacher, artifact: QuantizedArtifact) -> fx.GraphModul
         InputError: the artifact was made for another teacher.
     """
     if artifact.metadata.teacher_sha256 != teacher.sha256:
+        if artifact.metadata.network_sha256 in teacher.known_sha256:
+            flag = "leave out" if artifact.metadata.source_sha256 is None else "give"
+            is_merged = "as it is" if artifact.metadata.source_sha256 is None else "reparameterized"
+            raise InputError(f"The quantized folder is of '{teacher.name}' {is_merged}: {flag} --reparameterize.")
         raise InputError(
             f"The quantized folder was made for '{artifact.metadata.teacher}' with weights "
             f"{artifact.metadata.teacher_sha256[:12]}, and this teacher '{teacher.name}' has {teacher.sha256[:12]}: "

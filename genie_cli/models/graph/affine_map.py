@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, fx
 
 from genie_cli.models.graph.batch_norm import BatchNormSite
@@ -20,7 +21,7 @@ _PREFIX = "affine_maps"
 def affine_map(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """``scale * x + shift`` along axis 1, in the type of `x`: ``[B, C, ...]``, ``[C]``, ``[C]`` -> ``[B, C, ...]``."""
     shape = (-1, *[1] * (x.dim() - 2))
-    return (x * scale.view(shape) + shift.view(shape)).to(x.dtype)
+    return torch.addcmul(shift.view(shape), x, scale.view(shape)).to(x.dtype)
 
 
 @dataclass(frozen=True)

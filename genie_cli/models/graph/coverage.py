@@ -27,7 +27,8 @@ class Coverage:
     """The part of a network that a quantization reaches.
 
     Attributes:
-        parameters: share of the parameters in quantized weights; biases of layers are left out of the count.
+        parameters: share of the parameters in quantized weights; biases of layers, and the shifts of batch norms that
+            stay, are left out of the count.
         multiplications: share of the multiplications that are products with a quantized weight; elementwise ones are
             left out of the count.
         in_float: weight that stays in float -> the reason.
@@ -68,7 +69,7 @@ def coverage(folded: fx.GraphModule, unfolded: dict[str, str]) -> Coverage:
     aside |= {key for affine in affine_maps(folded) for key in affine.keys}
     in_float: dict[str, str] = {}
     num_quantized = sum(get_tensor(folded, key).numel() for key in weights)
-    num_float = sum(2 * affine.num_channels for affine in affine_maps(folded))
+    num_float = sum(affine.num_channels for affine in affine_maps(folded))  # scales: a shift is a bias
     for node in folded.graph.nodes:
         key = str(node.target)
         if node.op != "get_attr" or key in weights or key in aside or key in in_float:

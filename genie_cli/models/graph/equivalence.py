@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from genie_cli.config import InputSpec
 from genie_cli.errors import InputError
 from genie_cli.models.evaluation_mode import EvaluationMode
-from genie_cli.models.graph.outputs import structured
+from genie_cli.models.graph.outputs import named_outputs, structured
 
 BOUND = 1e-4
 """Relative distance that a rewrite may add: weights are stored in float32."""
@@ -106,6 +106,33 @@ def make_reference(
             f"the network leaves {', '.join(sorted(mode.found))} on in evaluation mode: taken out, as evaluation means."
         )
     return Reference(images, outputs, dtype, max(BOUND, _OF_ITS_OWN * own), flat), notes
+
+
+def distance_between(found: nn.Module, wanted: nn.Module, spec: InputSpec) -> float:
+    """The distance of one module's answers from another's, both in evaluation mode and in any one structure.
+
+    In float64 where both can run in it, else in float32.
+
+    Raises:
+        InputError: they return no tensor.
+    """
+    images = probe_images(spec)
+    for dtype in (torch.float64, torch.float32):
+        try:
+            with EvaluationMode():
+                own, others = (_answers(each, images, dtype, _tensors) for each in (found, wanted))
+        except Exception:  # an operation without a float64 kernel, or whatever a user's module raises
+            if dtype == torch.float32:
+                raise
+            continue
+        if not others:
+            raise InputError("The network returns no tensor: nothing can be compared.")
+        return relative_distance(own, others)
+    raise AssertionError("float32 is always tried")
+
+
+def _tensors(returned: Any) -> tuple[Tensor, ...]:
+    return tuple(value for _, value in named_outputs(returned))
 
 
 def probe_images(spec: InputSpec) -> Tensor:

@@ -117,8 +117,11 @@ def batch_norm_tensors(
 
 def _divisors(node: fx.Node, num_channels: int, layers: Mapping[fx.Node, str], scales: Mapping[str, Tensor]) -> Tensor:
     """Divisors ``[C]`` of a node's value, which are those of the layer that it follows."""
-    while node not in layers and len(node.all_input_nodes) == 1:
-        node = node.all_input_nodes[0]
+    while node not in layers:
+        sources = [source for source in node.all_input_nodes if source.op != "get_attr"]  # slopes and bounds apart
+        if len(sources) != 1:
+            break
+        node = sources[0]
     scale = scales.get(layers.get(node, ""), torch.ones(1, dtype=torch.float64))
     return scale.repeat_interleave(num_channels // len(scale))
 

@@ -311,27 +311,29 @@ def test_norms_that_are_not_folded_count_too():
     np.testing.assert_allclose(found.var.numpy(), [var for _, var in wanted], rtol=1e-4)
 
 
-class NormBehindRelu(nn.Module):
+class NormBehindActivation(nn.Module):
     """The norm moves into the second layer, and the two layers are equalized."""
 
-    def __init__(self) -> None:
+    def __init__(self, activation: Callable[[], nn.Module] = nn.ReLU) -> None:
         super().__init__()
         torch.manual_seed(0)
+        self.activation = activation()
         self.first, self.norm, self.second = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)
         self.norm.running_mean, self.norm.running_var = torch.tensor([0.5, 1, 2, 3]), torch.tensor([1.0, 4, 9, 16])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.second(self.norm(F.relu(self.first(x)))).mean((2, 3))
+        return self.second(self.norm(self.activation(self.first(x)))).mean((2, 3))
 
 
 def test_a_norm_that_moved_says_what_came_before_it():
-    found = at_input_of(NormBehindRelu(), "second")
+    found = at_input_of(NormBehindActivation(), "second")
     assert found is not None
     assert found.mean.tolist() == [0.5, 1, 2, 3] and found.var.tolist() == [1, 4, 9, 16]
 
 
-def test_a_norm_that_moved_says_it_of_an_equalized_tensor_too():
-    teacher = make_teacher("network", NormBehindRelu(), SPEC)
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6, lambda: nn.PReLU(4)], ids=["relu", "relu6", "prelu"])
+def test_a_norm_that_moved_says_it_of_an_equalized_tensor_too(activation: Callable[[], nn.Module]):
+    teacher = make_teacher("network", NormBehindActivation(activation), SPEC)
     equalized = equalize(fold_batch_norms(teacher.graph))
     (scale,) = equalized.scales.values()
     assert not torch.allclose(scale, torch.ones_like(scale))
