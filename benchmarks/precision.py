@@ -35,7 +35,7 @@ def stages(
 ) -> dict[Passes, Callable[[torch.dtype, Reporter], object]]:
     """Stage -> a run of it in an arithmetic."""
     spec: InputSpec = teacher.input
-    images = torch.randn(args.batch_size, spec.num_channels, spec.size, spec.size)
+    images = torch.randn(args.batch_size, *spec.shape)
     made = SynthesizeConfig(num_images=args.batch_size, batch_size=args.batch_size, num_steps=args.num_steps)
     learned = QuantizeConfig(num_steps=args.num_steps, batch_size=min(32, args.batch_size))
     return {

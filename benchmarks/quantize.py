@@ -99,7 +99,7 @@ def main() -> None:
         spec = teacher.input
         for count in map(int, args.num_images.split(",")):
             generator = torch.Generator().manual_seed(0)
-            images = torch.randn(count, spec.num_channels, spec.size, spec.size, generator=generator)
+            images = torch.randn(count, *spec.shape, generator=generator)
             for precision in args.precisions.split(","):
                 sys.stderr.write(f"{name}, {count} images, {precision}\n")
                 rows.append(measure(name, teacher, images, precision, args, device))

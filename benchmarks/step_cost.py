@@ -105,7 +105,7 @@ def reconstruction_costs(teacher: Teacher, batch_size: int, dtype: torch.dtype) 
     """The cost of a step of each unit, with the rounding regularizer, its activations on the device."""
     spec = teacher.input
     draws = torch.Generator().manual_seed(0)
-    images = torch.randn(batch_size, spec.num_channels, spec.size, spec.size, generator=draws)
+    images = torch.randn(batch_size, *spec.shape, generator=draws)
     with counted_steps() as costs:
         config = QuantizeConfig(
             num_steps=_NUM_STEPS, batch_size=batch_size, warmup=0, weight_range="minmax", activation_range="minmax"

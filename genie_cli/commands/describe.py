@@ -51,7 +51,16 @@ def describe_model(teacher: Teacher, plan: QuantizationPlan) -> dict[str, Any]:
         "layers": layers,
         "batch_norms": [site.name for site in sites],
         "strided": [layer.name for layer in weight_layers(teacher.graph) if layer.is_strided_convolution],
-        "units": [{"name": unit.name, "layers": list(unit.layers)} for unit in plan.units],
+        "units": [
+            {
+                "name": unit.name,
+                "layers": list(unit.layers),
+                "num_inputs": len(unit.sources),
+                "num_outputs": len(unit.outputs),
+                "num_passing": len(unit.passing),
+            }
+            for unit in plan.units
+        ],
         "sites": [{"name": site.name, "bits": site.bits, "layers": readers[site.node]} for site in bits.activations],
         "unfolded": folded.unfolded,
         "moved": {name: list(layers) for name, layers in folded.moved.items()},

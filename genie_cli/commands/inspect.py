@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from genie_cli.quantization.plan import QuantizationPlan
 
 _SHOWN_UNFOLDED = 5
+_SIZES = ("size", "resize_size", "input_size")
+"""Keys whose lists are height and width."""
 
 
 @takes(
     Fields("model", without=("name",)),
-    Fields("quantize", only=("weight_bits", "activation_bits", "protocol", "bits_override")),
+    Fields("quantize", only=("weight_bits", "activation_bits", "protocol", "bits_override", "max_unit_layers")),
 )
 def inspect(
     used: Used,
@@ -96,9 +98,12 @@ def _show_artifact(path: Path, as_json: bool) -> None:
 
 
 def _plain(value: Any) -> str:
-    """A metadata field for a reader: ``size 16, mean [0.5]`` of a mapping."""
+    """A metadata field for a reader: ``size 16, mean [0.5]`` of a mapping; an oblong size is ``360x480``."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
+        return ", ".join(
+            f"{key} {_by(item) if key in _SIZES and isinstance(item, list) else _plain(item)}"
+            for key, item in value.items()
+        )
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return "none" if value is None else str(value)
@@ -133,8 +138,11 @@ def _show_model(description: dict[str, Any], plan: QuantizationPlan) -> None:
     others = [[site["name"], site["bits"]] for site in description["sites"] if not site["layers"]]
     if others:
         rows_table("Activations that no layer reads as they are", ["site", "A bits"], others, {"A bits"})
-    units = [[unit["name"], ", ".join(unit["layers"])] for unit in description["units"]]
-    rows_table("Reconstruction units", ["unit", "layers"], units)
+    tensors = ("num_inputs", "num_outputs", "num_passing")
+    units = [
+        [unit["name"], *(unit[key] for key in tensors), ", ".join(unit["layers"])] for unit in description["units"]
+    ]
+    rows_table("Reconstruction units", ["unit", "in", "out", "past", "layers"], units, {"in", "out", "past"})
     unfolded = [f"{name}: {reason}" for name, reason in list(description["unfolded"].items())[:_SHOWN_UNFOLDED]]
     moved = [f"{name} into {', '.join(into)}" for name, into in list(description["moved"].items())[:_SHOWN_UNFOLDED]]
     summary(

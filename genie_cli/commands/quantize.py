@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from genie_cli.quantization.result import QuantizedNetwork
 
 
-MANY_LAYERS = 12
-"""Weight layers of a unit that is named before the work."""
-
-
 @takes(Fields("model"), Fields("quantize"))
 def quantize(
     used: Used, settings: opt.QuantizeSettings = None, scheme: opt.Scheme = None, params: opt.ParamsFile = None
@@ -79,9 +75,13 @@ def _tell_of_plan(run: Run, plan: QuantizationPlan) -> None:
         run.note(f"only a part of the network is quantized: {plan.coverage.described()}.", warning=True)
     elif plan.coverage.in_float or plan.coverage.batch_norms:
         run.note(f"quantized: {plan.coverage.described()}.")
-    large = [f"{unit.name} ({len(unit.layers)} layers)" for unit in plan.units if len(unit.layers) > MANY_LAYERS]
+    most = plan.config.max_unit_layers
+    large = [f"{unit.name} ({len(unit.layers)} layers)" for unit in plan.units if len(unit.layers) > most]
     if large and plan.config.unit != "network":
-        run.note(f"no cut divides these reconstruction units, which take more memory and time: {', '.join(large)}.")
+        run.note(
+            f"no cut brings these reconstruction units down to {most} layers, so that they take more memory and time: "
+            f"{', '.join(large)}."
+        )
 
 
 def _input_of(images: str) -> RecordedInput | None:

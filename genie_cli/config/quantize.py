@@ -60,6 +60,8 @@ class QuantizeConfig(LongStage):
     """DFQ: cross-layer equalization. It helps networks of uneven channels; grids per channel do better on others."""
     unit: Annotated[Literal["layer", "block", "network"], Flag("Recipe")] = "block"
     """Learned together: layer, block (residual blocks, single layers outside) or network."""
+    max_unit_layers: Annotated[int, Flag("Recipe")] = Field(12, ge=1)
+    """Most weight layers of a unit: a larger one is cut where several tensors cross, except with unit network."""
     rounding: Annotated[Literal["nearest", "adaround", "genie", "adaquant"], Flag("Recipe")] = "genie"
     """The way that weights learn: nearest, adaround, genie or adaquant.
 

@@ -80,7 +80,7 @@ def unsupported_evaluation(networks: Sequence[nn.Module], spec: InputSpec, conte
                 raise
             found = None
             if isinstance(network, fx.GraphModule):
-                found = unsupported_operation(network, images, context.autocast(), backward=False)
+                found = unsupported_operation(network, [images], context.autocast(), backward=False)
             return found or f"the network ({first_line(error)})"
     return None
 

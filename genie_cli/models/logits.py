@@ -35,7 +35,7 @@ class Logits:
         if len(outputs) == 1:
             return graph_module
         nodes = data_nodes(graph_module)
-        return extract(graph_module, nodes, nodes[0], [outputs[self.place]]).train(graph_module.training)
+        return extract(graph_module, nodes, nodes[:1], [outputs[self.place]]).train(graph_module.training)
 
 
 def find_logits(outputs: OutputTree, name: str | None = None) -> Logits | None:

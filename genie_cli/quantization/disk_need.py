@@ -54,9 +54,7 @@ def _activations_on_disk(plan: QuantizationPlan, num_images: int, dtype: torch.d
     assert plan.budget is not None
     largest = total = 0
     for unit in plan.units:
-        stores = [num_images * numel * dtype.itemsize for numel in _numel_of_stores(unit, plan)]
-        if unit is plan.units[0]:
-            stores[0] = num_images * numel_per_image(unit.source) * _FLOAT  # the images
+        stores = [num_images * size for size in _row_sizes(unit, plan, dtype)]
         largest, total = max(largest, *stores), max(total, sum(stores))
     if total <= plan.budget.host:
         return 0
@@ -64,8 +62,12 @@ def _activations_on_disk(plan: QuantizationPlan, num_images: int, dtype: torch.d
     return max(0, total - used)
 
 
-def _numel_of_stores(unit: Unit, plan: QuantizationPlan) -> list[int]:
-    """Elements per image of what is stored at once: two inputs and two outputs, and an output inside the unit."""
-    before, behind = numel_per_image(unit.source), numel_per_image(unit.output)
-    inside = max(map(numel_per_image, unit.nodes)) if plan.config.reconstruct and plan.config.unit == "layer" else 0
-    return [before, before, behind, max(behind, inside)]
+def _row_sizes(unit: Unit, plan: QuantizationPlan, dtype: torch.dtype) -> list[int]:
+    """Bytes per image of what is stored at once: inputs and outputs of both kinds, or an output inside the unit."""
+    images = [node for node in unit.entering if node.op == "placeholder"]  # in float32, and the same for both kinds
+    entering = [numel_per_image(node) for node in unit.entering if node not in images]
+    leaving = [numel_per_image(node) for node in unit.outputs]
+    by_layer = plan.config.reconstruct and plan.config.unit == "layer"
+    inside = [max(map(numel_per_image, unit.nodes))] if by_layer else []
+    stored = [*entering, *entering, *leaving, *max(leaving, inside, key=sum)]
+    return [numel_per_image(node) * _FLOAT for node in images] + [numel * dtype.itemsize for numel in stored]

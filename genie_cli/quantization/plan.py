@@ -77,7 +77,7 @@ def make_plan(teacher: Teacher, config: QuantizeConfig, device: torch.device | N
         equalized = equalize(folded)
     graph = equalized.folded.graph
     bits = assign_bits(graph, protocol, config.weight_bits, config.activation_bits, config.bits_override or {})
-    units = tuple(reconstruction_units(graph, whole=config.unit == "network"))
+    units = tuple(reconstruction_units(graph, config.unit == "network", config.max_unit_layers))
     has_budget = device is not None and not config.data_free
     budget = activation_budget(graph, units, config, device) if has_budget and device is not None else None
     return QuantizationPlan(

@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import fx
 
 from genie_cli.errors import NumbersError
-from genie_cli.models.graph.cuts import data_nodes
+from genie_cli.models.graph.cuts import data_nodes, output_nodes
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.outputs import as_tuple
 from genie_cli.models.graph.placement import move
 from genie_cli.models.graph.tensors import get_tensor
-from genie_cli.quantization.activations.errors import relative_errors
-from genie_cli.quantization.activations.passing import ImageRows, run_over_store, store_images
+from genie_cli.quantization.activations.carried import Carried
+from genie_cli.quantization.activations.errors import mean_energies, relative, relative_errors
+from genie_cli.quantization.activations.passing import ImageRows, run_over_stores, store_images
 from genie_cli.quantization.activations.pool import ActivationPool
 from genie_cli.quantization.activations.step_sizes import initial_step_sizes
 from genie_cli.quantization.activations.store import ActivationStore
 from genie_cli.quantization.plan import QuantizationPlan
 from genie_cli.quantization.reconstruction.batches import held_out_rows
 from genie_cli.quantization.reconstruction.learned_unit import LearnedUnit, finished_part, pack_unit
+from genie_cli.quantization.reconstruction.loss import output_weights
 from genie_cli.quantization.reconstruction.reconstruct import reconstruct
 from genie_cli.quantization.reconstruction.task import UnitData, make_task
 from genie_cli.quantization.result import STAGE, QuantizedNetwork, UnitReport
 from genie_cli.quantization.step_cost import step_cost_shares
+from genie_cli.quantization.units.partition import Unit
 from genie_cli.quantization.units.unit_graph import UnitGraph, cut_out, layer_by_layer, rows_at_once
 from genie_cli.runtime.context import RunContext
 from genie_cli.runtime.progress import Advanced, Paced, Reporter, StageFinished, StageStarted
 from genie_cli.runtime.retry import float32_retried
 from genie_cli.runtime.settings import release_freed_memory, settled_objects
-from genie_cli.student.build import insert_quantizers
 from genie_cli.student.formats import weight_format
 from genie_cli.student.grid import weight_grid
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
@@ -62,8 +65,9 @@ def quantize_network(plan: QuantizationPlan, images: ImageRows, context: RunCont
     reports = []
     done = 0
     with settled_objects(), ActivationPool(context.device, budget.device, budget.host, context.report) as pool:
-        carried = _first_inputs(images, plan, pool)
-        for position, (unit, stages) in enumerate(zip(plan.units, plan.stages, strict=True)):
+        stage = _Stage(plan, pool, context)
+        carried = _first_inputs(stage, images)
+        for position, (unit, num_stages) in enumerate(zip(plan.units, plan.stages, strict=True)):
             where = f"unit {position + 1}/{len(plan.units)} {unit.name}"
             progress = _Progress(
                 context.report,
@@ -71,62 +75,74 @@ def quantize_network(plan: QuantizationPlan, images: ImageRows, context: RunCont
                 where,
                 done,
                 sum(shares[:position]),
-                shares[position] / (steps * stages),
+                shares[position] / (steps * num_stages),
             )
-            part = cut_out(graph, unit, plan.bits, context.device)
-            learned, error, held_out_error, carried = _quantize_unit(plan, part, carried, pool, context, progress)
-            done += steps * stages
-            context.report(Advanced(STAGE, done, where, {"error": error}))
-            reports.append(UnitReport(unit.name, unit.layers, learned.num_steps, error, held_out_error))
+            learned, report = _quantize_unit(stage, unit, carried, activations, progress)
+            done += steps * num_stages
+            context.report(Advanced(STAGE, done, where, {"error": report.relative_error}))
+            reports.append(report)
             release_freed_memory()
             weights.update((name, weight.cpu()) for name, weight in learned.weights.items())
             activations.update((name, activation.cpu()) for name, activation in learned.activations.items())
-        output_errors = _output_errors(plan, images, [carried.quantized], context)
+        output_errors = _output_errors(stage, images, carried, activations)
         memory = pool.peak
     move(graph, torch.device("cpu"))
     context.report(StageFinished(STAGE))
     return QuantizedNetwork(plan, weights, activations, tuple(reports), memory, output_errors)
 
 
+@dataclass(frozen=True)
+class _Stage:
+    """The things that all units share.
+
+    Attributes:
+        plan: what to do.
+        pool: where activations are kept.
+        context: what to run on.
+    """
+
+    plan: QuantizationPlan
+    pool: ActivationPool
+    context: RunContext
+
+
 @torch.no_grad()
 def _output_errors(
-    plan: QuantizationPlan, images: ImageRows, outputs: Sequence[ActivationStore], context: RunContext
+    stage: _Stage, images: ImageRows, carried: Carried, activations: Mapping[str, ActivationQuantizer]
 ) -> dict[str, float]:
     """Output -> squared error of the quantized network against the unfolded teacher, over the teacher's own norm.
 
     Args:
-        plan: names the teacher and its outputs.
+        stage: what to run on, of which network.
         images: the calibration images.
-        outputs: those of the quantized network, in the order of the graph's.
-        context: what to run on.
+        carried: what is alive behind the last unit.
+        activations: site name -> quantizer.
     """
-    teacher = move(plan.teacher.graph, context.device)
-    sums = torch.zeros(len(outputs), 2, dtype=torch.float64)
+    plan, context = stage.plan, stage.context
+    teacher, nodes = move(plan.teacher.graph, context.device), output_nodes(plan.folded.graph)
+    quantizers = _quantizers_of_outputs(plan, nodes, activations)
+    sums = torch.zeros(len(nodes), 2, dtype=torch.float64)
     rows = rows_at_once(data_nodes(teacher), context.device)
     for first in range(0, len(images), rows):
         last = min(first + rows, len(images))
         answers = as_tuple(context.splitter(teacher, images[first:last].to(context.device)))
-        for place, (store, answer) in enumerate(zip(outputs, answers, strict=True)):
-            found, wanted = store.read(first, last).double(), answer.double()
-            sums[place] += torch.stack([(found - wanted).square().sum(), wanted.square().sum()]).cpu()
+        for own, node, store, answer in zip(sums, nodes, carried.quantized(nodes), answers, strict=True):
+            value, wanted = store.read(first, last), answer.double()
+            found = quantizers[node].to(value.device)(value.float()) if node in quantizers else value
+            error = found.double() - wanted
+            own += torch.stack([error.square().sum(), wanted.square().sum()]).cpu()
     move(teacher, torch.device("cpu"))
-    errors = [error / norm if norm else 0.0 for error, norm in context.workers.sum_(sums).tolist()]
+    errors = relative(context.workers.sum_(sums))
     return dict(zip(plan.teacher.outputs.names, errors, strict=True))
 
 
-@dataclass(frozen=True)
-class _Carried:
-    """The calibration activations in front of a unit.
-
-    Attributes:
-        full: those of the teacher, ``[n, ...]``.
-        quantized: those behind the already quantized units; in front of the first unit the same store.
-        held_out: rows that are never trained on.
-    """
-
-    full: ActivationStore
-    quantized: ActivationStore
-    held_out: Tensor
+def _quantizers_of_outputs(
+    plan: QuantizationPlan, outputs: Sequence[fx.Node], activations: Mapping[str, ActivationQuantizer]
+) -> dict[fx.Node, ActivationQuantizer]:
+    """Those of outputs that a node reads too: units carry such a tensor on as it is before its quantizer."""
+    sites = {site.node: site.name for site in plan.bits.activations}
+    are_read = [node for node in outputs if any(reader.op != "output" for reader in node.users)]
+    return {node: copy.deepcopy(activations[sites[node.name]]) for node in are_read if node.name in sites}
 
 
 @dataclass(frozen=True)
@@ -164,75 +180,96 @@ class _Progress:
         return replace(self, before=self.before + num_steps, share_before=share_before)
 
 
-def _first_inputs(images: ImageRows, plan: QuantizationPlan, pool: ActivationPool) -> _Carried:
-    store = store_images(images, pool)
-    return _Carried(store, store, held_out_rows(len(images), plan.config))
+def _first_inputs(stage: _Stage, images: ImageRows) -> Carried:
+    (entering,) = stage.plan.units[0].entering
+    return Carried(entering, store_images(images, stage.pool), held_out_rows(len(images), stage.plan.config))
 
 
 def _quantize_unit(
-    plan: QuantizationPlan,
-    unit: UnitGraph,
-    inputs: _Carried,
-    pool: ActivationPool,
-    context: RunContext,
+    stage: _Stage,
+    unit: Unit,
+    carried: Carried,
+    learned_before: Mapping[str, ActivationQuantizer],
     progress: _Progress,
-) -> tuple[LearnedUnit, float, float | None, _Carried]:
-    """Quantize one unit; its inputs are released, its outputs of both kinds are carried on.
+) -> tuple[LearnedUnit, UnitReport]:
+    """Quantize one unit: what enters it and is not needed behind it is released, its outputs are carried on.
+
+    Args:
+        stage: what all units share.
+        unit: the unit.
+        carried: the activations in front of it; afterwards those behind it.
+        learned_before: site name -> quantizer, of the earlier units.
+        progress: where it is.
 
     Returns:
-        The unit, its relative error, that of the held-out rows, and the inputs of the next unit.
+        What it has learned, and how it came out.
     """
-    targets = run_over_store(unit.teacher, inputs.full, unit.rows, pool, context)
-    initial = initial_step_sizes(plan.folded.graph, unit, inputs.quantized, plan.config, context)
+    plan, pool, context = stage.plan, stage.pool, stage.context
+    part = cut_out(plan.folded.graph, unit, plan.bits, context.device)
+    finished = {name: learned_before[name].to(context.device) for name in sorted(part.read_before)}
+    full, quantized = carried.full(unit.sources), carried.quantized(unit.sources)
+    targets = run_over_stores(part.teacher, full, part.rows, pool, context)
+    initial = initial_step_sizes(plan.folded.graph, part, quantized, plan.config, context)
+    learned = LearnedUnit({}, finished, 0)
     if plan.config.reconstruct:
-        data = UnitData(inputs.full, inputs.quantized, targets, inputs.held_out)
-        learned = _learn(plan, unit, initial, data, pool, context, progress)
+        data = UnitData(full, quantized, targets, _target_weights(stage, part.outputs, targets), carried.held_out)
+        learned = _learn(stage, part, learned, initial, data, progress)
     else:
-        learned = LearnedUnit(_nearest_weights(plan, unit), initial, 0)
-    if inputs.full is not inputs.quantized:
-        inputs.full.release()  # before the next set is made: two sets and the new one are the most
-    student = insert_quantizers(unit.teacher, unit.bits, learned.weights, learned.activations).to(context.device)
-    outputs = run_over_store(student, inputs.quantized, unit.rows, pool, context)
-    inputs.quantized.release()
-    error, held_out_error = relative_errors(outputs, targets, inputs.held_out, context.workers)
-    if not all(math.isfinite(share) for share in (error, held_out_error or 0.0)):
+        learned = learned.joined(LearnedUnit(_nearest_weights(plan, part), initial, 0))
+    carried.add_full(unit.outputs, targets, unit.passing)  # before the next set is made: two and the new one are most
+    student = part.student(learned.weights, learned.activations).to(context.device)
+    outputs = run_over_stores(student, quantized, part.rows, pool, context)
+    carried.add_quantized(unit.outputs, outputs, unit.passing)
+    errors = relative_errors(outputs, targets, carried.held_out, context.workers)
+    if not all(math.isfinite(share or 0.0) for share in errors):
         raise NumbersError(
             f"Unit '{unit.name}': its outputs hold NaN or infinity on these images. Check the network's "
             "weights, and that the images are normalised for it."
         )
-    return learned, error, held_out_error, _Carried(targets, outputs, inputs.held_out)
+    return learned, UnitReport(unit.name, unit.layers, learned.num_steps, *errors, len(unit.outputs))
+
+
+def _target_weights(stage: _Stage, outputs: Sequence[fx.Node], targets: Sequence[ActivationStore]) -> tuple[float, ...]:
+    """The weights of outputs in the loss: the KL divergence is that of the class scores alone."""
+    if len(outputs) == 1:
+        return (1.0,)
+    if stage.plan.config.loss == "kl":
+        logits = stage.plan.teacher.logits
+        assert logits is not None, "check_loss has refused it"
+        scores = output_nodes(stage.plan.folded.graph)[logits.place]
+        return tuple(float(node is scores) for node in outputs)
+    return output_weights(mean_energies(targets, stage.context.workers))
 
 
 def _learn(
-    plan: QuantizationPlan,
+    stage: _Stage,
     unit: UnitGraph,
+    finished: LearnedUnit,
     initial: Mapping[str, ActivationQuantizer],
     data: UnitData,
-    pool: ActivationPool,
-    context: RunContext,
     progress: _Progress,
 ) -> LearnedUnit:
     """Learn a unit as a whole, or (`unit: layer`) its layers one after the other, each with the earlier ones finished.
 
-    What an earlier run has finished is taken from the work folder.
+    What an earlier run has finished is taken from the work folder. `finished` has the sites that are learned already.
 
     Raises:
         KeyboardInterrupt: the user has interrupted; what was done is kept.
         NumbersError: the loss is not finite, in float32 too.
     """
+    plan, pool, context = stage.plan, stage.pool, stage.context
     config, graph = plan.config, plan.folded.graph
     by_layer = config.unit == "layer"
-    finished = LearnedUnit({}, {}, 0)
-    for stage, part in enumerate(layer_by_layer(graph, unit) if by_layer else [unit]):
-        name = f"{progress.part}.{stage}" if by_layer else progress.part
-        found, on_step = finished_part(name, context), progress.behind(stage * config.num_steps)
+    for number, part in enumerate(layer_by_layer(graph, unit) if by_layer else [unit]):
+        name = f"{progress.part}.{number}" if by_layer else progress.part
+        found, on_step = finished_part(name, context), progress.behind(number * config.num_steps)
         if found is not None:
             on_step.pace(config.num_steps, True)
         else:
             own = data
-            if part.output is not unit.output:
-                targets = run_over_store(part.teacher, data.full_inputs, part.rows, pool, context)
-                own = replace(data, targets=targets)
+            if part.outputs != unit.outputs:
+                targets = run_over_stores(part.teacher, data.full_inputs, part.rows, pool, context)
+                own = replace(data, targets=targets, target_weights=_target_weights(stage, part.outputs, targets))
             with context.interrupts.held():
                 for attempt in float32_retried(context, name):
                     with attempt:
@@ -245,7 +282,8 @@ def _learn(
             if context.interrupts.agreed(context.workers):
                 raise KeyboardInterrupt
             if own is not data:
-                own.targets.release()
+                for store in own.targets:
+                    store.release()
         finished = finished.joined(found)
     return LearnedUnit(finished.weights, {**initial, **finished.activations}, finished.num_steps)
 

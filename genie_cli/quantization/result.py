@@ -23,8 +23,10 @@ class UnitReport:
         layers: its weight layers.
         num_steps: steps taken; 0 where nothing was learned.
         relative_error: squared error at its output against the teacher's, over the teacher's own
-            squared norm, with the finished integers, over all images that were trained on.
+            squared norm, with the finished integers, over all images that were trained on; summed over its outputs,
+            each relative to its own norm.
         held_out_error: the same over the held-out images; None where there are none.
+        num_outputs: tensors that it was compared at.
     """
 
     name: str
@@ -32,6 +34,7 @@ class UnitReport:
     num_steps: int
     relative_error: float
     held_out_error: float | None
+    num_outputs: int
 
 
 @dataclass(frozen=True)

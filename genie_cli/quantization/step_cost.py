@@ -23,7 +23,7 @@ def step_cost_shares(plan: QuantizationPlan) -> list[float]:
     layers = {layer.name: layer for layer in weight_layers(graph)}
     costs = []
     for unit, stages in zip(plan.units, plan.stages, strict=True):
-        activations = sum(map(numel_per_image, (unit.source, *unit.nodes)))
+        activations = sum(map(numel_per_image, (*unit.sources, *unit.nodes)))
         multiplications = weights = 0
         for name in unit.layers:
             weight = get_tensor(graph, layers[name].weight_key)

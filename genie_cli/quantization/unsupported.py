@@ -9,7 +9,8 @@ import torch
 
 from genie_cli.models.graph.placement import move
 from genie_cli.models.graph.unsupported import unsupported_operation
-from genie_cli.quantization.activations.passing import ImageRows, run_over_store, store_images
+from genie_cli.quantization.activations.carried import Carried
+from genie_cli.quantization.activations.passing import ImageRows, run_over_stores, store_images
 from genie_cli.quantization.activations.pool import ActivationPool
 from genie_cli.quantization.plan import QuantizationPlan
 from genie_cli.quantization.reconstruction.learned_unit import LearnedUnit
@@ -46,15 +47,18 @@ def unsupported_quantization(plan: QuantizationPlan, images: ImageRows, context:
     move(graph, context.device)
     try:
         with ActivationPool(context.device, budget.device, budget.host, context.report) as pool:
-            inputs = store_images(images[0:_NUM_IMAGES], pool)
+            (entering,) = plan.units[0].entering
+            carried = Carried(entering, store_images(images[0:_NUM_IMAGES], pool), torch.empty(0, dtype=torch.int64))
             for unit in plan.units:
                 part = cut_out(graph, unit, plan.bits, context.device)
-                targets = run_over_store(part.teacher, inputs, _NUM_IMAGES, pool, context)
-                found = _unsupported_unit(plan, part, UnitData(inputs, inputs, targets, _no_rows()), context)
+                inputs = carried.full(unit.sources)
+                targets = run_over_stores(part.teacher, inputs, _NUM_IMAGES, pool, context)
+                data = UnitData(inputs, inputs, targets, (1.0,) * len(targets), carried.held_out)
+                found = _unsupported_unit(plan, part, data, context)
                 if found is not None:
                     return found
-                inputs.release()
-                inputs = targets
+                for add in (carried.add_full, carried.add_quantized):  # nothing is quantized: both are the same
+                    add(unit.outputs, targets, unit.passing)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -81,8 +85,6 @@ def _unsupported_unit(plan: QuantizationPlan, unit: UnitGraph, data: UnitData, c
 def _operation(task: UnitTask, context: RunContext) -> str | None:
     task.let_go()
     task.use_finished_weights()
-    return unsupported_operation(task.student, task.data.full_inputs.read(0, 1), context.autocast())
-
-
-def _no_rows() -> torch.Tensor:
-    return torch.empty(0, dtype=torch.int64)
+    return unsupported_operation(
+        task.student, [store.read(0, 1) for store in task.data.full_inputs], context.autocast()
+    )

@@ -65,30 +65,30 @@ class BatchSplitter:
         self._report = report
         self._most: int | None = None
 
-    def __call__(self, function: Callable[[Tensor], _Rows], batch: Tensor) -> _Rows:
-        """``function(batch)``, joined from parts of the batch where it has to be.
+    def __call__(self, function: Callable[..., _Rows], *batch: Tensor) -> _Rows:
+        """``function(*batch)``, joined from parts of the batch where it has to be.
 
         Args:
-            function: ``[B, ...]`` to a tensor ``[B, ...]``, or to a tuple of such tensors.
-            batch: its argument.
+            function: tensors ``[B, ...]`` to a tensor ``[B, ...]``, or to a tuple of such tensors.
+            batch: its arguments.
         """
-        results = self.each(function, batch)
+        results = self.each(function, *batch)
         if len(results) == 1:
             return results[0]
         if isinstance(results[0], Tensor):
             return torch.cat(results)
         return tuple(torch.cat(parts) for parts in zip(*results, strict=True))
 
-    def each(self, function: Callable[[Tensor], _T], batch: Tensor) -> list[_T]:
-        """Results of `function` for each part of ``batch [B, ...]``, in their order."""
+    def each(self, function: Callable[..., _T], *batch: Tensor) -> list[_T]:
+        """Results of `function` for each part of the tensors of `batch`, ``[B, ...]``, in their order."""
         results: list[_T] = []
-        done = 0
-        while done < len(batch):
-            rows = min(self._most or len(batch), len(batch) - done)
-            part = batch if rows == len(batch) else batch[done : done + rows]
+        done, num_rows = 0, len(batch[0])
+        while done < num_rows:
+            rows = min(self._most or num_rows, num_rows - done)
+            part = batch if rows == num_rows else tuple(tensor[done : done + rows] for tensor in batch)
 
-            def attempt(part: Tensor = part) -> None:
-                results.append(function(part))
+            def attempt(part: tuple[Tensor, ...] = part) -> None:
+                results.append(function(*part))
 
             if rows == 1:
                 attempt()  # no smaller part: an error is the caller's

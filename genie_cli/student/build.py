@@ -15,12 +15,16 @@ from genie_cli.student.protocol import BitPlan
 
 
 def insert_quantizers(
-    folded: fx.GraphModule, plan: BitPlan, weights: Mapping[str, nn.Module], activations: Mapping[str, nn.Module]
+    folded: fx.GraphModule,
+    plan: BitPlan,
+    weights: Mapping[str, nn.Module],
+    activations: Mapping[str, nn.Module],
+    read_outputs_leave_raw: bool = False,
 ) -> fx.GraphModule:
     """A copy of `folded` in which quantizers compute the weights and the activation sites.
 
     Each activation quantizer stands right before the first reader of its tensor, so that it belongs
-    to the reconstruction unit that reads the tensor. Quantizers of outputs stand last.
+    to the reconstruction unit that reads the tensor. The quantizer of an output that no node reads stands last.
     Tensors other than weights are shared, not copied.
 
     Args:
@@ -28,9 +32,11 @@ def insert_quantizers(
         plan: names of layers and sites.
         weights: layer name -> module without arguments that returns its weight.
         activations: site name -> module from the tensor to the quantized tensor.
+        read_outputs_leave_raw: an output that nodes of the graph read too is returned as it is before its quantizer.
+            A reconstruction unit returns such tensors so, since each later unit has the quantizer again.
     """
     nodes = data_nodes(folded)
-    student = extract(folded, nodes, nodes[0], output_nodes(folded))
+    student = extract(folded, nodes, [node for node in nodes if node.op == "placeholder"], output_nodes(folded))
     copy_structure(folded, student)
     graph = student.graph
     by_name = {node.name: node for node in graph.nodes}
@@ -48,11 +54,13 @@ def insert_quantizers(
         node = by_name[site.node]
         target = f"activation_quantizers.{_safe(site.name)}"
         student.add_submodule(target, activations[site.name])
-        first_reader = next(user for user in graph.nodes if user in node.users)
-        with graph.inserting_before(first_reader):
+        readers = [user for user in graph.nodes if user in node.users]
+        with graph.inserting_before(readers[0]):
             quantized = graph.call_module(target, (node,))
         quantized.meta = dict(node.meta)
-        node.replace_all_uses_with(quantized, delete_user_cb=lambda user, own=quantized: user is not own)
+        is_raw = read_outputs_leave_raw and len(readers) > 1
+        moved = {user for user in readers if not (is_raw and user.op == "output")}
+        node.replace_all_uses_with(quantized, delete_user_cb=moved.__contains__)
     graph.eliminate_dead_code()
     graph.lint()
     student.recompile()

@@ -35,7 +35,7 @@ def statistics_graph(teacher: fx.GraphModule, dtype: torch.dtype, logits: Logits
         )
     nodes = data_nodes(teacher)
     ends = _logits_and_features(teacher, logits) if logits is not None else []
-    graph_module = extract(teacher, nodes, nodes[0], [*(site.node for site in sites), *ends])
+    graph_module = extract(teacher, nodes, nodes[:1], [*(site.node for site in sites), *ends])
     graph = graph_module.graph
     for key, value in named_tensors(graph_module).items():
         set_tensor(graph_module, key, _prepared(value, dtype))

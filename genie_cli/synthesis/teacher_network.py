@@ -70,7 +70,7 @@ class TeacherNetwork:
         spec, device, dtype = self._made_of[0].input, self._context.device, self._context.dtype
         set_offsets(self._shifts, draw_offsets(1, len(self._shifts), torch.Generator().manual_seed(0))[0].to(device))
         images = torch.zeros(2, *spec.shape, dtype=dtype, device=device)
-        return unsupported_operation(self._graph, images.contiguous(memory_format=torch.channels_last), nullcontext())
+        return unsupported_operation(self._graph, [images.contiguous(memory_format=torch.channels_last)], nullcontext())
 
 
 def check_same_input(teacher: Teacher, other: Teacher) -> None:

@@ -32,7 +32,7 @@ from genie_cli.student.build import insert_quantizers
 from genie_cli.synthesis import presets as synthesis_presets
 from genie_cli.synthesis.discrepancy import Student
 from genie_cli.synthesis.synthesize import synthesize_images
-from tests.support.networks import noise, plain_input
+from tests.support.networks import CellNet, noise, plain_input
 from tests.support.pretended_gpu import CPU, GPU, PretendedGpu
 
 NEVER = 10**9
@@ -65,17 +65,17 @@ class Small(nn.Module):
 
 @cache
 def network(name: str) -> Teacher:
-    """``digits`` or ``small``, captured once; nobody changes it."""
+    """``digits``, ``small`` or ``cells``, captured once; nobody changes it."""
     if name == "digits":
         return zoo.load_teacher(ModelConfig(name="digits_resnet"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return make_teacher("small", Small(), plain_input(3, 12))
+        return make_teacher(name, CellNet() if name == "cells" else Small(), plain_input(3, 12))
 
 
 def capture_networks() -> None:
     """Capture what tests use, before there is a pretended GPU: ``torch.export`` asks CUDA itself."""
-    for name in ("digits", "small"):
+    for name in ("digits", "small", "cells"):
         network(name)
 
 

@@ -64,6 +64,14 @@ def test_recorded_steps_give_the_bits_of_steps_that_are_not(stage: str, preset: 
     assert recorded.result == eager.result
 
 
+def test_units_of_several_tensors_are_recorded_too_and_no_step_of_them_waits():
+    cells = partial(run, quantization, "cells", max_unit_layers=5)
+    recorded, eager = cells(), cells(is_recorded=False)
+    assert recorded.gpu.graphs and all(graph.num_replays > 0 for graph in recorded.gpu.graphs)
+    assert recorded.result == eager.result and not recorded.notes and not recorded.left
+    assert waits(cells(num_steps=20)) == waits(cells(num_steps=24))
+
+
 @BOTH_STAGES
 def test_recorded_steps_give_the_same_bits_in_bfloat16(stage: Callable[..., Any]):
     recorded, eager = (run(stage, "small", dtype=torch.bfloat16, is_recorded=is_so) for is_so in (True, False))

@@ -99,7 +99,11 @@ def leaves(returned: Any) -> tuple[Any, list[Tensor]]:
     return spec, values
 
 
-@pytest.mark.parametrize("name", OUTPUTS)
+def slow(name: str) -> Any:
+    return pytest.param(name, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", ["plate_heads", "keyword", slow("plate"), slow("keyword_heads")])
 def test_the_whole_way(name: str) -> None:
     shape, arguments = SIZES[name.partition("_")[0]], model(name)
     described = json.loads(genie("inspect", *arguments, "--json"))
@@ -115,7 +119,8 @@ def test_the_whole_way(name: str) -> None:
 
     # the image set says the size
     quantize = ("quantize", "--model", arguments[0], "--images", "generated.safetensors", "--weight-bits", 8)
-    quantize = (*quantize, "--activation-bits", 8, "--num-steps", 6, "--batch-size", 3)
+    logits = ("--logits", LOGITS[name]) if name in LOGITS else ()  # the folder records it
+    quantize = (*quantize, "--activation-bits", 8, "--num-steps", 6, "--batch-size", 3, *logits)
     genie(*quantize, "--out", "learned")
     genie(*quantize, "--preset", "minmax", "--out", "nearest")
     metadata, metrics = load_quantized(Path("learned")).metadata, load_quantized(Path("learned")).metrics
@@ -134,8 +139,7 @@ def test_the_whole_way(name: str) -> None:
         else:
             assert one == other
 
-    logits = ("--logits", LOGITS[name]) if name in LOGITS else ()
-    evaluate = ("evaluate", "--model", arguments[0], "--data", labelled_images(name), *logits)
+    evaluate = ("evaluate", "--model", arguments[0], "--data", labelled_images(name))
     for folder in ("learned", "nearest"):
         genie(*evaluate, "--quantized", folder, "--out", f"{folder}.json")
         figures = json.loads(Path(f"{folder}.json").read_text())
@@ -143,7 +147,7 @@ def test_the_whole_way(name: str) -> None:
     assert "learned" in genie("report", "learned.json", "nearest.json")
 
 
-@pytest.mark.parametrize("name", ["keyword", "plate_heads"])
+@pytest.mark.parametrize("name", ["plate_heads", slow("keyword")])
 def test_a_killed_run_goes_on_to_the_same_bytes(name: str) -> None:
     arguments = model(name)
     genie("synthesize", "--model", *arguments, "--n", 6, "--num-steps", 2, "--preset", "zeroq")

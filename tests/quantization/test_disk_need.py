@@ -113,7 +113,7 @@ def test_activations_go_to_the_disk_where_memory_has_no_room(digits_teacher: Tea
         return need(digits_teacher, config, num_images, dtype, host_memory=budget).temporary
 
     # The teacher's input and the quantized one of a unit; its outputs replace one after the other.
-    before, behind = ([numel[getattr(unit, side)] for unit in units] for side in ("source", "output"))
+    before, behind = ([numel[getattr(unit, side)[0]] for unit in units] for side in ("sources", "outputs"))
     most = 4 * max(max(2 * b + a, b + 2 * a) for b, a in zip(before[1:], behind[1:], strict=True))
     assert most <= peak(0) <= 1.5 * most
     assert peak(0, 1000) == 1000 * peak(0)

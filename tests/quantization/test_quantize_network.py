@@ -145,8 +145,10 @@ def test_carried_activations_are_those_of_the_finished_student(
     carried: list[tuple[Tensor, Tensor]] = []
     real = quantize_module.relative_errors
 
-    def record(values: ActivationStore, targets: ActivationStore, *others: Any) -> tuple[float, float | None]:
-        carried.append((values.read(0, len(values)), targets.read(0, len(targets))))
+    def record(
+        values: tuple[ActivationStore], targets: tuple[ActivationStore], *others: Any
+    ) -> tuple[float, float | None]:
+        carried.append((values[0].read(0, len(images)), targets[0].read(0, len(images))))
         return real(values, targets, *others)
 
     monkeypatch.setattr(quantize_module, "relative_errors", record)
@@ -157,7 +159,8 @@ def test_carried_activations_are_those_of_the_finished_student(
     units = reconstruction_units(network.plan.folded.graph)
     assert len(carried) == len(units) == 5
     for unit, (values, targets) in zip(units, carried, strict=True):
-        student_value, teacher_value = found[unit.output.name], wanted[unit.output.name]
+        (output,) = unit.outputs
+        student_value, teacher_value = found[output.name], wanted[output.name]
         assert values.dtype == targets.dtype == dtype
         if dtype == torch.bfloat16:  # kept to eight bits; what lay between two grid points may come to lie on the other
             assert relative_square(targets.float() - teacher_value, teacher_value) < 1e-4
@@ -276,7 +279,7 @@ def watch(
 
     def keep(task: UnitTask, learn: Learn) -> int:
         data = task.data
-        stores = (data.full_inputs, data.quantized_inputs, data.targets)  # they are released behind the unit
+        stores = (*data.full_inputs, *data.quantized_inputs, *data.targets)  # they are released behind the unit
         own = watched[task.name] = Watched(task, [], *(store.read(0, len(store)) for store in stores))
 
         def keep_loss(step: int, loss: float) -> None:

@@ -81,8 +81,7 @@ def watch(
         }
         own = Watched(
             task,
-            read(task.data.targets),
-            read(task.data.quantized_inputs),
+            *map(read, (*task.data.targets, *task.data.quantized_inputs)),
             {name: module for name, module in finished.items() if isinstance(module, IntegerWeight)},
             {name: float(activation.step_size.detach()) for name, activation in task.activations.items()},
         )
@@ -224,10 +223,11 @@ def test_layer_by_layer_every_layer_comes_last_once(network: Teacher, whole: boo
         sites: set[str] = set()
         for part in layer_by_layer(folded, piece):
             names.append(part.name)
-            assert part.source is piece.source and part.name in part.bits.weights
+            assert part.sources == piece.sources and part.name in part.bits.weights
+            (end,) = part.outputs
             with torch.no_grad():
-                output = part.teacher(values[part.source.name])
-            torch.testing.assert_close(output, values[part.output.name], rtol=0, atol=1e-5)
+                output = part.teacher(*(values[source.name] for source in part.sources))
+            torch.testing.assert_close(output, values[end.name], rtol=0, atol=1e-5)
             sites |= {site.name for site in part.bits.activations}
         assert sites == {site.name for site in piece.bits.activations}
     assert names == [layer.name for layer in weight_layers(folded)]
@@ -372,7 +372,7 @@ def test_without_drops_full_precision_inputs_are_never_read(
     digits_teacher: Teacher, digits: Tensor, unit: str, monkeypatch: pytest.MonkeyPatch
 ):
     def guarded(task: UnitTask, learn: Learn) -> int:
-        return learn(dataclasses.replace(task, data=dataclasses.replace(task.data, full_inputs=Untouchable())))
+        return learn(dataclasses.replace(task, data=dataclasses.replace(task.data, full_inputs=(Untouchable(),))))
 
     around_each_unit(monkeypatch, guarded)
     options = {"unit": unit, "rounding": "adaround", "holdout": 0.25, "patience": 2}

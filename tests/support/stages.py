@@ -18,7 +18,7 @@ from genie_cli.evaluation.evaluate import Evaluation
 from genie_cli.evaluation.metrics.choose import Wanted, choose_metrics
 from genie_cli.evaluation.metrics.decision import Decision
 from genie_cli.evaluation.metrics.network_outputs import NetworkOutputs
-from genie_cli.models.graph.cuts import data_nodes
+from genie_cli.models.graph.cuts import data_nodes, output_nodes
 from genie_cli.models.teacher import Teacher
 from genie_cli.quantization import quantize as quantization
 from genie_cli.quantization.activations import step_sizes
@@ -107,9 +107,10 @@ def calibrate(
 ) -> dict[str, ActivationQuantizer]:
     """Quantizers of a whole graph's sites, as `initial_step_sizes` finds them where the graph is one unit."""
     context, nodes = run_context(**running), data_nodes(graph)
-    unit = UnitGraph("network", tuple(nodes[1:]), nodes[0], graph, bits, rows)
+    outputs = tuple(output_nodes(graph))
+    unit = UnitGraph("network", tuple(nodes[1:]), (nodes[0],), outputs, graph, bits, frozenset(), rows)
     with ActivationPool(CPU, 0, 1 << 30, context.report) as pool:
-        return step_sizes.initial_step_sizes(graph, unit, store_images(images, pool), config, context)
+        return step_sizes.initial_step_sizes(graph, unit, [store_images(images, pool)], config, context)
 
 
 def listen_to_quantization(heard: Callable[[QuantizedNetwork], Any]) -> None:

@@ -54,22 +54,22 @@ def around_each_unit(monkeypatch: pytest.MonkeyPatch, around: Callable[[UnitTask
 def limit_memory(monkeypatch: pytest.MonkeyPatch, most: int, when: str = "forward") -> list[int]:
     """Let passes of more than `most` images run out of memory, forward or backward; sizes of those that did not."""
     seen: list[int] = []
-    output = UnitLearner._output
+    run = UnitLearner._outputs
 
-    def limited(learner: UnitLearner, inputs: Tensor) -> Tensor:
-        result = output(learner, inputs)
-        if len(inputs) > most:
+    def limited(learner: UnitLearner, *inputs: Tensor) -> tuple[Tensor, ...]:
+        outputs = run(learner, *inputs)
+        if len(inputs[0]) > most:
             if when == "forward":
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            result.register_hook(refuse)
+            outputs[0].register_hook(refuse)
         else:
-            seen.append(len(inputs))
-        return result
+            seen.append(len(inputs[0]))
+        return outputs
 
     def refuse(gradient: Tensor) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(UnitLearner, "_output", limited)
+    monkeypatch.setattr(UnitLearner, "_outputs", limited)
     return seen
 
 
@@ -110,10 +110,10 @@ def spoil_targets(monkeypatch: pytest.MonkeyPatch, unit: str, steps_done: int) -
     """Make the targets of one step of a unit NaN."""
     next_batch = UnitLearner.next_batch
 
-    def spoiled(learner: UnitLearner) -> tuple[Tensor, Tensor, Tensor]:
-        full, quantized, targets = next_batch(learner)
+    def spoiled(learner: UnitLearner) -> tuple[Tensor, ...]:
+        *inputs, targets = next_batch(learner)
         is_bad = learner._task.name == unit and learner.steps_done == steps_done
-        return full, quantized, targets * (torch.nan if is_bad else 1)
+        return *inputs, targets * (torch.nan if is_bad else 1)
 
     monkeypatch.setattr(UnitLearner, "next_batch", spoiled)
 

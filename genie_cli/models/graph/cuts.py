@@ -1,4 +1,4 @@
-"""Cut points: places of a captured graph where exactly one live tensor crosses."""
+"""Places of a captured graph: which values are needed behind each, and where one live tensor alone crosses."""
 
 from __future__ import annotations
 
@@ -16,30 +16,61 @@ def output_nodes(graph_module: fx.GraphModule) -> list[fx.Node]:
     return [returned] if isinstance(returned, fx.Node) else list(returned)
 
 
-def cut_points(graph_module: fx.GraphModule) -> list[int]:
-    """Indices i into `data_nodes` such that after node i only node i's value is still needed, a row per image.
+def live_nodes(graph_module: fx.GraphModule) -> list[tuple[fx.Node, ...]]:
+    """For each index i into `data_nodes`: the nodes up to i whose values are needed behind node i, in order.
 
-    The placeholder (index 0) and the last node are always among them.
+    The values that the graph returns are needed until its end.
     """
     nodes = data_nodes(graph_module)
+    last_use = _last_reads(nodes)
+    for node in output_nodes(graph_module):
+        last_use[node] = len(nodes)
+    return _alive(nodes, last_use)
+
+
+def cut_points(graph_module: fx.GraphModule) -> list[int]:
+    """Indices i into `data_nodes` such that one tensor alone of the nodes up to i is still to be read by later nodes.
+
+    Values that the graph returns and no later node reads do not count: they are finished. All that is needed behind
+    a cut point has a row per image. The placeholder (index 0) and the last node are always among the cut points of a
+    network whose outputs have a row per image.
+    """
+    nodes = data_nodes(graph_module)
+    unread = _alive(nodes, _last_reads(nodes))
+    crossing = crossing_places(graph_module)
+    return [i for i in crossing if len(unread[i]) == 1 or i == len(nodes) - 1]
+
+
+def crossing_places(graph_module: fx.GraphModule) -> list[int]:
+    """Indices i into `data_nodes` such that all values needed behind node i are tensors with a row per image.
+
+    Sizes, constants, and tensors whose first dimension is not the batch, such as patches of the images, cross no such
+    place.
+    """
+    nodes = data_nodes(graph_module)
+    can_cross = {node for node in nodes if _has_a_row_per_image(node, nodes[0])}
+    return [i for i, alive in enumerate(live_nodes(graph_module)) if can_cross.issuperset(alive)]
+
+
+def _last_reads(nodes: list[fx.Node]) -> dict[fx.Node, int]:
+    """Of each node the index of the last one of `nodes` that reads it; its own where none does."""
     index = {node: i for i, node in enumerate(nodes)}
-    last_use = list(range(len(nodes)))
-    for node in nodes:
-        readers = [index[user] for user in node.users if user in index]
-        is_output = any(user.op == "output" for user in node.users)
-        last_use[index[node]] = len(nodes) if is_output else max(readers, default=index[node])
-    cuts: list[int] = []
-    alive: set[int] = set()
+    return {node: max((index[user] for user in node.users if user in index), default=index[node]) for node in nodes}
+
+
+def _alive(nodes: list[fx.Node], last_use: dict[fx.Node, int]) -> list[tuple[fx.Node, ...]]:
+    """For each index i: the nodes up to i that are used behind it."""
+    found = []
+    alive: tuple[fx.Node, ...] = ()
     for i, node in enumerate(nodes):
-        alive = {j for j in alive if last_use[j] > i} | ({i} if last_use[i] > i else set())
-        if alive == {i} and _has_a_row_per_image(node, nodes[0]):
-            cuts.append(i)
-    return cuts
+        alive = tuple(own for own in (*alive, node) if last_use[own] > i)
+        found.append(alive)
+    return found
 
 
 def _has_a_row_per_image(node: fx.Node, images: fx.Node) -> bool:
     """True if a node's value is a tensor whose first dimension is the batch, and not, say, patches of it."""
     value = node.meta.get("val")
-    if not isinstance(value, Tensor) or not value.dim():
+    if not isinstance(value, Tensor) or not value.dim() or not value.is_floating_point():
         return False
     return bool(value.shape[0] == images.meta["val"].shape[0])

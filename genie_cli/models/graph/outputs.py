@@ -310,7 +310,7 @@ def settle_outputs(graph_module: fx.GraphModule, leaves: Sequence[Any], spec: py
         settled.add(name, next(nodes) if isinstance(leaf, fx.Node) else leaf)
     tail = settled.tail()
     if not any(leaf.layout is not None for leaf in settled.leaves) or not settled.kept:
-        told = "; ".join(note.rstrip(".") for note in settled.notes) or "it returns nothing"
+        told = "; ".join(f"of '{name}' {reason}" for name, reason in settled.reasons.items()) or "it returns nothing"
         raise InputError(
             f"The network returns no tensor that is computed from the images and has a row for each of them: {told}. "
             "Let forward() return at least one, such as logits or a feature map."
@@ -327,6 +327,7 @@ class _Settled:
         leaves: what was added.
         kept: the nodes of the graph's outputs, in the normal form.
         tensors: what they are.
+        reasons: leaf -> why it is no output of the graph.
         notes: see `OutputTree`.
     """
 
@@ -342,6 +343,7 @@ class _Settled:
         self.leaves: list[Leaf] = []
         self.kept: list[fx.Node] = []
         self.tensors: list[OutputTensor] = []
+        self.reasons: dict[str, str] = {}
         self.notes: list[str] = []
 
     def add(self, name: str, leaf: Any) -> None:
@@ -352,12 +354,15 @@ class _Settled:
         """
         if not isinstance(leaf, fx.Node):
             self.leaves.append(Leaf(name, value=leaf))
+            self.reasons[name] = f"{leaf!r} is no tensor"
             if leaf is not None:
                 self.notes.append(f"output '{name}' is no tensor: {leaf!r} is returned as it was captured.")
         elif leaf is self._images:
             self.leaves.append(Leaf(name, is_input=True))
+            self.reasons[name] = "the images are returned"
         elif leaf.op == "get_attr":
             self.leaves.append(Leaf(name, key=str(leaf.target)))
+            self.reasons[name] = "the value does not depend on the images"
             self.notes.append(f"output '{name}' does not depend on the images: it is returned as it is.")
         elif (reason := _unusable(leaf, self._images)) is None:
             layout = _layout(leaf.meta["val"], self._images)
@@ -380,6 +385,7 @@ class _Settled:
 
     def _add_behind(self, name: str, leaf: fx.Node, reason: str) -> None:
         """Take a node that cannot be an output of the graph; what it is computed of becomes one."""
+        self.reasons[name] = reason
         found: set[fx.Node] = set()
         entering: list[fx.Node] = []
         waiting = [leaf]
@@ -468,15 +474,15 @@ def _unusable(node: fx.Node, images: fx.Node) -> str | None:
     """
     value = node.meta.get("val")
     if not isinstance(value, Tensor):
-        return "it is no tensor"
+        return "the value is no tensor"
     if any(_free_symbols(side) - _free_symbols(images.meta["val"].shape[0]) for side in value.shape):
         raise InputError(after_post_processing("the shape of what it returns depends on what the images show"))
     if not value.is_floating_point():
-        return f"its values are {str(value.dtype).removeprefix('torch.')}, which have no distance from others"
+        return f"the values are {str(value.dtype).removeprefix('torch.')}, which have no distance from others"
     layout = _layout(value, images)
     if layout.rows == 0:
         sides = ", ".join(str(side) if isinstance(side, int) else _ANY_BATCH for side in value.shape)
-        return f"its shape [{sides}] has no row for each image"
+        return f"the shape [{sides}] has no row for each image"
     return None
 
 

@@ -10,23 +10,25 @@ from genie_cli.models.graph.tensors import get_tensor, set_tensor
 
 
 def extract(
-    graph_module: fx.GraphModule, nodes: Sequence[fx.Node], source: fx.Node, outputs: Sequence[fx.Node]
+    graph_module: fx.GraphModule, nodes: Sequence[fx.Node], sources: Sequence[fx.Node], outputs: Sequence[fx.Node]
 ) -> fx.GraphModule:
-    """The graph that computes `outputs` from the value of `source` by `nodes`.
+    """The graph that computes `outputs` from the values of `sources` by `nodes`.
 
     Args:
         graph_module: the captured graph.
         nodes: the nodes to run, in order, of which those are left out that no output needs; parameters that they read
             come along, without a copy.
-        source: the node whose value becomes the input.
+        sources: the nodes whose values become the inputs, in this order.
         outputs: the nodes whose values are returned: one tensor, or a tuple for several.
     """
     graph, root = fx.Graph(), nn.Module()
-    copies: dict[fx.Node, fx.Node] = {source: graph.placeholder(source.name)}
-    copies[source].meta = dict(source.meta)
+    copies: dict[fx.Node, fx.Node] = {}
+    for source in sources:
+        copies[source] = graph.placeholder(source.name)
+        copies[source].meta = dict(source.meta)
     needed = set(outputs)
     for node in reversed(nodes):
-        if node in needed:
+        if node in needed and node not in sources:
             needed.update(node.all_input_nodes)
     for node in nodes:
         if node not in needed:
@@ -38,7 +40,7 @@ def extract(
         if node.op == "call_module":
             target = str(node.target)
             _add_module(root, target, graph_module.get_submodule(target))
-        if node is not source:
+        if node not in sources:
             copies[node] = graph.node_copy(node, copies.__getitem__)
     results = tuple(copies[node] for node in outputs)
     graph.output(results[0] if len(results) == 1 else results)

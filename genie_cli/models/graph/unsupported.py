@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -14,15 +15,18 @@ from genie_cli.runtime.retry import may_lack_arithmetic
 
 
 def unsupported_operation(
-    graph_module: fx.GraphModule, images: Tensor, arithmetic: AbstractContextManager[Any], backward: bool = True
+    graph_module: fx.GraphModule,
+    inputs: Sequence[Tensor],
+    arithmetic: AbstractContextManager[Any],
+    backward: bool = True,
 ) -> str | None:
     """The first operation that fails, in words such as ``avg_pool3d of 'lrn'``.
 
     Each operation is run by itself: a failure belongs to it and to nothing behind it.
 
     Args:
-        graph_module: from a batch to one value or several.
-        images: the batch, in the dtype that the graph is given.
+        graph_module: from one value or several to one or several.
+        inputs: the first ones, in the dtype that the graph is given.
         arithmetic: entered around the run, such as an autocast.
         backward: compute each operation's gradient too.
 
@@ -32,7 +36,7 @@ def unsupported_operation(
     search = _Search(graph_module)
     with arithmetic, torch.set_grad_enabled(backward):
         try:
-            search.run(images)
+            search.run(*inputs)
         except Exception as error:  # what cannot be searched through has no name
             if search.found is None and not may_lack_arithmetic(error):
                 raise

@@ -65,7 +65,7 @@ def activation_budget(
 
 
 def _working_set(folded: fx.GraphModule, unit: Unit, batch_size: int) -> int:
-    values = sum(numel_per_image(node) for node in (unit.source, *unit.nodes)) * batch_size
+    values = sum(numel_per_image(node) for node in (*unit.sources, *unit.nodes)) * batch_size
     layers = {layer.name: layer for layer in weight_layers(folded)}
     weights = sum(get_tensor(folded, layers[name].weight_key).numel() for name in unit.layers)
     return torch.float32.itemsize * (_COPIES_PER_TENSOR * values + _COPIES_PER_WEIGHT * weights)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor, fx
 
+from genie_cli.models.graph.outputs import as_tuple
 from genie_cli.quantization.activations.pool import ActivationPool
 from genie_cli.quantization.activations.store import ActivationStore
 from genie_cli.runtime.context import RunContext
@@ -36,23 +38,24 @@ def store_images(images: ImageRows, pool: ActivationPool) -> ActivationStore:
 
 
 @torch.no_grad()
-def run_over_store(
-    graph: fx.GraphModule, inputs: ActivationStore, rows: int, pool: ActivationPool, context: RunContext
-) -> ActivationStore:
-    """The graph's output for all inputs: computed in float32, kept in the context's arithmetic.
+def run_over_stores(
+    graph: fx.GraphModule, inputs: Sequence[ActivationStore], rows: int, pool: ActivationPool, context: RunContext
+) -> tuple[ActivationStore, ...]:
+    """The graph's outputs for all inputs: computed in float32, kept in the context's arithmetic.
 
     Args:
-        graph: from one tensor to another.
-        inputs: the first tensor, ``[n, ...]``.
+        graph: from some tensors to others.
+        inputs: the first ones, each ``[n, ...]``.
         rows: how many pass at once; fewer where memory runs out.
-        pool: where the output is kept.
+        pool: where the outputs are kept.
         context: its dtype and splitter.
     """
-    outputs: ActivationStore | None = None
-    for first in range(0, len(inputs), rows):
-        batch = context.splitter(graph, inputs.read(first, min(first + rows, len(inputs))).float())
-        if outputs is None:
-            outputs = pool.allocate((len(inputs), *batch.shape[1:]), context.dtype)
-        outputs.write(first, batch)
-    assert outputs is not None
+    outputs: tuple[ActivationStore, ...] = ()
+    num_rows = len(inputs[0])
+    for first in range(0, num_rows, rows):
+        last = min(first + rows, num_rows)
+        batch = as_tuple(context.splitter(graph, *(store.read(first, last).float() for store in inputs)))
+        outputs = outputs or tuple(pool.allocate((num_rows, *value.shape[1:]), context.dtype) for value in batch)
+        for store, value in zip(outputs, batch, strict=True):
+            store.write(first, value)
     return outputs

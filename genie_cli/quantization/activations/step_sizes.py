@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, fx
 
 from genie_cli.config import QuantizeConfig
 from genie_cli.errors import NumbersError
+from genie_cli.models.graph.outputs import as_tuple
 from genie_cli.models.graph.subgraph import extract
 from genie_cli.quantization.activations.store import ActivationStore
 from genie_cli.quantization.units.unit_graph import UnitGraph
@@ -23,35 +26,40 @@ _SAMPLES = 1 << 18
 
 @torch.no_grad()
 def initial_step_sizes(
-    folded: fx.GraphModule, unit: UnitGraph, inputs: ActivationStore, config: QuantizeConfig, context: RunContext
+    folded: fx.GraphModule,
+    unit: UnitGraph,
+    inputs: Sequence[ActivationStore],
+    config: QuantizeConfig,
+    context: RunContext,
 ) -> dict[str, ActivationQuantizer]:
-    """Step size and sign for each site of one unit, from the unit's quantized inputs.
+    """Step size and sign for each of a unit's own sites, from the unit's quantized inputs.
 
     Args:
         folded: the folded graph.
         unit: the unit.
-        inputs: the tensor that enters it, for all images, ``[n, ...]``.
+        inputs: the tensors that enter it, for all images, each ``[n, ...]``.
         config: `activation_range` says how the step size is found.
         context: its processes hold other images, and all find the same step sizes.
 
     Raises:
         NumbersError: a value that is not finite.
     """
-    sites, workers = unit.bits.activations, context.workers
+    sites, workers = unit.own_sites, context.workers
     if not sites:
         return {}
-    by_name = {node.name: node for node in (unit.source, *unit.nodes)}
-    probe = extract(folded, unit.nodes, unit.source, [by_name[site.node] for site in sites])
-    wanted = min(len(inputs), max(1, CALIBRATION_IMAGES // workers.size))
-    chosen = torch.linspace(0, len(inputs) - 1, wanted).round().long()
+    by_name = {node.name: node for node in (*unit.sources, *unit.nodes)}
+    probe = extract(folded, unit.nodes, unit.sources, [by_name[site.node] for site in sites])
+    num_images = len(inputs[0])
+    wanted = min(num_images, max(1, CALIBRATION_IMAGES // workers.size))
+    chosen = torch.linspace(0, num_images - 1, wanted).round().long()
     samples: list[list[Tensor]] = [[] for _ in sites]
     extremes: list[list[Tensor]] = [[] for _ in sites]
     for positions in torch.arange(len(chosen)).split(unit.rows):
 
         def look(part: Tensor, begin: int = int(positions[0])) -> list[tuple[Tensor, Tensor]]:
-            outputs = probe(inputs.gather(chosen[part]).float())
+            outputs = as_tuple(probe(*(store.gather(chosen[part]).float() for store in inputs)))
             seen = []
-            for tensor in outputs if isinstance(outputs, tuple) else (outputs,):
+            for tensor in outputs:
                 flat = tensor.float().flatten()
                 numel = flat.numel() // len(part)
                 # an odd stride keeps the sample from landing on the same columns of every row

@@ -1,11 +1,32 @@
-"""The reconstruction losses, each with its gradient at the unit's output."""
+"""The reconstruction losses, each with its gradient at the output, and the weights of several outputs."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from torch import Tensor
 from torch.nn import functional
 
+from genie_cli.quantization.activations.errors import num_places
 from genie_cli.quantization.learned.inner_product import inner_product
+
+_LEAST_SHARE = 1e-6
+"""Of the mean energy: an output with less of it counts as if it had this much, so that no weight is without bound."""
+
+
+def output_weights(energies: Sequence[float]) -> tuple[float, ...]:
+    """Weights of several outputs' squared errors, such that each counts relative to its own energy.
+
+    The weight is the mean energy over the output's own, so that the loss of outputs that are all 0 is what it would be
+    without weights. One output, or outputs of equal energy, have the weight 1.
+
+    Args:
+        energies: of each output, see `mean_energies`.
+    """
+    mean = sum(energies) / len(energies)
+    if len(energies) == 1 or not mean:
+        return (1.0,) * len(energies)
+    return tuple(mean / max(energy, _LEAST_SHARE * mean) for energy in energies)
 
 
 def squared_error(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -17,7 +38,7 @@ def squared_error(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         output: ``[B, C, ...]``, float32 or bfloat16.
         target: the same shape, either too.
     """
-    places = target.numel() // target.shape[1]
+    places = num_places(target)
     difference = output - target
     exact = difference.float()
     loss = inner_product(exact, exact) / places

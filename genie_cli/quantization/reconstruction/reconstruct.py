@@ -1,9 +1,9 @@
-"""GENIE-M on one unit (section 3.2): weights, softbits and step sizes learn together, against the teacher's output."""
+"""GENIE-M on one unit (section 3.2): weights, softbits and step sizes learn together, against the teacher's outputs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from genie_cli.config import QuantizeConfig
 from genie_cli.errors import NumbersError
+from genie_cli.models.graph.outputs import as_tuple
 from genie_cli.quantization.activations.store import ActivationStore
 from genie_cli.quantization.learned.soft_rounding import rounding_beta
 from genie_cli.quantization.reconstruction.batches import Batches, DeviceBatches, complement
@@ -135,14 +136,14 @@ class UnitLearner:
         for activation in task.activations.values():
             activation.masks = self._masks
         self._parameters = UnitParameters(task.weights, task.activations, config, device)
-        trained = complement(data.held_out, len(data.targets))
+        trained = complement(data.held_out, len(data.targets[0]))
         total = min(config.batch_size, int(workers.sum_(torch.tensor(float(len(trained))))))
         own = total // workers.size + (workers.rank < total % workers.size)
         self._own_share = own / total
         draws = make_generator(torch.device("cpu"), config.seed, "batches", task.name, *_own_place(workers))
         self._batches = Batches(trained, max(own, 1), draws)
         self._ahead: DeviceBatches | None = None
-        read = [data.quantized_inputs, data.targets, *([data.full_inputs] if config.drop_prob > 0 else [])]
+        read = [*data.quantized_inputs, *data.targets, *(data.full_inputs if config.drop_prob > 0 else ())]
         if all(store.place == "device" for store in read):
             self._ahead = DeviceBatches(self._batches, num_ahead, device)
         self._groups = self._parameters.groups()
@@ -183,12 +184,12 @@ class UnitLearner:
         self._ahead.advance()
         return ()
 
-    def _gathered(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The teacher's input ``[b, ...]``, that of the quantized units before, and the teacher's output."""
+    def _gathered(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """The teacher's inputs, each ``[b, ...]``, those of the quantized units before, and the teacher's outputs."""
         data = self._task.data
         quantized, targets = self._gather(data.quantized_inputs, rows), self._gather(data.targets, rows)
         full = self._gather(data.full_inputs, rows) if self._config.drop_prob > 0 else quantized
-        return full, quantized, targets
+        return *full, *quantized, *targets
 
     def set_schedules(self) -> bool:
         """Set the rates and the regularizer's exponent of the next step; True if it is regularized."""
@@ -225,32 +226,41 @@ class UnitLearner:
     def _optimize(self, regularized: bool, *batch: Tensor) -> None:
         """One step: mix the inputs, make the weights, compare, regularize, step.
 
-        The input mixes, element by element, the teacher's (with probability `drop_prob`, QDrop) and the quantized one.
-        The loss is that of the unit's output (`loss.py`), plus the rounding regularizer. In micro-batches each part
-        adds its share.
+        An input mixes, element by element, the teacher's (with probability `drop_prob`, QDrop) and the quantized one.
+        The loss is the sum of those of the unit's outputs (`loss.py`), plus the rounding regularizer. In micro-batches
+        each part adds its share.
 
         Args:
             regularized: the rounding regularizer is a part of the loss.
-            batch: the teacher's input of the unit ``[b, ...]``, the same from the quantized units before, and the
-                teacher's output; nothing where they are gathered here.
+            batch: the teacher's inputs of the unit, each ``[b, ...]``, the same from the quantized units before, and
+                the teacher's outputs; nothing where they are gathered here.
         """
         config, parameters, task = self._config, self._parameters, self._task
-        full, quantized, targets = batch if self._ahead is None else self._gathered(self._ahead.rows())
+        if self._ahead is not None:
+            batch = self._gathered(self._ahead.rows())
+        num_inputs = len(task.data.quantized_inputs)
+        full, inputs, targets = batch[:num_inputs], batch[num_inputs : 2 * num_inputs], batch[2 * num_inputs :]
         learned = parameters.learned()
-        inputs = quantized
         if config.drop_prob > 0:
-            inputs = torch.lerp(full, quantized, self._masks.draw(quantized))
+            pairs = zip(full, inputs, strict=True)
+            inputs = tuple(torch.lerp(own, quantized, self._masks.draw(quantized)) for own, quantized in pairs)
         self.loss.zero_()
         summed: list[Tensor] = []
-        for share, (some_inputs, some_targets) in self.micro_batches.split(inputs, targets):
+        for share, parts in self.micro_batches.split(*inputs, *targets):
             made = parameters.make(self._context.dtype, self._beta if regularized else None)
             task.use(made.weights, made.step_sizes)
-            output = self._output(some_inputs)
-            loss, gradient = self._compare(output.detach(), some_targets)
-            self.loss.add_(loss, alpha=share)
-            if self._own_share * share != 1:
-                gradient.mul_(self._own_share * share)
-            roots, root_gradients = [output], [gradient]
+            outputs = self._outputs(*parts[:num_inputs])
+            roots, root_gradients = [], []
+            for output, target, weight in zip(outputs, parts[num_inputs:], task.data.target_weights, strict=True):
+                if not weight:
+                    continue  # it is not compared
+                loss, gradient = self._compare(output.detach(), target)
+                self.loss.add_(loss, alpha=share * weight)
+                if self._own_share * share * weight != 1:
+                    gradient.mul_(self._own_share * share * weight)
+                if output.requires_grad:  # what is computed from the inputs alone has nothing to learn
+                    roots.append(output)
+                    root_gradients.append(gradient)
             if made.penalty is not None:  # by shares too: once in all
                 roots.append(made.penalty)
                 own_weight = config.round_weight / self._context.workers.size * share
@@ -282,15 +292,17 @@ class UnitLearner:
             self._context.workers.sum_(self._shared)
         self._updates()
 
-    def _output(self, inputs: Tensor) -> Tensor:
-        """The student's output, of the weights and step sizes that it was given last."""
+    def _outputs(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The student's outputs, of the weights and step sizes that it was given last."""
         with self._context.autocast():
-            output: Tensor = self._task.student(inputs)
-        return output
+            return as_tuple(self._task.student(*inputs))
 
-    def _gather(self, store: ActivationStore, rows: Tensor) -> Tensor:
-        values = store.gather(rows) if rows.device.type == "cpu" else store.gather_on_device(rows)
-        return values.float() if self._context.dtype == torch.float32 else values  # a second try is in float32
+    def _gather(self, stores: Sequence[ActivationStore], rows: Tensor) -> tuple[Tensor, ...]:
+        """Rows of each store, in the order of the stores."""
+        is_on_cpu = rows.device.type == "cpu"
+        values = (store.gather(rows) if is_on_cpu else store.gather_on_device(rows) for store in stores)
+        is_exact = self._context.dtype == torch.float32  # a second try is in float32
+        return tuple(value.float() if is_exact else value for value in values)
 
     @torch.no_grad()
     def held_out_loss(self) -> float:
@@ -301,9 +313,14 @@ class UnitLearner:
         task.use_finished_weights()
         sums = torch.zeros(2, dtype=torch.float64)
         for rows in task.data.held_out.split(self._config.batch_size) if len(task.data.held_out) else ():
-            output = self._context.splitter(self._output, self._gather(task.data.quantized_inputs, rows))
-            loss, _ = self._compare(output.float(), self._gather(task.data.targets, rows).float())
-            sums += torch.tensor([float(loss) * len(rows), len(rows)], dtype=torch.float64)
+            outputs = self._context.splitter(self._outputs, *self._gather(task.data.quantized_inputs, rows))
+            targets = self._gather(task.data.targets, rows)
+            loss = sum(
+                float(self._compare(output.float(), target.float())[0]) * weight
+                for output, target, weight in zip(outputs, targets, task.data.target_weights, strict=True)
+                if weight
+            )
+            sums += torch.tensor([loss * len(rows), len(rows)], dtype=torch.float64)
         task.student.train()
         total, count = self._context.workers.sum_(sums)
         return float(total / count)

@@ -19,7 +19,6 @@ from genie_cli.quantization.learned.weight import LearnedWeight
 from genie_cli.quantization.plan import QuantizationPlan
 from genie_cli.quantization.reconstruction.learned_unit import LearnedUnit
 from genie_cli.quantization.units.unit_graph import UnitGraph
-from genie_cli.student.build import insert_quantizers
 from genie_cli.student.formats import weight_format
 from genie_cli.student.grid import weight_grid
 from genie_cli.student.modules import ActivationQuantizer
@@ -44,15 +43,17 @@ class UnitData:
     """The activations that a unit learns from, row by row.
 
     Attributes:
-        full_inputs: the teacher's input of the unit, ``[n, ...]``.
-        quantized_inputs: the same from the already quantized units before, ``[n, ...]``.
-        targets: the teacher's output of the unit, ``[n, C, ...]``.
+        full_inputs: the teacher's inputs of the unit, each ``[n, ...]``.
+        quantized_inputs: the same from the already quantized units before.
+        targets: the teacher's outputs of the unit, each ``[n, C, ...]``.
+        target_weights: the weight of each output in the loss; 0: it is not compared.
         held_out: rows that are never trained on; what early stopping watches.
     """
 
-    full_inputs: ActivationStore
-    quantized_inputs: ActivationStore
-    targets: ActivationStore
+    full_inputs: tuple[ActivationStore, ...]
+    quantized_inputs: tuple[ActivationStore, ...]
+    targets: tuple[ActivationStore, ...]
+    target_weights: tuple[float, ...]
     held_out: Tensor
 
 
@@ -135,7 +136,7 @@ def make_task(
     }
     all_weights: dict[str, nn.Module] = {**slots, **{name: w.to(device) for name, w in finished.weights.items()}}
     all_activations: dict[str, nn.Module] = {**finished.activations, **activations}
-    student = with_repeatable_pooling(insert_quantizers(part.teacher, part.bits, all_weights, all_activations))
+    student = with_repeatable_pooling(part.student(all_weights, all_activations))
     return UnitTask(part.name, student.to(device), slots, weights, activations, data)
 
 

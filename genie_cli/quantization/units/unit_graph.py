@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from genie_cli.models.graph.activation_functions import FUSED_WITH_LAYER
+from genie_cli.models.graph.cuts import data_nodes
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.subgraph import extract
 from genie_cli.models.graph.tensors import numel_per_image
 from genie_cli.quantization.units.partition import Unit
-from genie_cli.student.protocol import BitPlan
+from genie_cli.student.build import insert_quantizers
+from genie_cli.student.protocol import ActivationSite, BitPlan
 
 _TENSOR_BYTES_CPU, _TENSOR_BYTES_GPU = 16 << 20, 512 << 20
 _MOST_ROWS = 64
@@ -21,32 +23,46 @@ _MOST_ROWS = 64
 
 @dataclass(frozen=True)
 class UnitGraph:
-    """A stretch of the folded graph from one tensor to another.
+    """A stretch of the folded graph from some tensors to others.
 
     Attributes:
         name: what it is called; sets its random numbers apart.
-        nodes: its nodes in data-flow order; the value of the last one leaves.
-        source: the node whose value enters.
-        teacher: these nodes as a graph of their own.
-        bits: its share of the bits.
+        nodes: its nodes in data-flow order.
+        sources: the nodes whose values enter.
+        outputs: those of its nodes whose values leave and are reconstructed.
+        teacher: these nodes as a graph of their own, from one tensor per source to one per output.
+        bits: its share of the bits, with those of every site that its nodes read.
+        read_before: names of its sites that an earlier unit reads, and so has learned.
         rows: images that pass through it at once where nothing is learned.
     """
 
     name: str
     nodes: tuple[fx.Node, ...]
-    source: fx.Node
+    sources: tuple[fx.Node, ...]
+    outputs: tuple[fx.Node, ...]
     teacher: fx.GraphModule
     bits: BitPlan
+    read_before: frozenset[str]
     rows: int
 
     @property
-    def output(self) -> fx.Node:
-        """The node whose value leaves and is reconstructed."""
-        return self.nodes[-1]
+    def own_sites(self) -> tuple[ActivationSite, ...]:
+        """The sites that it is the first to read, whose step sizes it learns."""
+        return tuple(site for site in self.bits.activations if site.name not in self.read_before)
+
+    def student(self, weights: Mapping[str, nn.Module], activations: Mapping[str, nn.Module]) -> fx.GraphModule:
+        """The unit with quantizers, see `insert_quantizers`.
+
+        An output that its nodes read too leaves before its quantizer, which the later units have again.
+        """
+        return insert_quantizers(self.teacher, self.bits, weights, activations, read_outputs_leave_raw=True)
 
 
 def cut_out(folded: fx.GraphModule, unit: Unit, bits: BitPlan, device: torch.device) -> UnitGraph:
     """The graph of one unit.
+
+    A site belongs to the unit that is the first to read its tensor. The tensor is carried on as it is before the
+    quantizer, so that later readers need the same quantizer again.
 
     Args:
         folded: the whole network.
@@ -54,14 +70,21 @@ def cut_out(folded: fx.GraphModule, unit: Unit, bits: BitPlan, device: torch.dev
         bits: those of the whole network.
         device: where it will run.
     """
-    # the network's output is read by no unit: a site on it is the last unit's own
-    is_last = all(reader.op == "output" for reader in unit.output.users)
-    read = {unit.source.name, *(node.name for node in unit.nodes if is_last or node is not unit.output)}
-    sites = tuple(site for site in bits.activations if site.node in read)
-    own_bits = BitPlan({name: bits.weights[name] for name in unit.layers}, sites)
-    teacher = extract(folded, unit.nodes, unit.source, [unit.output])
-    rows = rows_at_once([unit.source, *unit.nodes], device)
-    return UnitGraph(unit.name, unit.nodes, unit.source, teacher, own_bits, rows)
+    index, own = {node: i for i, node in enumerate(data_nodes(folded))}, set(unit.nodes)
+    nodes = {node.name: node for node in index}
+    sites, read_before = [], set()
+    for site in bits.activations:
+        node = nodes[site.node]
+        readers = [reader for reader in node.users if reader in index]
+        if own.isdisjoint(readers) and (readers or node not in own):
+            continue  # an output of the network that no node reads is quantized by the unit that makes it
+        sites.append(site)
+        if readers and min(readers, key=index.__getitem__) not in own:
+            read_before.add(site.name)
+    own_bits = BitPlan({name: bits.weights[name] for name in unit.layers}, tuple(sites))
+    teacher = extract(folded, unit.nodes, unit.sources, unit.outputs)
+    rows = rows_at_once([*unit.sources, *unit.nodes], device)
+    return UnitGraph(unit.name, unit.nodes, unit.sources, unit.outputs, teacher, own_bits, frozenset(read_before), rows)
 
 
 def layer_by_layer(folded: fx.GraphModule, unit: UnitGraph) -> Iterator[UnitGraph]:
@@ -81,15 +104,16 @@ def layer_by_layer(folded: fx.GraphModule, unit: UnitGraph) -> Iterator[UnitGrap
         ):
             output = reader
         nodes = unit.nodes[: unit.nodes.index(output) + 1]
-        teacher = extract(folded, nodes, unit.source, [output])
+        teacher = extract(folded, nodes, unit.sources, [output])
         layers = {own.name for own in weight_layers(teacher)}
-        kept = {node.name for node in teacher.graph.nodes if node.op != "output"}
-        is_end = output is unit.output
-        sites = tuple(
-            site for site in unit.bits.activations if site.node in kept and (is_end or site.node != output.name)
-        )
+        read = {node.name for node in teacher.graph.nodes if any(reader.op != "output" for reader in node.users)}
+        if all(reader.op == "output" for reader in output.users):
+            read.add(output.name)  # of the network: a site on it is the unit's own
+        sites = tuple(site for site in unit.bits.activations if site.node in read)
         weights = {name: bits for name, bits in unit.bits.weights.items() if name in layers}
-        yield UnitGraph(layer.name, nodes, unit.source, teacher, BitPlan(weights, sites), unit.rows)
+        yield replace(
+            unit, name=layer.name, nodes=nodes, outputs=(output,), teacher=teacher, bits=BitPlan(weights, sites)
+        )
 
 
 def rows_at_once(nodes: Sequence[fx.Node], device: torch.device) -> int:

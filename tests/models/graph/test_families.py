@@ -6,6 +6,7 @@ here they have scales of both signs, shifts, off-centre means, and the variances
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -25,7 +26,8 @@ from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.subgraph import extract
 from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.models.zoo import load_architecture
-from genie_cli.quantization.units.partition import reconstruction_units
+from genie_cli.quantization.activations.passing import as_tuple
+from genie_cli.quantization.units.partition import Unit, reconstruction_units
 from genie_cli.student.build import insert_quantizers
 from genie_cli.student.formats import weight_format
 from genie_cli.student.grid import minmax_weight_grid
@@ -166,7 +168,7 @@ def difference(values: Tensor, expected: Tensor) -> float:
 def without_batch_norm(graph_module: fx.GraphModule, name: str) -> fx.GraphModule:
     """A copy in which one batch norm is the identity."""
     nodes = data_nodes(graph_module)
-    dropped = extract(graph_module, nodes, nodes[0], [nodes[-1]])
+    dropped = extract(graph_module, nodes, nodes[:1], [nodes[-1]])
     site = next(site for site in batch_norm_sites(dropped) if site.name == name)
     site.node.replace_all_uses_with(site.source)
     dropped.graph.eliminate_dead_code()
@@ -246,16 +248,34 @@ def test_units_cover_the_graph_once_and_in_order(case: Case) -> None:
     assert len({unit.name for unit in units}) == len(units)
     if case.family.units:
         assert [unit.name for unit in units] == case.family.units.split()
-    assert [unit.source for unit in units[1:]] == [unit.output for unit in units[:-1]]
+    assert all(len(unit.sources) == len(unit.outputs) == 1 and not unit.passing for unit in units)
+    assert torch.equal(walked(folded, units, case.images), folded(case.images))
+
+
+@pytest.mark.parametrize("max_layers", [1, 4, 12])
+def test_units_within_a_limit_cover_the_graph_too(case: Case, max_layers: int) -> None:
+    folded = case.folded.graph
+    whole = reconstruction_units(folded)
+    units = reconstruction_units(folded, max_layers=max_layers)
+    assert [layer for unit in units for layer in unit.layers] == [layer.name for layer in weight_layers(folded)]
+    assert len({unit.name for unit in units}) == len(units)
+    assert max(len(unit.layers) for unit in units) <= max_layers
+    assert all(unit in units for unit in whole if len(unit.layers) <= max_layers)
+    assert torch.equal(walked(folded, units, case.images), folded(case.images))
+
+
+def walked(folded: fx.GraphModule, units: Sequence[Unit], images: Tensor) -> Tensor:
+    """The output by way of the units, each of which sees the values alone that it names."""
     nodes = data_nodes(folded)
-    assert (units[0].source, units[-1].output) == (nodes[0], nodes[-1])
-    value = case.images
+    values = {nodes[0]: images}
     for unit in units:
-        first, last = nodes.index(unit.source), nodes.index(unit.output)
-        piece = extract(folded, nodes[first + 1 : last + 1], nodes[first], [nodes[last]])
+        assert set(values) == set(unit.entering)
+        piece = extract(folded, unit.nodes, unit.sources, unit.outputs)
         assert tuple(layer.name for layer in weight_layers(piece)) == unit.layers
-        value = piece(value)
-    assert torch.equal(value, folded(case.images))
+        made = as_tuple(piece(*(values[node] for node in unit.sources)))
+        values = {**{node: values[node] for node in unit.passing}, **dict(zip(unit.outputs, made, strict=True))}
+    (output,) = values.values()
+    return output
 
 
 def test_protocol_hardware_adds_outputs(case: Case) -> None:

@@ -151,13 +151,13 @@ def test_structured_networks_share_their_tensors_and_leave_the_graph_as_it_was()
 @pytest.mark.parametrize(
     ("give", "note"),
     [
-        (lambda n, x, y, f, s: (s, y.sum()), r"'1' is computed behind.*its shape \[\] has no row for each image"),
-        (lambda n, x, y, f, s: (s, y.mean(0)), r"'1' is computed behind.*its shape \[4, 4, 7\] has no row"),
-        (lambda n, x, y, f, s: (s, f.T @ f), r"'1' is computed behind.*its shape \[4, 4\] has no row"),
-        (lambda n, x, y, f, s: (s, x.shape[0]), "'1' is computed behind.*it is no tensor"),
+        (lambda n, x, y, f, s: (s, y.sum()), r"'1' is computed behind.*the shape \[\] has no row for each image"),
+        (lambda n, x, y, f, s: (s, y.mean(0)), r"'1' is computed behind.*the shape \[4, 4, 7\] has no row"),
+        (lambda n, x, y, f, s: (s, f.T @ f), r"'1' is computed behind.*the shape \[4, 4\] has no row"),
+        (lambda n, x, y, f, s: (s, x.shape[0]), "'1' is computed behind.*the value is no tensor"),
         (lambda n, x, y, f, s: (s, s.argmax(1)), "'1' is computed behind.*int64"),
         (lambda n, x, y, f, s: (s, s + f.mean() > 0), "'1' is computed behind.*bool"),
-        (lambda n, x, y, f, s: (s, n.fc(y.mean((0, 2, 3)))), r"'1' is left out, None.*its shape \[7\] has no row"),
+        (lambda n, x, y, f, s: (s, n.fc(y.mean((0, 2, 3)))), r"'1' is left out, None.*the shape \[7\] has no row"),
         (lambda n, x, y, f, s: (s, 8), "'1' is no tensor: 8 is returned"),
         (lambda n, x, y, f, s: (s, n.anchors), "'1' does not depend on the images"),
     ],

@@ -18,8 +18,8 @@ def named(network: nn.Module, dtype: torch.dtype, autocast: bool = False, backwa
     graph = make_teacher("network", network, plain_input(1, 8)).graph
     images = torch.zeros(2, 1, 8, 8, dtype=torch.float32 if autocast else dtype)
     if autocast:
-        return unsupported_operation(graph, images, torch.autocast("cpu", dtype), backward)
-    return unsupported_operation(graph.to(dtype), images, nullcontext(), backward)
+        return unsupported_operation(graph, [images], torch.autocast("cpu", dtype), backward)
+    return unsupported_operation(graph.to(dtype), [images], nullcontext(), backward)
 
 
 def test_an_operation_without_a_kernel_is_named():
@@ -50,7 +50,7 @@ def test_operations_may_write_to_their_inputs():
         def forward(self, x: Tensor) -> Tensor:
             return (x * 2).relu_().add_(1)
 
-    assert unsupported_operation(fx.symbolic_trace(InPlace()), torch.zeros(1, 2), nullcontext()) is None
+    assert unsupported_operation(fx.symbolic_trace(InPlace()), [torch.zeros(1, 2)], nullcontext()) is None
 
 
 def test_a_failure_belongs_to_its_operation_and_not_to_what_stands_behind_it():
@@ -61,4 +61,4 @@ def test_a_failure_belongs_to_its_operation_and_not_to_what_stands_behind_it():
             return lacking.doubled(x.exp()).log()
 
     graph = fx.symbolic_trace(Chain(), concrete_args=None)
-    assert "doubled" in str(unsupported_operation(graph, torch.zeros(2, 3, dtype=torch.bfloat16), nullcontext()))
+    assert "doubled" in str(unsupported_operation(graph, [torch.zeros(2, 3, dtype=torch.bfloat16)], nullcontext()))

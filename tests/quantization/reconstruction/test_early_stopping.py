@@ -43,8 +43,9 @@ def test_held_out_images_are_never_trained_on(digits_teacher: Teacher, digits: T
 
     def watched(task: UnitTask, learn: Learn) -> int:
         rows: set[int] = set()
-        gather = task.data.targets.gather
-        monkeypatch.setattr(task.data.targets, "gather", lambda chosen: rows.update(chosen.tolist()) or gather(chosen))
+        (targets,) = task.data.targets
+        gather = targets.gather
+        monkeypatch.setattr(targets, "gather", lambda chosen: rows.update(chosen.tolist()) or gather(chosen))
         taken = learn(task)
         trained.append(rows)
         held.append(set(task.data.held_out.tolist()))

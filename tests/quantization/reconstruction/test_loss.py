@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
-from genie_cli.quantization.reconstruction.loss import kl_divergence, squared_error
+from genie_cli.quantization.reconstruction.loss import kl_divergence, output_weights, squared_error
 
 
 def values(*shape: int, seed: int = 0) -> Tensor:
@@ -62,3 +64,31 @@ def test_kl_divergence(dtype: torch.dtype):
     assert plain.grad is not None and gradient.dtype == dtype
     tolerance = 1e-5 if dtype == torch.float32 else 2**-8
     torch.testing.assert_close(gradient.double(), plain.grad, rtol=tolerance, atol=1e-7)
+
+
+def test_squared_error_of_one_value_per_image():
+    output, target = values(9), values(9, seed=1)
+    loss, gradient = squared_error(output, target)
+    assert loss.item() == pytest.approx(float((output - target).square().mean()), rel=1e-6)
+    torch.testing.assert_close(gradient, 2 * (output - target) / 9)
+
+
+ENERGIES = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=6)
+
+
+@given(ENERGIES, st.floats(1e-3, 1e3))
+def test_weights_make_outputs_count_relative_to_their_energy(energies: list[float], scale: float):
+    weights = output_weights(energies)
+    shares = [weight * energy for weight, energy in zip(weights, energies, strict=True)]
+    assert shares == pytest.approx([sum(energies) / len(energies)] * len(energies))  # each has the same say
+    assert sum(shares) == pytest.approx(sum(energies))  # of outputs that are all 0 the loss is that without weights
+    assert output_weights([energy * scale for energy in energies]) == pytest.approx(weights)
+
+
+@pytest.mark.parametrize("energies", [[7.3], [0.0], [2.5, 2.5], [0.0, 0.0]])
+def test_weights_of_one_output_or_of_equal_ones_are_exactly_one(energies: list[float]):
+    assert output_weights(energies) == (1.0,) * len(energies)
+
+
+def test_the_weight_of_an_output_without_energy_is_bounded():
+    assert output_weights([0.0, 2.0]) == pytest.approx((1e6, 0.5))

@@ -16,6 +16,7 @@ from genie_cli.quantization.quantize import QuantizedNetwork
 from genie_cli.runtime.operation_list import Recording
 from genie_cli.runtime.progress import Event, Note, silent
 from tests.support import intervals, stages, units
+from tests.support.networks import CellNet, plain_input
 from tests.support.recipes import MINMAX_RANGES
 
 IMAGES = torch.randn(24, 1, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -88,6 +89,11 @@ def pooled() -> Teacher:
     return make_teacher("pooled", Pooled().eval(), InputSpec(num_channels=1, size=16, mean=(0.0,), std=(1.0,)))
 
 
+@pytest.fixture(scope="module")
+def cells() -> Teacher:
+    return make_teacher("cells", CellNet(num_channels=1), plain_input(1, 16))
+
+
 SETTINGS: dict[str, dict[str, Any]] = {
     "genie-m": {},
     "nothing-dropped": {"drop_prob": 0.0},
@@ -103,7 +109,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     ("name", "setting"),
-    [*(("pooled", setting) for setting in SETTINGS), ("digits_teacher", "genie-m"), ("digits_teacher", "layer")],
+    [
+        *(("pooled", setting) for setting in SETTINGS),
+        *((name, setting) for name in ("digits_teacher", "cells") for setting in ("genie-m", "layer")),
+    ],
 )
 def test_recorded_steps_learn_the_same_bits(
     name: str,
@@ -114,7 +123,7 @@ def test_recorded_steps_learn_the_same_bits(
     monkeypatch: pytest.MonkeyPatch,
 ):
     teacher = request.getfixturevalue(name)
-    options = {**SETTINGS[setting], "num_steps": 30}
+    options = {**SETTINGS[setting], "num_steps": 30, "max_unit_layers": 5}  # cells are cut where several tensors cross
     events: list[Event] = []
     recorded = quantize(teacher, dtype, events, **options)
     num_recordings = len(replays)
