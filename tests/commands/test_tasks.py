@@ -181,7 +181,9 @@ def test_detection_of_float_and_quantized(genie: Any, detector: list[str], code:
     assert (figures["map"], figures["teacher_map"], figures["drop"]) == (100, 100, 0)
     assert figures["decode_sha256"] == hashlib.sha256(CODE.encode()).hexdigest()
     of_two = ["--model", f"{code}:detector_of_two", *INPUT]
-    assert measured(genie, *of_two, *options)["map"] == 100
+    student_of_two = quantized(genie, of_two, f"images:{folder / 'images'}", "of_two")
+    both = measured(genie, *of_two, "--quantized", student_of_two, *options)
+    assert (both["map"], both["teacher_map"]) == (100, 100)
     told = genie("evaluate", *detector, "--data", f"detection:{folder}", "--decode", f"{code}:raw", code=3).stderr
     assert "takes a list with a dict per image" in told and "a tensor [4, 1, 4, 4] of float32" in told
     assert "--decode FILE.py:FUNCTION" in genie("evaluate", *detector, "--data", f"detection:{folder}", code=2).stderr
@@ -202,12 +204,15 @@ def test_fidelity_on_images_alone_and_on_synthetic_ones(genie: Any, detector: li
 
 
 def test_fidelity_of_several_outputs(genie: Any, code: Path, tmp_path: Path) -> None:
-    folder = pictures(tmp_path / "data")
-    command = ("--model", f"{code}:detector_of_two", *INPUT, "--folded", "--data", f"images:{folder / 'images'}")
-    figures = measured(genie, *command)
-    assert set(figures["outputs"]) == {"scores", "extent"}
-    assert figures["relative_error"] == max(each["relative_error"] for each in figures["outputs"].values()) < 1e-4
-    assert "Per output" in genie("evaluate", *command).stdout
+    folder = noise(tmp_path / "noise")
+    model = ["--model", f"{code}:detector_of_two", *INPUT]
+    student = quantized(genie, model, f"images:{folder}")
+    folded = ("--folded", "--data", f"images:{folder}")
+    for options, most in ((folded, 1e-4), (("--quantized", student, *folded[1:]), 0.1)):
+        figures = measured(genie, *model, *options)
+        assert set(figures["outputs"]) == {"scores", "extent"}
+        assert figures["relative_error"] == max(each["relative_error"] for each in figures["outputs"].values()) < most
+        assert "Per output" in genie("evaluate", *model, *options).stdout
 
 
 def test_data_and_metric_of_the_users_own(genie: Any, segmenter: list[str], code: Path) -> None:

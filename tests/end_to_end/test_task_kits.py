@@ -66,7 +66,9 @@ def test_a_segmenter_quantized_on_images_alone(camvid: Path, espnet: list[str], 
     assert figures["agreement"] > 80 and figures["drop"] < 10
 
 
-def test_the_published_figures_of_a_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_published_figures_of_a_detector_and_of_the_quantized_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert KITS is not None
     coco = Path(KITS).resolve() / "coco"
     monkeypatch.syspath_prepend(str(coco))
@@ -74,6 +76,11 @@ def test_the_published_figures_of_a_detector(tmp_path: Path, monkeypatch: pytest
     model = ("--model", f"{coco / 'fastest_det.py'}:fastest_det", "--weights", coco / "fastest_det.safetensors")
     takes = ("--input-size", 352, "--mean", "0,0,0", "--std", "1,1,1")
     boxes = ("--data", f"detection:{coco}", "--decode", f"{tmp_path / 'adapter.py'}:decode")
-    figures = measured(*model, *takes, *boxes, "--batch-size", 16)
+    bits = ("--preset", "mse", "--weight-bits", 8, "--activation-bits", 8, "--precision", "fp32")
+    images = ("--images", f"images:{coco / 'images'}", "--num-images", 32)
+    genie("quantize", *model, *takes, *images, *bits, "--out", tmp_path / "q")
+    both = measured(*model, "--quantized", tmp_path / "q", *boxes, "--batch-size", 16)
+    assert both["drop"] < 1.5 and both["drop_map50"] < 2.5
+    figures = {"map": both["teacher_map"], "map50": both["teacher_map50"]}
     assert figures["map50"] == pytest.approx(34.6, abs=0.1)
     assert figures["map"] == pytest.approx(18.4, abs=0.1)
