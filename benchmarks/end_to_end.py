@@ -21,7 +21,9 @@ from torch import Tensor, nn
 
 from genie_cli.config import ModelConfig, QuantizeConfig, SynthesizeConfig
 from genie_cli.data.sources import open_data
-from genie_cli.evaluation.accuracy import evaluate
+from genie_cli.evaluation.evaluate import evaluate
+from genie_cli.evaluation.metrics.choose import Wanted, choose_metrics
+from genie_cli.evaluation.metrics.network_outputs import NetworkOutputs
 from genie_cli.models.graph.placement import move
 from genie_cli.models.teacher import Teacher
 from genie_cli.models.zoo import load_teacher
@@ -95,7 +97,9 @@ def _baseline(
 
 def _top1(network: nn.Module, teacher: Teacher, args: argparse.Namespace, device: torch.device) -> float:
     data = open_data(args.data, teacher.input)
-    return evaluate(network, data, teacher.num_classes, 128, RunContext.alone(device, torch.float32, silent)).top1
+    metrics = choose_metrics(Wanted("classification"), data, NetworkOutputs.of(teacher), has_teacher=False)
+    context = RunContext.alone(device, torch.float32, silent)
+    return float(evaluate(network, data, metrics, 128, context).own["top1"])
 
 
 def _row(

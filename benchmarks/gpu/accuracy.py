@@ -12,7 +12,9 @@ from measuring import Stopwatch
 
 from genie_cli.config import ModelConfig, QuantizeConfig, SynthesizeConfig
 from genie_cli.data.sources import open_data
-from genie_cli.evaluation.accuracy import evaluate
+from genie_cli.evaluation.evaluate import evaluate
+from genie_cli.evaluation.metrics.choose import Wanted, choose_metrics
+from genie_cli.evaluation.metrics.network_outputs import NetworkOutputs
 from genie_cli.models.graph.placement import move
 from genie_cli.models.teacher import Teacher
 from genie_cli.models.zoo import load_teacher
@@ -109,13 +111,14 @@ def _measure(
         labeled = open_data(data, teacher.input, num_images=bench.size(None, 16))
         student, full = (move(graph, bench.device) for graph in (network.student(), copy.deepcopy(teacher.graph)))
         in_float32 = context(bench, dtype=torch.float32)
-        found = evaluate(student, labeled, teacher.num_classes, 128, in_float32, full)
+        metrics = choose_metrics(Wanted("classification"), labeled, NetworkOutputs.of(teacher), has_teacher=True)
+        found = evaluate(student, labeled, metrics, 128, in_float32, full).as_json()
         bench.figure(
             f"{name}, {recipe.name}",
             {
-                "top-1": found.top1,
-                "float": found.teacher_top1,
-                "agreement": found.agreement,
+                "top-1": found["top1"],
+                "float": found["teacher_top1"],
+                "agreement": found["agreement"],
                 "images": configs[0].num_images,
                 "steps per batch": configs[0].num_steps,
                 "steps per unit": configs[1].num_steps,

@@ -46,6 +46,8 @@ class ImageSet:
     metadata: ImagesMetadata
     sha256: str
     """Hash of the file."""
+    code_sha256: str | None = None
+    """Hash of the user's file that gave the images, where one did."""
 
     def __len__(self) -> int:
         """Number of images."""

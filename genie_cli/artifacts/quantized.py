@@ -84,6 +84,8 @@ class QuantizedMetadata(ArtifactMetadata):
     """Hash of the file of calibration images, or of the pixels of real images; None: no images were used."""
     images_teacher_sha256: str | None
     """Hash of the network that the images were made for; None for real images."""
+    images_code_sha256: str | None = None
+    """Hash of the user's file that gave the images, where one did."""
     unfolded: tuple[str, ...] = ()
     """Batch norms that stay, in float: as affine maps, or with their four statistics as genie wrote them at first."""
     coverage: CoverageEntry | None = None

@@ -19,7 +19,7 @@ from genie_cli.commands.pace import Pace
 from genie_cli.runtime.progress import Advanced, Event, Note, Paced, Reporter, StageFinished, StageStarted
 
 if TYPE_CHECKING:
-    from genie_cli.data.labeled import LabeledImages
+    from genie_cli.data.samples import Samples
     from genie_cli.models.teacher import Teacher
 
 _LINE_EVERY = 10.0
@@ -107,7 +107,7 @@ def _plain_lines(console: Console) -> Reporter:
         if isinstance(event, StageStarted):
             stages.start(event)
             started = last = time.monotonic()
-            line(f"{event.stage}: {event.total} {event.noun}")
+            line(f"{event.stage}: {event.noun if event.total is None else f'{event.total} {event.noun}'}")
         elif isinstance(event, Advanced | Paced):
             stage, pace = stages.find(event)
             if isinstance(event, Advanced):
@@ -115,7 +115,8 @@ def _plain_lines(console: Console) -> Reporter:
             if time.monotonic() - last >= _LINE_EVERY:
                 last = time.monotonic()
                 parts = (details.get(event.stage, ""), _left(pace, stage.noun))
-                line(f"{event.stage}: {event.done}/{stage.total} {' '.join(filter(None, parts))}".rstrip())
+                done = event.done if stage.total is None else f"{event.done}/{stage.total}"
+                line(f"{event.stage}: {done} {' '.join(filter(None, parts))}".rstrip())
         elif isinstance(event, StageFinished):
             line(f"{event.stage}: done in {duration(time.monotonic() - started)}")
         elif isinstance(event, Note):
@@ -153,7 +154,7 @@ def note(message: str, warning: bool = False) -> None:
         Console(stderr=True).print(_note(Note(message, warning)), soft_wrap=True)
 
 
-def tell_of(taken: Teacher | LabeledImages) -> None:
+def tell_of(taken: Teacher | Samples) -> None:
     """The notes and warnings on how a network or images were taken, one line each on stderr."""
     for warning, messages in ((False, taken.notes), (True, taken.warnings)):
         for message in messages:

@@ -1,4 +1,4 @@
-"""``genie evaluate``: accuracy of a teacher or of a quantized network."""
+"""``genie evaluate``: figures of a teacher, or of a quantized network beside its teacher."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ from genie_cli.errors import UsageError
 if TYPE_CHECKING:
     from genie_cli.commands.running import Run
     from genie_cli.config import EvaluateConfig, ModelConfig
+    from genie_cli.data.samples import Samples
+    from genie_cli.evaluation.metrics.choose import Metrics
 
 _MOST_CLASSES, _WEAKEST = 20, 5
 """More classes than the first are not all shown, but the second number of them."""
+_PER_CLASS = {"classification": "top-1", "segmentation": "IoU"}
+"""Metric -> its figure per class."""
 
 
 @takes(Fields("model"), Fields("evaluate"))
 def evaluate(used: Used, params: opt.ParamsFile = None, as_json: opt.AsJson = False) -> None:
-    """Measure top-1 and top-5 accuracy, and a quantized network's drop from and agreement with its teacher."""
+    """Measure a network: accuracy, mean IoU, mAP, fidelity or a metric of your own; of a quantized one the drop too."""
     from genie_cli.config import EvaluateConfig
 
     file = opt.read(params)
@@ -29,7 +33,9 @@ def evaluate(used: Used, params: opt.ParamsFile = None, as_json: opt.AsJson = Fa
     flags = opt.given(used["evaluate"])
     config = opt.stage_config(EvaluateConfig, file.section("evaluate"), flags, where="evaluate")
     if config.data is None:
-        raise UsageError("No data is named: give --data digits, cifar10:FOLDER, imagefolder:PATH or a .safetensors.")
+        raise UsageError(
+            "No data is named: give --data digits, imagefolder:PATH, or another form of `genie evaluate --help`."
+        )
     if config.folded and config.quantized is not None:
         raise UsageError("--folded evaluates the teacher and --quantized a student: give one of them.")
     _run(model_config, config, config.data, as_json)
@@ -55,23 +61,25 @@ def _run(model_config: ModelConfig, config: EvaluateConfig, source: str, as_json
 
 def _measure(run: Run, model_config: ModelConfig, config: EvaluateConfig, source: str) -> dict[str, Any]:
     from genie_cli.artifacts.quantized import load_quantized
-    from genie_cli.data.labeled import check_classes
-    from genie_cli.data.sources import open_data
-    from genie_cli.evaluation import accuracy
-    from genie_cli.evaluation.decision import decision_of
-    from genie_cli.evaluation.output_error import output_errors
+    from genie_cli.data.labeled import LabeledImages, check_classes
+    from genie_cli.evaluation import evaluate as evaluation
+    from genie_cli.evaluation.images import open_samples
+    from genie_cli.evaluation.metrics.choose import Wanted, choose_metrics
+    from genie_cli.evaluation.metrics.network_outputs import NetworkOutputs
+    from genie_cli.evaluation.outputs import unsupported_evaluation
     from genie_cli.models.graph.folding import fold_batch_norms
     from genie_cli.models.graph.placement import move
-    from genie_cli.models.logits import why_no_logits
     from genie_cli.models.network_input import RecordedInput
     from genie_cli.models.zoo import load_teacher
+    from genie_cli.runtime.user_code import code_file
     from genie_cli.runtime.work import NO_WORK
     from genie_cli.student.load import load_student
 
     with run.checks():
         if run.workers.is_first:
-            data_file = source if source.endswith(".safetensors") else None
+            data_file = source if source.endswith(".safetensors") else code_file(source)
             read = {"--weights": model_config.weights, "--data": data_file, "--quantized": config.quantized}
+            read |= {"--metric": code_file(config.metric), "--decode": code_file(config.decode)}
             opt.check_files({"--out": config.out}, read, ["--quantized"])
         artifact = load_quantized(config.quantized) if config.quantized is not None else None
         recorded = None
@@ -83,75 +91,81 @@ def _measure(run: Run, model_config: ModelConfig, config: EvaluateConfig, source
         if config.resize_size is not None:
             resize_size = None if config.resize_size == "none" else config.resize_size
             spec = spec.model_copy(update={"resize_size": resize_size})
-        data = open_data(source, spec, config.num_workers, config.num_images, class_order=config.class_order)
-        if config.num_images is not None and config.num_images > data.num_images:
-            raise UsageError(f"--num-images {config.num_images} is more than the {data.num_images} images of {source}.")
-        if teacher.logits is None and artifact is None:
-            raise UsageError(
-                f"There is no accuracy to measure: {why_no_logits(teacher.outputs)}. With --quantized, the outputs of "
-                "a quantized network are compared with the network's own."
-            )
-        decision = None
-        if teacher.logits is not None:
-            check_classes(data, teacher.logits.num_classes)
-            decision = decision_of(teacher.logits.of(teacher.graph), teacher.logits.num_classes)
-        network = teacher.graph
-        reference = None
+        samples = open_samples(source, config, spec)
+        network, reference = teacher.graph, None
         if artifact is not None:
-            network, reference = load_student(teacher, artifact), move(teacher.graph, run.device)
+            network, reference = load_student(teacher, artifact), teacher.graph
         elif config.folded:
             network = fold_batch_norms(teacher.graph).graph
+            reference = teacher.graph if config.metric == "fidelity" or not samples.has_targets else None
+        wanted = Wanted(config.metric, config.decode, config.ignore_class)
+        metrics = choose_metrics(wanted, samples, NetworkOutputs.of(teacher), reference is not None)
+        if metrics.name == "classification" and metrics.decode is None and isinstance(samples, LabeledImages):
+            assert teacher.num_classes is not None, "the metric was refused without class scores"
+            check_classes(samples, teacher.num_classes)
+        _check_processes(run, metrics, samples)
     run.tell_of(teacher)
-    run.tell_of(data)
-    if decision is None:
-        run.note(f"no accuracy is measured: {why_no_logits(teacher.outputs)}.")
-    elif decision.is_binary:
-        kind = "probability" if decision.threshold else "logit"
-        run.note(f"the network has one output: a {kind} above {decision.threshold:g} is class 1, else class 0.")
-    num_batches = data.num_batches(config.batch_size)
-    if run.workers.size > num_batches:
+    run.tell_of(samples)
+    for note in metrics.notes:
+        run.note(note)
+    num_batches = samples.num_batches(config.batch_size)
+    if num_batches is not None and run.workers.size > num_batches:
         run.note(
             f"{run.workers.size} processes for {num_batches} batch(es): {run.workers.size - num_batches} are idle; "
             "a smaller --batch-size makes more batches.",
             warning=True,
         )
-    network = move(network, run.device)
+    network = metrics.view(move(network, run.device))
+    reference = metrics.view(move(reference, run.device)) if reference is not None else None
     networks = [network] if reference is None else [network, reference]
-    run.decide_arithmetic(config, "evaluate", lambda context: accuracy.unsupported_evaluation(networks, spec, context))
+    run.decide_arithmetic(config, "evaluate", lambda context: unsupported_evaluation(networks, spec, context))
     with run.working(NO_WORK) as context:
-        figures: dict[str, Any] = {"model": teacher.name}
-        if reference is not None and len(teacher.outputs.names) + (teacher.logits is None) > 1:
-            errors = output_errors(network, reference, data, config.batch_size, context)
-            figures |= {"num_images": data.num_images, "output_errors": errors}
-        if decision is not None and teacher.logits is not None:
-            logits, full = teacher.logits.of(network), None if reference is None else teacher.logits.of(reference)
-            result = accuracy.evaluate(
-                logits, data, decision.num_outputs, config.batch_size, context, full, decision.threshold
-            )
-            figures |= result.as_json()
+        result = evaluation.evaluate(network, samples, metrics, config.batch_size, context, reference)
+    figures = {"model": teacher.name, "metric": metrics.name, **result.as_json()}
+    hashes = {"data_sha256": samples.code_sha256}
+    hashes |= {f"{name}_sha256": code.sha256 for name, code in metrics.codes().items()}
+    figures |= {key: sha256 for key, sha256 in hashes.items() if sha256 is not None}
     if artifact is not None:
         figures |= {key: getattr(artifact.metadata, key) for key in ("preset", "protocol")}
         figures |= {key: artifact.metadata.config.get(key) for key in ("weight_bits", "activation_bits")}
     return figures
 
 
+def _check_processes(run: Run, metrics: Metrics, samples: Samples) -> None:
+    """Refuse, for several processes, what they cannot share."""
+    if run.workers.size == 1:
+        return
+    if not all(metric.is_summed for metric in metrics.all()):
+        raise UsageError(f"Metric {metrics.name} cannot be shared by {run.workers.size} processes: start genie as one.")
+    if samples.num_batches(1) is None:
+        raise UsageError(
+            f"{run.workers.size} processes cannot share images whose number is not known: start genie as one, or let "
+            "the factory return a sequence of images, with __len__ and __getitem__."
+        )
+
+
 def _show(figures: dict[str, Any]) -> None:
     from genie_cli.commands.display import rows_table, summary
+    from genie_cli.evaluation.keys import DROP, HASHES, IN_PERCENT, OUTPUTS, PER_CLASS
 
-    tables = ("per_class", "output_errors")
-    summary("Evaluated", {key: _cell(key, value) for key, value in figures.items() if key not in tables})
-    if "output_errors" in figures:
-        errors = [[name, f"{error:.4f}"] for name, error in figures["output_errors"].items()]
-        rows_table("Distance from the network", ["output", "error"], errors, {"error"})
-    if "per_class" not in figures:
-        return
-    title, classes = "Per class", list(figures["per_class"].items())
-    if len(classes) > _MOST_CLASSES:
-        title, classes = "Weakest classes", sorted(classes, key=lambda item: item[1])[:_WEAKEST]
-    rows_table(title, ["class", "top-1 %"], [[name, f"{share:.2f}"] for name, share in classes], {"top-1 %"})
+    is_percent = figures["metric"] in IN_PERCENT
 
+    def cell(key: str, value: Any) -> str:
+        if not isinstance(value, float):
+            return "none" if value is None else str(value)
+        if not is_percent:
+            return f"{value:.4g}"
+        return f"{value:.2f} points" if key.partition("_")[0] == DROP else f"{value:.2f} %"
 
-def _cell(key: str, value: Any) -> str:
-    if not isinstance(value, float):
-        return str(value)
-    return f"{value:.2f} points" if key == "drop" else f"{value:.2f} %"
+    tables = (PER_CLASS, OUTPUTS, *HASHES)
+    summary("Evaluated", {key: cell(key, value) for key, value in figures.items() if key not in tables})
+    if PER_CLASS in figures:
+        title, classes = "Per class", list(figures[PER_CLASS].items())
+        if len(classes) > _MOST_CLASSES:
+            title, classes = "Weakest classes", sorted(classes, key=lambda item: item[1])[:_WEAKEST]
+        column = f"{_PER_CLASS.get(figures['metric'], figures['metric'])} %"
+        rows_table(title, ["class", column], [[name, f"{share:.2f}"] for name, share in classes], {column})
+    if OUTPUTS in figures:
+        columns = list(next(iter(figures[OUTPUTS].values())))
+        rows = [[name, *(cell(key, each[key]) for key in columns)] for name, each in figures[OUTPUTS].items()]
+        rows_table("Per output", ["output", *columns], rows, set(columns))

@@ -44,6 +44,7 @@ def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
     from genie_cli.models.graph.repeatable import check_repeatable
     from genie_cli.models.zoo import load_teacher
     from genie_cli.quantization.plan import check_loss, make_plan
+    from genie_cli.runtime.user_code import code_file
     from genie_cli.student.overrides import layer_bits
     from genie_cli.student.protocol import find_protocol
 
@@ -51,7 +52,7 @@ def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
         with run.checks():
             if run.workers.is_first:
                 outputs = {"--out": config.out, "--performance": config.performance}
-                images = None if names_source(config.images) else config.images
+                images = code_file(config.images) if names_source(config.images) else config.images
                 opt.check_files(outputs, {"--weights": model_config.weights, "--images": images}, ["--out"])
             find_protocol(config.protocol)
             teacher = load_teacher(model_config, None if config.data_free else _input_of(config.images))

@@ -9,11 +9,12 @@ import typer
 
 _TITLES = {
     "weight_bits": "W bits", "activation_bits": "A bits", "top1": "top-1 %", "teacher_top1": "teacher %",
-    "agreement": "agreement %",
+    "agreement": "agreement %", "miou": "mIoU %", "teacher_miou": "teacher %", "pixel_accuracy": "pixels %",
+    "map": "mAP %", "teacher_map": "teacher %", "map50": "mAP@50 %", "map75": "mAP@75 %", "sqnr_db": "SQNR dB",
+    "relative_error": "rel. error",
 }  # fmt: skip
 """Short names, so that the table fits a terminal of 80 columns."""
-_FIGURES = ("top1", "teacher_top1", "drop", "agreement")
-_TEXTS = ("scheme", "model", "preset")
+_TEXTS = ("scheme", "model", "metric", "preset")
 
 
 def report(
@@ -44,9 +45,9 @@ def report(
     from genie_cli.runtime.atomic import atomic_write_text
 
     rows = comparison.read_rows(metrics)
-    columns: tuple[str, ...] = comparison.COLUMNS
     if over_seeds:
-        rows, columns = aggregation.over_seeds(rows), aggregation.COLUMNS
+        rows = aggregation.over_seeds(rows)
+    columns = comparison.columns_of(rows)
     files, shown = _by_bits(rows, columns) if by_bits else _by_scheme(rows, columns)
     if not out.resolve().parent.is_dir():
         raise InputError(f"Output folder {out.parent} does not exist: create it or choose another --out.")
@@ -66,14 +67,36 @@ _Shown = tuple[str, list[dict[str, Any]], list[str]]
 
 
 def _by_scheme(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> tuple[_Files, _Shown]:
-    from genie_cli.evaluation.comparison import as_csv, as_json, as_markdown
+    from genie_cli.evaluation.comparison import as_csv, as_json, as_markdown, shown_figure
+    from genie_cli.evaluation.keys import figures_of
     from genie_cli.evaluation.pivot import mean_and_spread
 
     files = {"table.md": as_markdown(rows, columns), "table.json": as_json(rows), "table.csv": as_csv(rows, columns)}
-    shown = [*_texts(rows, "preset"), "weight_bits", "activation_bits", *_FIGURES]
-    if "runs" in columns:
-        shown = [*_texts(rows), "weight_bits", "activation_bits", "runs", "top1", "drop", "agreement"]
-    return files, ("Comparison", [{**row, "top1": mean_and_spread(row)} for row in rows], shown)
+    figures = _shown_figures(rows)
+    runs = ["runs"] if "runs" in columns else []
+    shown = [*_texts(rows, *([] if runs else ["preset"])), "weight_bits", "activation_bits", *runs, *figures]
+    cells = []
+    for row in rows:
+        texts = {key: shown_figure(row, row[key]) for key in figures if isinstance(row.get(key), int | float)}
+        first = figures_of(row)[0]
+        cells.append({**row, **texts, **({first: mean_and_spread(row)} if runs else {})})
+    return files, ("Comparison", cells, shown)
+
+
+def _shown_figures(rows: list[dict[str, Any]]) -> list[str]:
+    """The figures that a terminal shows: those of the network, and the teacher's first one with the difference."""
+    from genie_cli.evaluation.comparison import columns_of
+    from genie_cli.evaluation.keys import CLASSIFICATION, DROP, figures_of, spread_key, teacher_key
+
+    firsts = {figures_of(row)[0] for row in rows}
+    if firsts == {CLASSIFICATION[0]}:
+        without = teacher_key(CLASSIFICATION[0]) if "runs" in rows[0] else ""
+        return [figure for figure in CLASSIFICATION[:-1] if figure != without]
+    left_out = {key for key in columns_of(rows) if key.startswith(("teacher_", f"{DROP}_"))}
+    left_out -= {teacher_key(first) for first in firsts}
+    left_out |= {spread_key(first) for first in firsts}
+    found = dict.fromkeys(key for row in rows for key in figures_of(row))
+    return [key for key in found if key not in left_out and any(row.get(key) is not None for row in rows)]
 
 
 def _by_bits(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> tuple[_Files, _Shown]:
@@ -92,16 +115,13 @@ def _by_bits(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> tuple[_Fil
 
 
 def _texts(rows: list[dict[str, Any]], *more: str) -> list[str]:
-    """The columns that distinguish rows; the model only where there are several."""
-    return ["scheme", *(["model"] if len({row["model"] for row in rows}) > 1 else []), *more]
+    """The columns that distinguish rows; model and metric only where there are several."""
+    return ["scheme", *(key for key in ("model", "metric") if len({row[key] for row in rows}) > 1), *more]
 
 
 def _show(title: str, rows: list[dict[str, Any]], columns: list[str]) -> None:
     from genie_cli.commands.display import rows_table
 
     titles = [_TITLES.get(column, column) for column in columns]
-    cells = [
-        [f"{row[c]:.2f}" if c in _FIGURES and isinstance(row[c], int | float) else row[c] for c in columns]
-        for row in rows
-    ]
+    cells = [[row.get(column) for column in columns] for row in rows]
     rows_table(title, titles, cells, set(titles) - set(_TEXTS))

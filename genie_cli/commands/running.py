@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from genie_cli.artifacts.metadata import Arithmetic
     from genie_cli.config import LongStage, Stage
-    from genie_cli.data.labeled import LabeledImages
+    from genie_cli.data.samples import Samples
     from genie_cli.models.teacher import Teacher
     from genie_cli.runtime.arithmetic import ChosenArithmetic
     from genie_cli.runtime.arithmetic_speed import Passes
@@ -223,7 +223,7 @@ class Run:
         else:
             note(message, warning)
 
-    def tell_of(self, taken: Teacher | LabeledImages) -> None:
+    def tell_of(self, taken: Teacher | Samples) -> None:
         """The notes and warnings on how a network or images were taken, from the first process."""
         from genie_cli.commands.display import tell_of
 

@@ -21,12 +21,25 @@ class EvaluateConfig(Stage):
     folded: Annotated[bool, Flag("Model", "--folded")] = False
     """Evaluate the teacher with its batch norms folded."""
     data: Annotated[str | None, Flag("Data")] = None
-    """digits, cifar10:FOLDER, imagefolder:PATH, or a .safetensors with images and labels."""
+    """digits, cifar10:FOLDER, imagefolder:PATH, segmentation:FOLDER, detection:FOLDER, images:FOLDER (no labels), a
+    .safetensors with images and labels, an image set, or FILE.py:FACTORY, code that is run.
+
+    segmentation: images and class maps, PNG files of the same names. detection: images and boxes, text files of the
+    same names in YOLO's format. A factory returns an iterable of (image, target)."""
+    metric: Annotated[str | None, Flag("Data", default="the one for the data")] = None
+    """classification, segmentation, detection, fidelity, or FILE.py:FACTORY, code that is run.
+
+    A factory returns an object with update(outputs, targets) and compute(), which gives a dict of numbers."""
+    decode: Annotated[str | None, Flag("Data", default="none")] = None
+    """FILE.py:FUNCTION, code that is run: turns the network's outputs into what the metric takes."""
+    ignore_class: Annotated[int | None, Flag("Data", default="none")] = None
+    """Class of pixels that do not count in a segmentation."""
     resize_size: Annotated[
         ImageSize | Literal["none"] | None,
         Flag("Data", default="the model's own, else input size / 0.875"),
     ] = None
-    """Image files: shorter side before the centre crop in pixels, or HEIGHTxWIDTH that is just covered, or none."""
+    """Image files of imagefolder and images: shorter side before the centre crop in pixels, or HEIGHTxWIDTH that is
+    just covered, or none."""
     class_order: Annotated[Literal["text", "natural"] | None, Flag("Data", default="text")] = None
     """Order of class folders: text (0, 1, 10, 2), or natural (0, 1, 2, 10), by the numbers in their names.
 

@@ -1,9 +1,7 @@
-"""Labelled images as evaluation reads them: batches that are normalised for one network."""
+"""Images with a class each."""
 
 from __future__ import annotations
 
-import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -11,22 +9,19 @@ from torch import Tensor
 
 from genie_cli.config import InputSpec
 from genie_cli.data.normalize import normalize_pixels
+from genie_cli.data.samples import CountedSamples, Task
 from genie_cli.errors import InputError
 
 
-class LabeledImages(ABC):
-    """A finite, ordered set of images with their labels.
+class LabeledImages(CountedSamples):
+    """Images with a class each; their targets are the labels, int64 [B].
 
     Attributes:
         labels: int64 [n], each >= 0, in the order of the images.
         num_classes: number of classes, None where the source does not know it.
-        class_names: one name per class in the order of the labels, None where the source has none.
-        notes: what the user should know of how the images were taken.
-        warnings: what the user should look at.
     """
 
-    notes: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
+    task: Task | None = "classification"
 
     def __init__(self, labels: Tensor, num_classes: int | None, class_names: list[str] | None) -> None:
         """Keep what every source knows."""
@@ -38,39 +33,6 @@ class LabeledImages(ABC):
     def num_images(self) -> int:
         """Number of images."""
         return len(self.labels)
-
-    def num_batches(self, batch_size: int) -> int:
-        """Number of batches that hold all images."""
-        return math.ceil(self.num_images / batch_size)
-
-    def rows(self, batch_size: int, share: range | None) -> list[range]:
-        """The images of each batch of a share, see `batches`."""
-        chosen = range(self.num_batches(batch_size)) if share is None else share
-        return [range(i * batch_size, min((i + 1) * batch_size, self.num_images)) for i in chosen]
-
-    @abstractmethod
-    def pixels(self, rows: Sequence[int]) -> Tensor:
-        """Some images as pixels of the network's size: uint8 ``[len(rows), C, H, W]``.
-
-        Raises:
-            InputError: an image that cannot be used.
-        """
-
-    @abstractmethod
-    def batches(self, batch_size: int, share: range | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Go once through the images in their order.
-
-        Args:
-            batch_size: images per batch, the last batch may have fewer.
-            share: indices of the batches to read, out of `num_batches`. Images of other batches are not read.
-                None: all.
-
-        Yields:
-            images float32 [B, C, H, W] on the CPU, normalised by the network's mean and std; labels int64 [B].
-
-        Raises:
-            InputError: an image that cannot be used.
-        """
 
 
 class TensorImages(LabeledImages):
@@ -98,14 +60,15 @@ class TensorImages(LabeledImages):
         self._spec = spec
 
     def pixels(self, rows: Sequence[int]) -> Tensor:
-        """Some images, see `LabeledImages.pixels`."""
+        """Some images, see `CountedSamples.pixels`."""
         return self._images[torch.tensor(rows, dtype=torch.int64)]
 
-    def batches(self, batch_size: int, share: range | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Go once through the images, see `LabeledImages.batches`."""
+    def batches(self, batch_size: int, share: range | None = None) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Go once through the images, see `Samples.batches`."""
         for rows in self.rows(batch_size, share):
             batch = slice(rows.start, rows.stop)
-            yield normalize_pixels(self._images[batch], self._spec), self.labels[batch]
+            targets = self.labels[batch] if self.has_targets else None
+            yield normalize_pixels(self._images[batch], self._spec), targets
 
 
 def check_fits(source: str, image_shape: tuple[int, int, int], spec: InputSpec) -> None:

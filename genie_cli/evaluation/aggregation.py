@@ -8,25 +8,19 @@ from statistics import mean, stdev
 from typing import Any
 
 from genie_cli.errors import InputError
+from genie_cli.evaluation.keys import FACTS, figures_of, spread_key
 
-COLUMNS = (
-    "scheme", "model", "preset", "protocol", "weight_bits", "activation_bits", "runs",
-    "top1", "top1_std", "teacher_top1", "drop", "agreement", "top5", "num_images",
-)  # fmt: skip
-FACTS = ("model", "preset", "protocol", "weight_bits", "activation_bits", "num_images")
-"""Facts that all runs of one row share."""
 _SEED = "(?:seed|s)([0-9]+)"
 _SEPARATOR = r"((?:[-_/ ]|\.(?![0-9]))+)"
 """Separator between the parts of a name; the decimal point of a number is not one."""
-_MEANS = ("top1", "teacher_top1", "drop", "agreement", "top5")
 
 
 def over_seeds(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row for the rows of `comparison.read_rows` whose schemes differ only in ``seed<digits>`` or ``s<digits>``.
 
-    The row's name leaves that part out. The row holds the means, the number of `runs`, and `top1_std`, the
-    sample standard deviation (None for one run). A figure that a run lacks has no mean. Rows keep the order
-    of their first runs, and no figure depends on the order of the runs.
+    The row's name leaves that part out. The row holds the means, the number of `runs`, and the sample standard
+    deviation of the first figure, such as `top1_std` (None for one run). A figure that a run lacks has no mean. Rows
+    keep the order of their first runs, and no figure depends on the order of the runs.
 
     Raises:
         InputError: runs of one row differ in more than the seed, or do not tell their seeds apart.
@@ -85,9 +79,12 @@ def _shown(fact: Any) -> str:
 
 def _mean(scheme: str, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     check_same(runs, FACTS, "the seed")
-    figures: dict[str, Any] = {"scheme": scheme, "runs": len(runs), **{fact: runs[0][fact] for fact in FACTS}}
-    for key in _MEANS:  # exact: the mean of equal figures is that figure
-        values = [run[key] for run in runs]
-        figures[key] = None if None in values else mean(values)
-    figures["top1_std"] = stdev(run["top1"] for run in runs) if len(runs) > 1 else None
-    return {column: figures[column] for column in COLUMNS}
+    row: dict[str, Any] = {"scheme": scheme, **{fact: runs[0][fact] for fact in FACTS if fact != "num_images"}}
+    row["runs"] = len(runs)
+    for place, key in enumerate(figures_of(runs[0])):  # exact: the mean of equal figures is that figure
+        values = [run.get(key) for run in runs]
+        known = [value for value in values if value is not None]
+        row[key] = mean(known) if len(known) == len(values) else None
+        if place == 0:
+            row[spread_key(key)] = stdev(known) if 1 < len(known) == len(values) else None
+    return {**row, "num_images": runs[0]["num_images"]}

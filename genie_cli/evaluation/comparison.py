@@ -10,16 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from genie_cli.errors import InputError, UsageError
+from genie_cli.evaluation.keys import CLASSIFICATION, FACTS, HASHES, IN_PERCENT, OUTPUTS, PER_CLASS, figures_of
 
 COLUMNS = (
-    "scheme", "model", "preset", "protocol", "weight_bits", "activation_bits",
-    "top1", "teacher_top1", "drop", "agreement", "top5", "num_images",
+    "scheme", "model", "metric", "preset", "protocol", "weight_bits", "activation_bits", *CLASSIFICATION, "num_images",
 )  # fmt: skip
+"""Columns of rows that are all of classifications."""
 _LARGEST = 1e12
 """Largest value that a figure of an evaluation may have."""
 _MARKUP = "\\`*[]|~"
-_TEXTS = {"scheme", "preset", "protocol", "model"}
-_PERCENT = {"top1", "top1_std", "teacher_top1", "drop", "agreement", "top5"}
+_TEXTS = {"scheme", "preset", "protocol", "model", "metric"}
+_COMMON = ("model", "metric")
+"""Facts that are written once where all rows share them, and the title of that line."""
+_DEFAULT = "classification"
+"""Metric of files that name none."""
 
 
 def read_rows(paths: Sequence[Path]) -> list[dict[str, Any]]:
@@ -69,39 +73,62 @@ def _read_figures(path: Path) -> dict[str, Any]:
         raise InputError(f"Metrics file {path} cannot be read: {error.strerror}.") from None
     except (ValueError, RecursionError):
         raise InputError(f"Metrics file {path} is not JSON: give files written by 'genie evaluate --out'.") from None
-    if not isinstance(figures, dict) or figures.get("top1") is None:
-        raise InputError(f"{path} holds no metrics of 'genie evaluate': 'top1' is missing.")
-    row = {key: figures.get(key) for key in COLUMNS}
+    metric = figures.get("metric", _DEFAULT) if isinstance(figures, dict) else _DEFAULT
+    names = list(CLASSIFICATION)
+    if metric != _DEFAULT:
+        others = (*FACTS, *HASHES, PER_CLASS, OUTPUTS)
+        names = [key for key, value in figures.items() if key not in others and not isinstance(value, list)]
+    if not isinstance(figures, dict) or not names or (metric == _DEFAULT and figures.get(names[0]) is None):
+        missing = f"'{names[0]}' is missing" if names else "it has no figures"
+        raise InputError(f"{path} holds no metrics of 'genie evaluate': {missing}.")
+    facts = [column for column in COLUMNS if column not in (*CLASSIFICATION, "num_images")]
+    row = {key: figures.get(key) for key in (*facts, *names, "num_images")}
+    row["metric"] = metric
     for key, value in row.items():
         if value is not None and not (isinstance(value, str) if key in _TEXTS else _is_figure(value)):
             raise InputError(f"{path} holds no metrics of 'genie evaluate': its '{key}' is not a valid value.")
     return row
 
 
+def columns_of(rows: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+    """The columns of rows in their order, the number of images last."""
+    found = dict.fromkeys(key for row in rows for key in row)
+    return (*(key for key in found if key != "num_images"), *(["num_images"] if "num_images" in found else []))
+
+
 def _is_figure(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
-def as_markdown(rows: Sequence[dict[str, Any]], columns: Sequence[str] = COLUMNS) -> str:
-    """The table in markdown, percentages with two decimals; a model that all rows share is written above it."""
-    models = {row["model"] for row in rows}
-    model = models.pop() if len(models) == 1 else None
+def as_markdown(rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None) -> str:
+    """The table in markdown, by default with the columns of `columns_of`; figures are shown as `shown_figure` does.
+
+    A model or metric that all rows share is not a column: it is written above the table. That the metric is
+    classification goes without saying.
+    """
+    shared = {key: rows[0][key] for key in _COMMON if key in rows[0] and len({row[key] for row in rows}) == 1}
     shown = [
         column
-        for column in columns
-        if any(row[column] is not None for row in rows) and not (column == "model" and model is not None)
+        for column in columns or columns_of(rows)
+        if any(row.get(column) is not None for row in rows) and shared.get(column) is None
     ]
     align = [":--" if column in _TEXTS else "--:" for column in shown]
     lines = [_line(shown), _line(align)]
-    lines += [_line([_cell(row[column], column) for column in shown]) for row in rows]
-    title = f"Model: {_escape(model)}\n\n" if model is not None else ""
+    lines += [_line([_cell(row, column) for column in shown]) for row in rows]
+    told = {key: value for key, value in shared.items() if value not in (None, _DEFAULT)}
+    title = "".join(f"{key.capitalize()}: {_escape(value)}\n\n" for key, value in told.items())
     return title + "\n".join(lines) + "\n"
 
 
-def as_csv(rows: Sequence[dict[str, Any]], columns: Sequence[str] = COLUMNS) -> str:
-    """The table as CSV, for plots."""
+def shown_figure(row: dict[str, Any], value: float) -> str:
+    """A figure of a row: a percentage with two decimals, any other number with four digits."""
+    return f"{value:.2f}" if (row.get("metric") or _DEFAULT) in IN_PERCENT else f"{value:.4g}"
+
+
+def as_csv(rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None) -> str:
+    """The table as CSV, for plots; by default with the columns of `columns_of`."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(buffer, columns or columns_of(rows), extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return buffer.getvalue()
@@ -116,10 +143,12 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _cell(value: Any, column: str) -> str:
+def _cell(row: dict[str, Any], column: str) -> str:
+    value = row.get(column)
     if value is None:
         return ""
-    return f"{value:.2f}" if column in _PERCENT else _escape(str(value))
+    is_figure = column in figures_of(row) and isinstance(value, int | float)
+    return shown_figure(row, value) if is_figure else _escape(str(value))
 
 
 def _escape(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The table as papers print it: a row for each method, a column for each bit width, top-1 accuracy in the cells."""
+"""The table as papers print it: a row for each method, a column for each bit width, one figure in the cells."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from genie_cli.errors import InputError
-from genie_cli.evaluation.aggregation import FACTS, check_same, split_name
+from genie_cli.evaluation.aggregation import check_same, split_name
+from genie_cli.evaluation.comparison import shown_figure
+from genie_cli.evaluation.keys import FACTS, figures_of, spread_key
 
 LONG_COLUMNS = ("method", "bits")
 """Keys that `with_bits` adds to a row."""
@@ -14,14 +16,23 @@ _BITS = "(w[0-9]+a[0-9]+)"
 _SHARED = tuple(fact for fact in FACTS if fact not in ("weight_bits", "activation_bits"))
 _FLOAT = 32
 """Bits of a network that is not quantized."""
+_TITLES = {
+    "top1": "Top-1 accuracy in %",
+    "miou": "Mean intersection over union in %",
+    "map": "Mean average precision in %",
+    "sqnr_db": "Signal-to-quantization-noise ratio in dB",
+}
+"""First figure of a metric -> its words; another one is called by its name."""
 
 
 def with_bits(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows, with `bits` as W4A4 (W32A32: the teacher) and `method`, the scheme without its part ``w<d>a<d>``.
 
     Raises:
-        InputError: a scheme's name gives other bits than its metrics, or two rows are one method at the same bits.
+        InputError: rows of several metrics, a scheme whose name gives other bits than its metrics, or two rows that are
+            one method at the same bits.
     """
+    check_same(rows, ("metric",), "their bits")
     long: dict[tuple[str, str], dict[str, Any]] = {}
     for row in rows:
         method, told = split_name(row, _BITS)
@@ -81,20 +92,25 @@ def as_text(table: Sequence[dict[str, Any]], columns: Sequence[str]) -> list[dic
 
 
 def mean_and_spread(row: dict[str, Any]) -> str:
-    """Top-1 accuracy with two decimals, and its spread where the row is of several runs."""
-    spread = row.get("top1_std")
-    return f"{row['top1']:.2f}" if spread is None else f"{row['top1']:.2f} ± {spread:.2f}"
+    """The row's first figure, and its spread where the row is of several runs."""
+    first = figures_of(row)[0]
+    value, spread = row[first], row.get(spread_key(first))
+    if value is None:
+        return "none"
+    return shown_figure(row, value) + ("" if spread is None else f" ± {shown_figure(row, spread)}")
 
 
 def caption(long: Sequence[dict[str, Any]]) -> str:
     """The table's caption: the statistic that its cells hold."""
+    first = figures_of(long[0])[0]
+    title = _TITLES.get(first, first)
     runs = {row.get("runs", 1) for row in long}
     several = sorted(runs - {1})
     if not several:
-        return "Top-1 accuracy in %."
+        return f"{title}."
     number = " to ".join(str(count) for count in dict.fromkeys((several[0], several[-1])))
     alone = "; figures without ± are one run" if 1 in runs else ""
-    return f"Top-1 accuracy in %: mean ± sample standard deviation of {number} runs{alone}."
+    return f"{title}: mean ± sample standard deviation of {number} runs{alone}."
 
 
 def _numbers(row: dict[str, Any]) -> tuple[float, float]:

@@ -12,13 +12,13 @@ from genie_cli.config import InputSpec, ModelConfig
 from genie_cli.errors import GenieError, InputError, UsageError, unknown_name
 from genie_cli.models import timm_zoo, torchvision_zoo
 from genie_cli.models.checkpoints import check_numbers, load_into, read_state, state_sha256
-from genie_cli.models.factories import call_factory, prints_on_stderr
 from genie_cli.models.network_input import RecordedInput, assumptions, describe_input, input_warnings
 from genie_cli.models.preparation import prepared
 from genie_cli.models.reparameterization import reparameterized
 from genie_cli.models.source import Source, looks_like_file, no_weights
 from genie_cli.models.teacher import Teacher, make_teacher
 from genie_cli.models.unwrapping import unwrapped
+from genie_cli.runtime.user_code import load_code, prints_on_stderr
 
 _ASSETS = Path(__file__).parent / "assets"
 _CIFAR_DEPTHS = (20, 32, 44, 56)
@@ -160,7 +160,7 @@ def _find(name: str, weights: str | None) -> Source:
     if name.startswith(timm_zoo.PREFIX):
         return timm_zoo.source_of(name)
     if ":" in name:
-        return Source(lambda: call_factory(name), InputSpec(), None)
+        return Source(lambda: load_code(name, "Model")(), InputSpec(), None)
     if name == "digits_resnet":
         from genie_cli.models.digits import INPUT_SPEC, digits_resnet
 

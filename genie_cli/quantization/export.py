@@ -48,6 +48,7 @@ def to_artifact(
         activations={n: ActivationEntry(bits=a.bits, signed=a.signed) for n, a in activations.items()},
         images_sha256=images.sha256 if images is not None else None,
         images_teacher_sha256=images.metadata.teacher_sha256 if images is not None else None,
+        images_code_sha256=images.code_sha256 if images is not None else None,
         unfolded=tuple(network.plan.folded.unfolded),
         coverage=CoverageEntry(
             parameters=network.plan.coverage.parameters,

@@ -20,10 +20,9 @@ def open_image_set(images: str, teacher: Teacher, num_images: int | None, seed: 
     """An image set, or real images as one: a draw under the seed, or all of them in their order.
 
     Args:
-        images: path of an image set; ``digits``, ``cifar10:FOLDER``, ``imagefolder:PATH``; or a
-            ``.safetensors`` with real ``images``, uint8.
+        images: path of an image set, or real images in a form of `open_data`; a ``.safetensors`` needs no labels.
         teacher: the network, whose preprocessing image files go through.
-        num_images: so many real images, ``randperm(n)[:num_images]`` under `seed`.
+        num_images: so many real images, ``randperm(n)[:num_images]`` under `seed`; of a factory the first ones.
         seed: of the draw.
 
     Raises:
@@ -33,20 +32,16 @@ def open_image_set(images: str, teacher: Teacher, num_images: int | None, seed: 
     if not _is_source(images):
         return load_images(Path(images))
     data = open_data(images, teacher.input, train=True)
-    wanted = data.num_images if num_images is None else num_images
-    if wanted > data.num_images:
-        raise UsageError(f"--num-images {wanted} is more than the {data.num_images} images of {images}.")
-    rows = torch.arange(data.num_images)
-    if num_images is not None:
-        rows = torch.randperm(data.num_images, generator=torch.Generator().manual_seed(seed))[:wanted]
-    pixels = data.pixels(rows.tolist()).contiguous()
+    if num_images is not None and data.num_images is not None and num_images > data.num_images:
+        raise UsageError(f"--num-images {num_images} is more than the {data.num_images} images of {images}.")
+    pixels = data.calibration_pixels(num_images, seed)
     metadata = ImagesMetadata(
-        **provenance({}, None if num_images is None else seed, teacher.input, None, None),
+        **provenance({}, seed if num_images is not None and data.is_drawn else None, teacher.input, None, None),
         teacher_sha256=None,
         num_images=len(pixels),
         dtype="uint8",
     )
-    return ImageSet(pixels, metadata, hashlib.sha256(pixels.numpy().tobytes()).hexdigest())
+    return ImageSet(pixels, metadata, hashlib.sha256(pixels.numpy().tobytes()).hexdigest(), data.code_sha256)
 
 
 def _is_source(images: str) -> bool:

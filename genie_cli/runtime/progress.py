@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class StageStarted:
-    """A stage with a known amount of work begins."""
+    """A stage begins."""
 
     stage: str
-    total: int
-    """Units of work, e.g. optimisation steps over all batches."""
+    total: int | None
+    """Units of work, e.g. optimisation steps over all batches; None: only the end shows how many."""
     noun: str = "steps"
     """The name of what is counted."""
 

@@ -49,6 +49,30 @@ def test_lines_have_the_time_left_from_the_second_step_on(monkeypatch: pytest.Mo
     ]
 
 
+def work_of_unknown_length(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO) -> list[str]:
+    clock = Clock(monkeypatch, stream)
+    with display.progress() as report:
+        report(StageStarted("evaluate", None, "images"))
+        for done in (8, 16, 24):
+            clock.now += 12
+            report(Advanced("evaluate", done, values={"top1": 50.0}))
+        report(StageFinished("evaluate"))
+    return clock.lines()
+
+
+def test_work_of_unknown_length(monkeypatch: pytest.MonkeyPatch):
+    assert work_of_unknown_length(monkeypatch, io.StringIO()) == [
+        "evaluate: images",
+        "evaluate: 8 top1 50",
+        "evaluate: 16 top1 50",
+        "evaluate: 24 top1 50",
+        "evaluate: done in 36 s",
+    ]
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    assert "24/?" in "".join(work_of_unknown_length(monkeypatch, Terminal()))
+
+
 def test_the_figures_of_an_earlier_step_stay(monkeypatch: pytest.MonkeyPatch):
     clock = Clock(monkeypatch)
     with display.progress() as report:

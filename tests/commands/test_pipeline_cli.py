@@ -300,7 +300,7 @@ def test_evaluation_is_that_of_the_loaded_network(genie: Any, quantized: Path) -
 def test_evaluating_the_teacher(genie: Any, options: tuple[str, ...]) -> None:
     result = genie("evaluate", *DIGITS, "--data", "digits", "--json", *options)
     figures = one_object(result.stdout)
-    assert figures.keys() == {"model", "num_images", "top1", "top5", "per_class"}
+    assert figures.keys() == {"model", "metric", "num_images", "top1", "top5", "per_class"}
     assert figures["top1"] > 99
 
 

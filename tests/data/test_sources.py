@@ -58,14 +58,17 @@ def test_input_that_does_not_fit_is_refused(data: str):
         ("cifar10", "It is written cifar10:FOLDER."),
         ("imagefolder:", "It is written imagefolder:PATH."),
         ("digits:all", "It is written digits."),
-        ("mnist.npz", "FILE.safetensors."),
-        ("", "FILE.safetensors."),
+        ("mnist.npz", "FILE.safetensors or FILE.py:FACTORY."),
+        ("", "FILE.safetensors or FILE.py:FACTORY."),
+        ("segment:x", "Did you mean 'segmentation'?"),
+        ("images", "It is written images:FOLDER."),
+        ("detection:", "It is written detection:FOLDER."),
     ],
 )
 def test_unknown_form_lists_the_forms(data: str, hint: str):
     with pytest.raises(UsageError) as raised:
         open_data(data, GRAY)
-    assert str(raised.value).startswith(f"Unknown data '{data}': use digits, cifar10:FOLDER, imagefolder:PATH or FILE.")
+    assert str(raised.value).startswith(f"Unknown data '{data}': use digits, cifar10:FOLDER, imagefolder:PATH, ")
     assert str(raised.value).endswith(hint)
 
 
@@ -79,7 +82,20 @@ def test_no_images_is_refused():
         open_data("digits", GRAY, num_images=0)
 
 
-@pytest.mark.parametrize("text", ["digits", "cifar10:/data", "cifar10", "imagefolder:a:b"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "digits",
+        "cifar10:/data",
+        "cifar10",
+        "imagefolder:a:b",
+        "images:x",
+        "segmentation:x",
+        "detection:x",
+        "/a:b/d.py:make",
+        "a.b:make",
+    ],
+)
 def test_names_of_sources(text: str):
     assert names_source(text)
 

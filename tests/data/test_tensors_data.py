@@ -61,7 +61,7 @@ def test_truncated_file(tmp_path: Path, share: float):
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"images": IMAGES}, "holds images: it must hold 'images', uint8"),
+        ({"labels": LABELS}, "holds labels: it must hold 'images', uint8"),
         ({"pixels": IMAGES, "labels": LABELS}, "holds labels, pixels: it must hold"),
         ({"images": IMAGES.float(), "labels": LABELS}, "are float32, and pixels must be uint8"),
         ({"images": IMAGES, "labels": LABELS.float()}, "'labels' of .* are float32"),
@@ -87,6 +87,12 @@ UNLABELLED = {
     "float": {"labels": LABELS.float()},
     "too few": {"labels": LABELS[:2].clone()},
 }
+
+
+def test_images_without_labels_have_no_targets(tmp_path: Path):
+    data = open_tensors(write(tmp_path, images=IMAGES), SPEC)
+    assert (data.task, data.has_targets, data.num_images) == (None, False, len(IMAGES))
+    assert [targets for _, targets in data.batches(4)] == [None, None]
 
 
 @pytest.mark.parametrize("labels", UNLABELLED.values(), ids=UNLABELLED.keys())

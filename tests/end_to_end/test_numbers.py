@@ -167,5 +167,5 @@ def test_logits_are_tried_again_in_float32(digits_teacher: Teacher):
     )
     events: list[Event] = []
     result = stages.evaluate(OnlyFloat32(), images, 3, 3, dtype=torch.bfloat16, report=events.append)
-    assert result.top1 == 100
+    assert result.own["top1"] == 100
     assert [event.message[:7] for event in events if isinstance(event, Note)] == ["Batch 1", "Batch 2"]

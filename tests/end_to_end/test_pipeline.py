@@ -150,7 +150,7 @@ def test_adding_a_scheme_runs_only_the_new_one(project: Path) -> None:
 
 
 def test_changing_evaluation_code_runs_only_evaluation(project: Path) -> None:
-    _edit(project, "import annotations", "import annotations\n", "genie_cli/evaluation/accuracy.py")
+    _edit(project, "import annotations", "import annotations\n", "genie_cli/evaluation/evaluate.py")
     assert {stage.partition("@")[0] for stage in _pending(project)} == {"evaluate"}
 
 

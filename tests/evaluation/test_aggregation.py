@@ -13,11 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genie_cli.errors import InputError
-from genie_cli.evaluation import aggregation, comparison
-from genie_cli.evaluation.aggregation import COLUMNS, over_seeds
+from genie_cli.evaluation import comparison
+from genie_cli.evaluation.aggregation import over_seeds
+from genie_cli.evaluation.keys import FACTS
 
 FIGURES = {
-    "model": "cifar_resnet20", "preset": "genie-m", "protocol": "genie", "weight_bits": 2, "activation_bits": 4,
+    "model": "cifar_resnet20", "metric": "classification", "preset": "genie-m", "protocol": "genie",
+    "weight_bits": 2, "activation_bits": 4,
     "num_images": 10000, "top1": 84.25, "top5": 99.0, "teacher_top1": 92.6, "drop": 8.35, "agreement": 85.5,
 }  # fmt: skip
 
@@ -47,7 +49,8 @@ def test_mean_and_spread_are_those_of_numpy(top1: list[float]) -> None:
 def test_a_row_holds_the_facts_of_its_runs() -> None:
     (row,) = over_seeds([run("w2a4-seed0", top1=84), run("w2a4-seed1", top1=85)])
     assert row == {**run("w2a4"), "top1": 84.5, "top1_std": pytest.approx(0.5**0.5), "runs": 2}
-    assert tuple(row) == COLUMNS
+    assert [key for key in row if key not in ("runs", "top1_std")] == list(comparison.COLUMNS)
+    assert list(row)[7:10] == ["runs", "top1", "top1_std"]
 
 
 def test_one_run_has_no_spread() -> None:
@@ -111,7 +114,9 @@ def test_a_name_without_a_seed_stays(name: str) -> None:
 # --- runs that are not one
 
 
-@pytest.mark.parametrize("fact", ["model", "preset", "protocol", "weight_bits", "activation_bits", "num_images"])
+@pytest.mark.parametrize(
+    "fact", ["model", "metric", "preset", "protocol", "weight_bits", "activation_bits", "num_images"]
+)
 @pytest.mark.parametrize("other", [None, "9"])
 def test_runs_that_differ_in_more_than_the_seed(fact: str, other: str | None) -> None:
     with pytest.raises(InputError, match=f"'a-seed0' and 'a-seed2' differ in more than the seed: their {fact} is") as e:
@@ -128,7 +133,19 @@ def test_runs_whose_seeds_are_not_told_apart(names: tuple[str, str]) -> None:
     assert str(caught.value).startswith(f"Runs {names[0]!r} and {names[1]!r} are both 'a'")
 
 
-def test_columns_are_those_of_the_comparison_and_two_more() -> None:
-    assert set(COLUMNS) - set(comparison.COLUMNS) == {"runs", "top1_std"}
-    assert [column for column in COLUMNS if column in comparison.COLUMNS] == list(comparison.COLUMNS)
-    assert set(aggregation.FACTS) < set(COLUMNS)
+def test_figures_of_another_metric_and_the_spread_of_the_first() -> None:
+    figures = {"metric": "segmentation", "miou": 57.0, "teacher_miou": 58.0, "drop": 1.0}
+    facts = {"scheme": "", **dict.fromkeys(FACTS)}
+    runs = [{**facts, **figures, "scheme": f"a-seed{seed}", "miou": 57.0 + seed, "num_images": 59} for seed in (0, 2)]
+    (row,) = over_seeds(runs)
+    assert list(row) == [
+        "scheme", "model", "metric", "preset", "protocol", "weight_bits", "activation_bits", "runs", "miou", "miou_std",
+        "teacher_miou", "drop", "num_images",
+    ]  # fmt: skip
+    assert (row["miou"], row["teacher_miou"], row["num_images"]) == (58.0, 58.0, 59)
+    assert row["miou_std"] == pytest.approx(2**0.5)
+
+
+def test_runs_of_two_metrics_are_not_one() -> None:
+    with pytest.raises(InputError, match="their metric is classification and segmentation"):
+        over_seeds([run("a-seed0"), run("a-seed1", metric="segmentation")])

@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genie_cli.errors import InputError, UsageError
-from genie_cli.evaluation.comparison import COLUMNS, as_csv, as_json, as_markdown, read_rows
+from genie_cli.evaluation.comparison import COLUMNS, as_csv, as_json, as_markdown, columns_of, read_rows
 
 FIGURES = {
-    "model": "resnet18", "preset": "genie-m", "protocol": "genie", "weight_bits": 4, "activation_bits": 4,
+    "model": "resnet18", "metric": "classification", "preset": "genie-m", "protocol": "genie",
+    "weight_bits": 4, "activation_bits": 4,
     "num_images": 50000, "top1": 69.6612, "top5": 89.0, "teacher_top1": 69.758, "drop": 0.0968, "agreement": 91.5,
     "per_class": {"tench": 80.0},
 }  # fmt: skip
@@ -67,7 +68,7 @@ def test_a_teacher_leaves_cells_empty(tmp_path: Path) -> None:
     path = tmp_path / "teacher.json"
     path.write_text(json.dumps({"top1": 70}))
     (read,) = read_rows([path])
-    assert {key for key, value in read.items() if value is not None} == {"scheme", "top1"}
+    assert {key for key, value in read.items() if value is not None} == {"scheme", "metric", "top1"}
 
 
 @pytest.mark.parametrize(
@@ -131,6 +132,9 @@ def test_a_file_given_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (b'{"top1": 1' + b"0" * 400 + b"}", "'top1'"),
         (b'{"top1": 70, "drop": []}', "'drop'"),
         (b'{"top1": 70, "model": 18}', "'model'"),
+        (b'{"metric": 5, "x": 1}', "'metric'"),
+        (b'{"metric": "segmentation", "num_images": 5, "curve": [1]}', "it has no figures"),
+        (b'{"metric": "segmentation", "miou": "57"}', "'miou'"),
     ],
 )
 def test_files_that_are_no_metrics(tmp_path: Path, content: bytes, problem: str) -> None:
@@ -200,7 +204,52 @@ def test_any_name_is_one_cell(name: str) -> None:
     lines = as_markdown([row(scheme=name)]).split("\n")
     assert len(lines) == 6
     assert cells(lines[-2])[0] == " ".join(name.split())
-    assert len(cells(lines[-2])) == len(COLUMNS) - 1
+    assert len(cells(lines[-2])) == len(COLUMNS) - 2
+
+
+# --- other metrics
+
+
+SEGMENTATION = {
+    "model": "espnet", "metric": "segmentation", "num_images": 59, "miou": 57.4879, "pixel_accuracy": 86.3643,
+    "teacher_miou": 57.5, "drop": 0.0121, "teacher_pixel_accuracy": 86.5, "drop_pixel_accuracy": 0.1357,
+    "agreement": 99.5, "per_class": {"0": 90.0}, "data_sha256": "ab", "preset": "genie-m", "protocol": "genie",
+    "weight_bits": 4, "activation_bits": 4,
+}  # fmt: skip
+
+
+def test_rows_hold_the_figures_of_any_metric(tmp_path: Path) -> None:
+    path = tmp_path / "w4a4.json"
+    path.write_text(json.dumps(SEGMENTATION))
+    (read,) = read_rows([path])
+    figures = list(SEGMENTATION)[3:10]
+    assert list(read) == [*COLUMNS[:7], *figures, "num_images"]
+    assert {key: read[key] for key in figures} == {key: SEGMENTATION[key] for key in figures}
+
+
+def test_a_number_that_was_not_finite_is_an_empty_cell(tmp_path: Path) -> None:
+    path = tmp_path / "same.json"
+    path.write_text(json.dumps({"metric": "fidelity", "num_images": 2, "sqnr_db": None, "relative_error": 0.0}))
+    table = as_markdown(read_rows([path]))
+    assert table.splitlines()[-1] == f"| {path.parent.name} | 0 | 2 |"
+
+
+def test_a_table_of_two_metrics(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(SEGMENTATION))
+    own = {"metric": "iou.py:make", "num_images": 3, "dice": 0.123456, "cosine": 1234.5}
+    (tmp_path / "b.json").write_text(json.dumps(own))
+    rows = read_rows([tmp_path / "a.json", tmp_path / "b.json"])
+    assert columns_of(rows)[-3:] == ("dice", "cosine", "num_images")
+    first, second = (cells(line) for line in as_markdown(rows).splitlines()[2:])
+    assert first[:3] == ["a", "espnet", "segmentation"] and "57.49" in first
+    assert second[:3] == ["b", "", "iou.py:make"] and second[-3:] == ["0.1235", "1234", "3"]
+
+
+def test_a_shared_metric_is_written_above_the_table(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(SEGMENTATION))
+    lines = as_markdown(read_rows([tmp_path / "a.json"])).splitlines()
+    assert lines[:4] == ["Model: espnet", "", "Metric: segmentation", ""]
+    assert "metric" not in lines[4]
 
 
 # --- CSV and JSON

@@ -13,6 +13,7 @@ from genie_cli.evaluation.pivot import as_text, by_bits, caption, figures_only, 
 
 def run(scheme: str, weight_bits: int | None = 4, activation_bits: int | None = 4, **changes: Any) -> dict[str, Any]:
     figures = {"model": "resnet18", "preset": "genie-m", "protocol": "genie", "num_images": 10, "top1": 70.0}
+    figures["metric"] = "classification"
     bits = {"weight_bits": weight_bits, "activation_bits": activation_bits}
     return {**dict.fromkeys(comparison.COLUMNS), **figures, **bits, "scheme": scheme, **changes}
 
@@ -65,8 +66,9 @@ def test_figures_for_json() -> None:
         "scheme": "b-w2a4", "weight_bits": 2, "activation_bits": 4, "top1": 2.0, "teacher_top1": None, "drop": None,
         "agreement": None, "top5": None,
     }  # fmt: skip
-    assert {key: first[key] for key in list(first)[:5]} == {
-        "scheme": "a", "model": "resnet18", "preset": "genie-m", "protocol": "genie", "num_images": 10,
+    assert {key: first[key] for key in list(first)[:6]} == {
+        "scheme": "a", "model": "resnet18", "metric": "classification", "preset": "genie-m", "protocol": "genie",
+        "num_images": 10,
     }  # fmt: skip
 
 
@@ -81,10 +83,22 @@ def test_figures_for_json() -> None:
     ],
 )
 def test_the_caption_tells_the_number_of_runs(runs: list[int | None], number: str) -> None:
-    told = caption([{"runs": count} if count else {} for count in runs])
+    told = caption([run("a", **({"runs": count} if count else {})) for count in runs])
     assert told == (
         f"Top-1 accuracy in %: mean ± sample standard deviation {number}" if number else "Top-1 accuracy in %."
     )
+
+
+def test_cells_hold_the_first_figure_of_any_metric() -> None:
+    fidelity = {"scheme": "a-w4a4", "model": None, "metric": "fidelity", "preset": None, "protocol": None}
+    row = {**fidelity, "weight_bits": 4, "activation_bits": 4, "sqnr_db": 21.3456, "cosine": 0.99, "num_images": 2}
+    assert text(row) == [["", "W4A4"], ["a", "21.35"]]
+    assert caption(with_bits([row])) == "Signal-to-quantization-noise ratio in dB."
+    own = {**row, "metric": "m.py:make", "dice": 0.5}
+    del own["sqnr_db"], own["cosine"]
+    assert caption([own]) == "dice."
+    with pytest.raises(InputError, match=r"their metric is fidelity and m\.py:make"):
+        with_bits([row, {**own, "scheme": "b-w4a4"}])
 
 
 def test_a_name_that_tells_other_bits_than_its_file() -> None:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import nn
 
 from genie_cli.data.labeled import TensorImages
-from genie_cli.evaluation.accuracy import evaluate, unsupported_evaluation
+from genie_cli.evaluation.outputs import unsupported_evaluation
 from genie_cli.models.teacher import Teacher, make_teacher
 from genie_cli.runtime.context import RunContext
 from genie_cli.runtime.progress import Event, Note, silent
 from tests.support import CPU, lacking
 from tests.support.networks import plain_input
+from tests.support.stages import evaluate
 
 HALF = RunContext.alone(CPU, torch.bfloat16, silent)
 FLOAT = RunContext.alone(CPU, torch.float32, silent)
@@ -62,7 +61,7 @@ def data() -> TensorImages:
 def test_a_batch_that_fails_is_evaluated_in_float32(data: TensorImages):
     """For those who call the library in bfloat16 without asking before."""
     network, events = teacher_of(lacking.shrinking).graph, list[Event]()
-    found = evaluate(network, data, 3, 5, replace(HALF, report=events.append))
-    assert found == evaluate(network, data, 3, 5, FLOAT)
+    found = evaluate(network, data, 3, 5, dtype=torch.bfloat16, report=events.append)
+    assert found == evaluate(network, data, 3, 5)
     notes = [event.message for event in events if isinstance(event, Note)]
     assert len(notes) == 2 and all("tried again in float32" in note for note in notes)

@@ -189,15 +189,15 @@ def test_factory_in_a_package(user_file: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("spec", "error", "message"),
     [
-        ("{file}:broken", InputError, "failed while it was built: RuntimeError: no disk"),
+        ("{file}:broken", InputError, "failed in broken(): RuntimeError: no disk"),
         ("{file}:number", InputError, "must return a torch.nn.Module, it returned int"),
         ("{file}:tinny", UsageError, "has no factory 'tinny'. Did you mean 'tiny'?"),
         ("{file}:constant", UsageError, "has no factory 'constant'"),
         ("{file}:", UsageError, "has no factory ''"),
         ("{folder}/none.py:tiny", InputError, "none.py does not exist"),
-        ("{folder}/syntax.py:tiny", InputError, "failed while it was built: SyntaxError"),
+        ("{folder}/syntax.py:tiny", InputError, "failed while it was imported: SyntaxError"),
         ("no_such_package.nets:tiny", InputError, "'no_such_package.nets' cannot be imported"),
-        (":tiny", InputError, "failed while it was built"),
+        (":tiny", InputError, "failed while it was imported"),
     ],
     ids=["raises", "no module", "misspelt", "not callable", "empty", "no file", "syntax", "no package", "no place"],
 )

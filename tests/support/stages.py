@@ -12,9 +12,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from genie_cli.config import QuantizeConfig, SynthesizeConfig
-from genie_cli.data.labeled import LabeledImages
-from genie_cli.evaluation import accuracy
-from genie_cli.evaluation.accuracy import Evaluation
+from genie_cli.data.samples import Samples
+from genie_cli.evaluation import evaluate as evaluation
+from genie_cli.evaluation.evaluate import Evaluation
+from genie_cli.evaluation.metrics.choose import Wanted, choose_metrics
+from genie_cli.evaluation.metrics.decision import Decision
+from genie_cli.evaluation.metrics.network_outputs import NetworkOutputs
 from genie_cli.models.graph.cuts import data_nodes, output_nodes
 from genie_cli.models.teacher import Teacher
 from genie_cli.quantization import quantize as quantization
@@ -85,14 +88,18 @@ def quantize_as_configured(teacher: Teacher, images: ImageRows, config: Quantize
 
 def evaluate(
     network: nn.Module,
-    data: LabeledImages,
+    data: Samples,
     num_classes: int,
     batch_size: int,
     teacher: nn.Module | None = None,
+    wanted: Wanted = Wanted(),  # noqa: B008
+    threshold: float = 0.0,
     **running: Any,
 ) -> Evaluation:
-    """See `accuracy.evaluate`."""
-    return accuracy.evaluate(network, data, num_classes, batch_size, run_context(**running), teacher)
+    """See `evaluation.evaluate`; metrics are chosen as commands choose them."""
+    outputs = NetworkOutputs(("output",), Decision(num_classes, threshold), None, threshold)
+    metrics = choose_metrics(wanted, data, outputs, teacher is not None)
+    return evaluation.evaluate(network, data, metrics, batch_size, run_context(**running), teacher)
 
 
 def calibrate(
@@ -120,4 +127,4 @@ def listen_to_quantization(heard: Callable[[QuantizedNetwork], Any]) -> None:
 
 def replace_evaluation(stand_in: Callable[..., Any]) -> None:
     """From now on, in this process, commands call `stand_in` where they would evaluate a network."""
-    accuracy.evaluate = stand_in
+    evaluation.evaluate = stand_in

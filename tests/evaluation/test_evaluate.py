@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from genie_cli.data.labeled import LabeledImages
-from genie_cli.evaluation.accuracy import STAGE, Evaluation
+from genie_cli.evaluation.evaluate import STAGE, Evaluation
 from genie_cli.runtime.distribution import Workers
 from genie_cli.runtime.progress import Advanced, Event, Note, StageFinished, StageStarted
 from tests.support.stages import evaluate
@@ -110,36 +110,51 @@ def test_by_hand() -> None:
     teacher = logits.copy()
     teacher[1] = [1, 2, 3, 4, 5, 6]  # says 5
     data = Numbered(torch.tensor([0, 5, 1, 1]), ["a", "b", "c", "d", "e", "f"])
-    assert evaluate(Lookup(logits), data, 6, 3, teacher=Lookup(teacher)) == Evaluation(
-        num_images=4,
-        top1=50.0,
-        top5=75.0,
-        per_class={"a": 100.0, "b": 50.0, "f": 0.0},
-        teacher_top1=75.0,
-        agreement=75.0,
-    )
+    assert evaluate(Lookup(logits), data, 6, 3, teacher=Lookup(teacher)).as_json() == {
+        "num_images": 4,
+        "top1": 50.0,
+        "top5": 75.0,
+        "teacher_top1": 75.0,
+        "drop": 25.0,
+        "agreement": 75.0,
+        "per_class": {"a": 100.0, "b": 50.0, "f": 0.0},
+    }
 
 
 def test_json_of_a_student_and_of_a_teacher() -> None:
-    student = Evaluation(10, 60.1234, 90.0, {"0": 60.1234}, teacher_top1=70.0, agreement=80.0)
-    assert student.as_json() == {
+    own = {"top1": 60.1234, "top5": 90.0, "per_class": {"0": 60.1234}}
+    student = Evaluation(10, own, {"top1": 70.0, "top5": 95.0, "per_class": {}}, {"agreement": 80.0}, ("top1",))
+    figures = {
         "num_images": 10, "top1": 60.1234, "top5": 90.0, "teacher_top1": 70.0, "drop": 9.8766, "agreement": 80.0,
         "per_class": {"0": 60.1234},
     }  # fmt: skip
-    better = Evaluation(10, 71.0, 90.0, {}, teacher_top1=70.0, agreement=80.0)
-    assert better.as_json()["drop"] == -1.0
-    assert Evaluation(10, 60.0, 90.0, {}).as_json() == {"num_images": 10, "top1": 60.0, "top5": 90.0, "per_class": {}}
+    assert list(student.as_json().items()) == list(figures.items())
+    assert Evaluation(10, {"top1": 71.0}, {"top1": 70.0}, compared=("top1",)).as_json()["drop"] == -1.0
+    assert Evaluation(10, own, compared=("top1",)).as_json() == {"num_images": 10, **own}
+
+
+def test_every_number_of_an_own_metric_is_compared() -> None:
+    found = Evaluation(3, {"b": 1.5, "a": 2.0, "curve": [1.0, 2.0]}, {"b": 1.0, "a": 2.25, "curve": [0.0, 0.0]})
+    assert list(found.as_json().items()) == [
+        ("num_images", 3), ("b", 1.5), ("a", 2.0), ("curve", [1.0, 2.0]),
+        ("teacher_b", 1.0), ("drop", -0.5), ("teacher_a", 2.25), ("drop_a", 0.25),
+    ]  # fmt: skip
+
+
+def test_numbers_that_json_lacks_become_none() -> None:
+    found = Evaluation(1, {"x": float("nan"), "y": [float("inf"), 1.0]}, pair={"z": {"w": float("-inf")}})
+    assert found.as_json() == {"num_images": 1, "x": None, "y": [None, 1.0], "z": {"w": None}}
 
 
 def test_shares_have_four_decimals() -> None:
     data = Numbered(torch.tensor([0, 0, 0]))
     result = evaluate(Lookup(np.array([[1.0, 0], [0, 1], [0, 1]])), data, 2, 3)
-    assert (result.top1, result.per_class) == (33.3333, {"0": 33.3333})
+    assert (result.own["top1"], result.own["per_class"]) == (33.3333, {"0": 33.3333})
 
 
 def test_fewer_than_five_classes_are_all_in_the_top() -> None:
     data = Numbered(torch.tensor([0, 1, 2, 2]))
-    assert evaluate(Lookup(np.eye(4)[:, :3]), data, 3, 2).top5 == 100.0
+    assert evaluate(Lookup(np.eye(4)[:, :3]), data, 3, 2).own["top5"] == 100.0
 
 
 def test_batches_and_progress() -> None:
@@ -189,8 +204,8 @@ def test_a_process_takes_whole_batches_of_its_own() -> None:
     data = Numbered(torch.tensor([0, 1, 2, 4, 4, 5, 6, 7, 8]))
     result = evaluate(network, data, 9, 2, report=events.append, workers=Second(1, 3))
     assert network.batch_sizes == [2, 1]
-    assert (result.num_images, result.top1) == (9, 22.2222)
-    assert result.per_class == {"2": 100.0, "4": 0.0, "8": 100.0}
+    assert (result.num_images, result.own["top1"]) == (3, 66.6667)
+    assert result.own["per_class"] == {"2": 100.0, "4": 0.0, "8": 100.0}
     assert [event.done for event in events if isinstance(event, Advanced)] == [6, 9]
     assert events[0] == StageStarted(STAGE, 9, "images")
 
@@ -199,7 +214,7 @@ def test_a_process_without_batches_counts_nothing() -> None:
     network = Lookup(np.eye(2))
     result = evaluate(network, Numbered(torch.tensor([0, 1])), 2, 2, workers=Second(1, 3))
     assert network.batch_sizes == []
-    assert (result.top1, result.per_class) == (0.0, {})
+    assert (result.num_images, result.own["top1"], result.own["per_class"]) == (0, 0.0, {})
 
 
 class Watching(nn.Module):

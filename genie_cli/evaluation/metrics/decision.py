@@ -44,8 +44,14 @@ class Decision:
 
 
 def decision_of(graph_module: fx.GraphModule, num_outputs: int) -> Decision:
-    """The rule of a captured network: one output is a logit, or a probability where the network ends in a sigmoid."""
-    (node,) = next(iter(reversed(graph_module.graph.nodes))).all_input_nodes
+    """The rule of a captured network: one output is a logit, or a probability where the network ends in a sigmoid.
+
+    Of a network that returns several tensors it is that of logits.
+    """
+    returned = next(iter(reversed(graph_module.graph.nodes))).all_input_nodes
+    if len(returned) != 1:
+        return Decision(num_outputs)
+    (node,) = returned
     while node.target in _SAME_VALUES:
         node = node.all_input_nodes[0]
     return Decision(num_outputs, 0.5 if node.target in _PROBABILITIES else 0.0)

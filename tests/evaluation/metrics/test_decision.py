@@ -17,11 +17,9 @@ from genie_cli.app import app
 from genie_cli.config import InputSpec
 from genie_cli.data.labeled import TensorImages, check_classes
 from genie_cli.errors import InputError
-from genie_cli.evaluation.accuracy import evaluate
-from genie_cli.evaluation.decision import Decision, decision_of
+from genie_cli.evaluation.metrics.decision import Decision, decision_of
 from genie_cli.models.graph.capture import capture
-from genie_cli.runtime.context import RunContext
-from genie_cli.runtime.progress import silent
+from tests.support.stages import evaluate
 
 SPEC = InputSpec(num_channels=1, size=8, mean=(0.5,), std=(0.5,))
 
@@ -75,9 +73,8 @@ def images(labels: list[int]) -> TensorImages:
 def test_the_threshold_fits_the_output(end: str, threshold: float) -> None:
     graph = capture(Ends(end), SPEC)
     assert decision_of(graph, 1) == Decision(1, threshold)
-    result = evaluate(graph, images([0, 1, 1, 0, 1]), 1, 2, _context(), threshold=threshold)
-    assert (result.top1, result.top5, result.per_class) == (100, None, {"0": 100, "1": 100})
-    assert "top5" not in result.as_json()
+    result = evaluate(graph, images([0, 1, 1, 0, 1]), 1, 2, threshold=threshold)
+    assert result.own == {"top1": 100, "per_class": {"0": 100, "1": 100}}
 
 
 def test_agreement_is_of_decisions() -> None:
@@ -86,8 +83,8 @@ def test_agreement_is_of_decisions() -> None:
             return -super().forward(x)
 
     data = images([0, 1, 1, 1])
-    result = evaluate(Inverted(), data, 1, 3, _context(), teacher=Ends())
-    assert (result.top1, result.teacher_top1, result.agreement) == (0, 100, 0)
+    figures = evaluate(Inverted(), data, 1, 3, teacher=Ends()).as_json()
+    assert (figures["top1"], figures["teacher_top1"], figures["agreement"]) == (0, 100, 0)
 
 
 def test_several_outputs_decide_as_before() -> None:
@@ -148,7 +145,3 @@ def test_a_loss_between_classes_is_refused_for_one_output(folder: Path) -> None:
     refused = CliRunner().invoke(app, ["quantize", *MODEL, "--images", "data.safetensors", "--preset", "ait"])
     assert refused.exit_code == 2
     assert "this network has one output" in " ".join(refused.stderr.split())
-
-
-def _context() -> RunContext:
-    return RunContext.alone(torch.device("cpu"), torch.float32, silent)

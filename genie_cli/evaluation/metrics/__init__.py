@@ -1,0 +1,1 @@
+"""Figures of a network: what it is measured by."""
