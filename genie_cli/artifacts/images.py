@@ -48,6 +48,10 @@ class ImageSet:
     """Hash of the file."""
     code_sha256: str | None = None
     """Hash of the user's file that gave the images, where one did."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of how real images were taken."""
+    warnings: tuple[str, ...] = ()
+    """What the user should look at."""
 
     def __len__(self) -> int:
         """Number of images."""

@@ -19,6 +19,7 @@ from genie_cli.commands.pace import Pace
 from genie_cli.runtime.progress import Advanced, Event, Note, Paced, Reporter, StageFinished, StageStarted
 
 if TYPE_CHECKING:
+    from genie_cli.artifacts.images import ImageSet
     from genie_cli.data.samples import Samples
     from genie_cli.models.teacher import Teacher
 
@@ -154,7 +155,7 @@ def note(message: str, warning: bool = False) -> None:
         Console(stderr=True).print(_note(Note(message, warning)), soft_wrap=True)
 
 
-def tell_of(taken: Teacher | Samples) -> None:
+def tell_of(taken: Teacher | Samples | ImageSet) -> None:
     """The notes and warnings on how a network or images were taken, one line each on stderr."""
     for warning, messages in ((False, taken.notes), (True, taken.warnings)):
         for message in messages:

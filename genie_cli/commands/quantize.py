@@ -124,6 +124,7 @@ def _on_images(run: Run, config: QuantizeConfig, teacher: Teacher) -> None:
     workers = run.workers
     with run.checks():
         image_set = open_image_set(config.images, teacher, config.num_images, config.seed)
+        run.tell_of(image_set)
         inputs = calibration_images(image_set, teacher, config.num_images, (workers.rank, workers.size))
         num_images = config.num_images or len(image_set)
         if config.reconstruct and round(len(inputs) * held_out_share(config)) >= len(inputs):

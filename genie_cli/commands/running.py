@@ -14,6 +14,7 @@ from genie_cli.errors import DeviceError, DiskFullError, GenieError, WorkerError
 if TYPE_CHECKING:
     import torch
 
+    from genie_cli.artifacts.images import ImageSet
     from genie_cli.artifacts.metadata import Arithmetic
     from genie_cli.config import LongStage, Stage
     from genie_cli.data.samples import Samples
@@ -223,7 +224,7 @@ class Run:
         else:
             note(message, warning)
 
-    def tell_of(self, taken: Teacher | Samples) -> None:
+    def tell_of(self, taken: Teacher | Samples | ImageSet) -> None:
         """The notes and warnings on how a network or images were taken, from the first process."""
         from genie_cli.commands.display import tell_of
 

@@ -41,7 +41,8 @@ def open_image_set(images: str, teacher: Teacher, num_images: int | None, seed: 
         num_images=len(pixels),
         dtype="uint8",
     )
-    return ImageSet(pixels, metadata, hashlib.sha256(pixels.numpy().tobytes()).hexdigest(), data.code_sha256)
+    sha256 = hashlib.sha256(pixels.numpy().tobytes()).hexdigest()
+    return ImageSet(pixels, metadata, sha256, data.code_sha256, data.notes, data.warnings)
 
 
 def _is_source(images: str) -> bool:

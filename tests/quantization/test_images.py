@@ -236,3 +236,12 @@ def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert c == a  # where the images lie does not enter
     shown = json.loads(genie("inspect", "a", "--json").stdout)
     assert shown["images_sha256"] == a.images_sha256
+
+
+def test_how_real_images_were_taken_is_told(small: Teacher, tmp_path: Path):
+    for name, share in (("dark", 0.25), ("bright", 0.75)):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.full((8, 8), share, np.float32)).save(tmp_path / name / "a.tif")
+    images = open_image_set(f"imagefolder:{tmp_path}", small, None, 0)
+    assert images.notes == (f"images of floats in {tmp_path}: 0 is taken as black and 1 as white.",)
+    assert images.images.unique().tolist() == [64, 191]
