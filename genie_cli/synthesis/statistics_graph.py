@@ -9,7 +9,7 @@ from genie_cli.errors import InputError
 from genie_cli.models.graph.batch_norm import batch_norm_sites
 from genie_cli.models.graph.capture import aten
 from genie_cli.models.graph.cuts import data_nodes, output_nodes
-from genie_cli.models.graph.layers import last_layer_of
+from genie_cli.models.graph.layers import last_layer_of, weight_layers
 from genie_cli.models.graph.pooling import with_repeatable_pooling
 from genie_cli.models.graph.subgraph import extract
 from genie_cli.models.graph.tensors import named_tensors, set_tensor
@@ -37,8 +37,9 @@ def statistics_graph(teacher: fx.GraphModule, dtype: torch.dtype, logits: Logits
     ends = _logits_and_features(teacher, logits) if logits is not None else []
     graph_module = extract(teacher, nodes, nodes[:1], [*(site.node for site in sites), *ends])
     graph = graph_module.graph
+    weights = {layer.weight_key for layer in weight_layers(graph_module)}
     for key, value in named_tensors(graph_module).items():
-        set_tensor(graph_module, key, _prepared(value, dtype))
+        set_tensor(graph_module, key, _prepared(value, dtype, key in weights))
     losses = []
     own_sites = batch_norm_sites(graph_module)
     for index, (site, original) in enumerate(zip(own_sites, sites, strict=True)):
@@ -87,10 +88,13 @@ def _work_in_place(graph: fx.Graph) -> None:
                 node.target = aten.add_.Tensor
 
 
-def _prepared(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """Weights in the arithmetic and the memory layout of the step, converted once."""
+def _prepared(value: Tensor, dtype: torch.dtype, is_weight: bool) -> Tensor:
+    """A tensor in the arithmetic of the step, converted once; a weight in its memory layout too.
+
+    What else a network reads may have to lie as it does, such as pairs that are viewed as complex numbers.
+    """
     value = value.to(dtype) if value.is_floating_point() else value
-    return value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value
+    return value.contiguous(memory_format=torch.channels_last) if is_weight and value.dim() == 4 else value
 
 
 def _first(pair: tuple[Tensor, Tensor]) -> Tensor:

@@ -78,6 +78,18 @@ class Double(nn.Module):
         return doubled(x)
 
 
+class Filter(nn.Module):
+    """Multiplies the frequencies of 8x8 maps by pairs of numbers that are viewed as complex ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pairs = nn.Parameter(torch.randn(6, 8, 5, 2) / 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        frequencies = torch.fft.rfft2(x, norm="ortho") * torch.view_as_complex(self.pairs)
+        return torch.fft.irfft2(frequencies, s=(8, 8), norm="ortho")
+
+
 class Shrinking(Body):
     def make_odd(self) -> nn.Module:
         return Shrink()
@@ -91,6 +103,11 @@ class Gated(Body):
 class Doubling(Body):
     def make_odd(self) -> nn.Module:
         return Double()
+
+
+class Filtering(Body):
+    def make_odd(self) -> nn.Module:
+        return Filter()
 
 
 def fine() -> nn.Module:
@@ -111,3 +128,8 @@ def gated() -> nn.Module:
 def doubling() -> nn.Module:
     """A gradient lacks bfloat16."""
     return Doubling()
+
+
+def filtering() -> nn.Module:
+    """Frequencies lack bfloat16, and a parameter may not change its layout."""
+    return Filtering()

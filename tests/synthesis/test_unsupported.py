@@ -24,6 +24,7 @@ WORDS = {
     lacking.shrinking: "_upsample_bilinear2d_aa of 'odd'",
     lacking.gated: "conv2d of 'second'",
     lacking.doubling: "doubled of 'odd'",
+    lacking.filtering: "fft_rfft2 of 'odd'",
 }
 
 
