@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from torch import fx, nn
 
-from genie_cli.config import InputSpec, ModelConfig
-from genie_cli.models import teacher
-from genie_cli.models.digits import DigitsResNet
-from genie_cli.models.graph.capture import capture
-from genie_cli.models.graph.tensors import named_tensors, set_tensor
+from genie_cli.config import ModelConfig
 from genie_cli.models.teacher import Teacher
 from genie_cli.models.zoo import load_teacher
+from tests.support.captures import capture_digits_once
 from tests.support.work import MeasuredFolder
 
 NUMERIC = ("evaluation", "models/graph", "quantization", "student", "synthesis")
@@ -32,24 +27,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def digits_networks_are_captured_once() -> Iterator[None]:
-    """Hundreds of tests load the embedded network, in hundredths of a second: a copy of its graph gets its tensors."""
-    known: dict[tuple[str, InputSpec], fx.GraphModule] = {}
-
-    def capture_once(network: nn.Module, spec: InputSpec) -> fx.GraphModule:
-        if type(network) is not DigitsResNet:
-            return capture(network, spec)
-        key = (repr(network), spec)
-        if key not in known:
-            known[key] = capture(copy.deepcopy(network), spec)
-        graph_module, tensors = copy.deepcopy(known[key]), network.eval().state_dict()
-        for name in named_tensors(graph_module):
-            set_tensor(graph_module, name, tensors[name])
-        return graph_module
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(teacher, "capture", capture_once)
-        yield
+def digits_networks_are_captured_once() -> None:
+    capture_digits_once()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -19,9 +19,10 @@ from safetensors.torch import load_file
 
 USAGE, INPUT, OTHER_ENDED = 2, 3, 5
 DIGITS = ("--model", "digits_resnet", "--device", "cpu")
-SYNTHESIZE = ("synthesize", *DIGITS, "--n", "72", "--batch-size", "24", "--num-steps", "30")
-W4A4 = ("quantize", *DIGITS, "--images", "images.safetensors", "--num-steps", "60")
-FEW = ("quantize", *DIGITS, "--images", "images.safetensors", "--num-steps", "8")
+SYNTHESIZE = ("synthesize", *DIGITS, "--n", "72", "--batch-size", "24", "--num-steps", "15")
+RANGES = ("--set", "weight_range=minmax", "--set", "activation_range=minmax")
+W4A4 = ("quantize", *DIGITS, "--images", "images.safetensors", "--num-steps", "60", *RANGES)
+FEW = ("quantize", *DIGITS, "--images", "images.safetensors", "--num-steps", "8", *RANGES)
 EVALUATE = ("evaluate", *DIGITS, "--data", "digits")
 COMMANDS: dict[str, tuple[str, ...]] = {
     "one batch": ("synthesize", *DIGITS, "--n", "4", "--num-steps", "2", "--out", "batch.safetensors"),
@@ -49,7 +50,9 @@ import torch
 from genie_cli.app import app
 from genie_cli.work.folder import WorkFolder
 from tests.support import stages
+from tests.support.captures import capture_digits_once
 
+capture_digits_once()
 rank = os.environ["RANK"]
 save, find, saved, found = WorkFolder.save_checkpoint, WorkFolder.checkpoint, [], {}
 
@@ -222,7 +225,7 @@ def test_images_are_those_of_one_process(by_one: Path, tmp_path: Path) -> None:
     assert stdout.count("Synthesized\n") == stdout.count("written ") == 1
     assert re.search(r"^batches +24 \+ 24 \+ 24$", stdout, re.MULTILINE)
     assert ", 2 processes\n" in stdout
-    assert stderr.count("synthesize: 90 steps\n") == stderr.count("synthesize: done in") == 1
+    assert stderr.count("synthesize: 45 steps\n") == stderr.count("synthesize: done in") == 1
     assert "Warning" not in stderr
     assert sorted(path.name for path in folder.iterdir()) == ["images.safetensors", "log.csv"]
     for name in ("images.safetensors", "log.csv"):
@@ -322,6 +325,7 @@ def test_wrong_for_both(outcomes: Any, by_two: Path, name: str, exit_code: int, 
     assert not list(by_two.glob("wrong*")) and not list(by_two.glob(".genie-*"))
 
 
+@pytest.mark.slow
 def test_the_first_is_heard_though_the_second_is_faster(tmp_path: Path) -> None:
     """Torchrun ends all processes as soon as one has ended."""
     script = tmp_path / "slow.py"

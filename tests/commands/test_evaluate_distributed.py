@@ -39,7 +39,9 @@ def wrong_in_the_second():
 ALL = """
 import contextlib, io, json, os
 from genie_cli.app import app
+from tests.support.captures import capture_digits_once
 
+capture_digits_once()
 rank, outcomes = os.environ["RANK"], {}
 for name, (arguments, port) in json.load(open("commands.json")).items():
     os.environ["MASTER_PORT"] = port

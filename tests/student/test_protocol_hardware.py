@@ -30,6 +30,7 @@ from genie_cli.student.modules import ActivationQuantizer
 from genie_cli.student.protocol import PROTOCOLS, BitPlan, assign_bits, find_protocol, tensor_names
 from tests.support import stages
 from tests.support.networks import digit_images
+from tests.support.recipes import MINMAX_RANGES
 from tests.support.students import save_student, student_of
 
 SPEC = InputSpec(size=8)
@@ -206,7 +207,7 @@ def images() -> Tensor:
 
 
 def quantize(teacher: Teacher, images: Tensor, **options: Any) -> QuantizedNetwork:
-    keys = {"protocol": "hardware", "num_steps": 6, "rounding_lr": 0.1, **options}
+    keys = {"protocol": "hardware", "num_steps": 6, "rounding_lr": 0.1, **MINMAX_RANGES, **options}
     return stages.quantize(teacher, images, QuantizeConfig(**keys))
 
 

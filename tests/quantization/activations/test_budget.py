@@ -18,6 +18,7 @@ from genie_cli.quantization.units.partition import reconstruction_units
 from genie_cli.quantization.units.unit_graph import rows_at_once
 from tests.support import CPU, stages
 from tests.support.networks import digit_images
+from tests.support.recipes import MINMAX_RANGES
 
 
 def needed(teacher: Teacher, batch_size: int) -> int:
@@ -60,7 +61,7 @@ def test_where_activations_lie_does_not_change_the_network(digits_teacher: Teach
     images = digit_images(40)
 
     def run(limit: int) -> QuantizedNetwork:
-        config = QuantizeConfig(num_steps=5, batch_size=8, memory_limit=limit)
+        config = QuantizeConfig(num_steps=5, batch_size=8, memory_limit=limit, **MINMAX_RANGES)
         return stages.quantize(digits_teacher, images, config)
 
     on_host, on_disk = run(1 << 30), run(needed(digits_teacher, 8))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,7 @@ class Separable(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+@cache
 def separable(spread: float = 2.5, activation: type[nn.Module] = nn.ReLU6) -> Teacher:
     return make_teacher("separable", Separable(spread, activation), SPEC)
 
