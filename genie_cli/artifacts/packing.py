@@ -2,6 +2,7 @@
 
 Code ``i`` takes the bits ``i*bits .. i*bits + bits - 1`` of the stream, least significant bit first;
 bit ``k`` of the stream is bit ``k % 8`` of byte ``k // 8``. The last byte is padded with zeros.
+Signed codes are stored in two's complement of `bits` bits.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ def packed_length(num_codes: int, bits: int) -> int:
     return -(-num_codes * bits // 8)
 
 
-def pack(codes: Tensor, bits: int) -> Tensor:
+def pack(codes: Tensor, bits: int, signed: bool = False) -> Tensor:
     """Pack codes densely.
 
     Args:
-        codes: integers 0..2^bits-1 of any shape, read in row-major order.
+        codes: integers 0..2^bits-1, or -2^(bits-1)..2^(bits-1)-1 if `signed`, of any shape, read in row-major order.
         bits: 2 to 8.
+        signed: there are negative codes.
 
     Returns:
         uint8 [ceil(n * bits / 8)] on the CPU.
@@ -42,27 +44,30 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     if codes.numel() == 0:
         return torch.empty(0, dtype=torch.uint8)
     low, high = int(codes.min()), int(codes.max())
-    if low < 0 or high >= 2**bits:
-        raise ValueError(f"Codes of {bits} bits must be in 0..{2**bits - 1}, got {low}..{high}")
+    least = -(2 ** (bits - 1)) if signed else 0
+    most = least + 2**bits - 1
+    if low < least or high > most:
+        raise ValueError(f"Codes of {bits} bits must be in {least}..{most}, got {low}..{high}")
     # Eight codes fill exactly `bits` bytes and fit one 64-bit word: no tensor of single bits is needed.
     groups = torch.nn.functional.pad(codes, (0, -len(codes) % 8)).view(-1, 8)
     words = torch.zeros(len(groups), dtype=torch.int64)
     for i in range(8):
-        words |= groups[:, i].to(torch.int64) << (bits * i)
+        words |= (groups[:, i].to(torch.int64) & (2**bits - 1)) << (bits * i)
     packed = torch.stack([(words >> (8 * j) & 0xFF).to(torch.uint8) for j in range(bits)], dim=1)
     return packed.view(-1)[: packed_length(len(codes), bits)].clone()
 
 
-def unpack(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
+def unpack(packed: Tensor, bits: int, shape: Sequence[int], signed: bool = False) -> Tensor:
     """Undo `pack`.
 
     Args:
         packed: uint8 [ceil(n * bits / 8)] for the n codes of `shape`; checked before memory is allocated.
         bits: 2 to 8.
         shape: shape of the codes.
+        signed: there are negative codes.
 
     Returns:
-        uint8 codes of `shape` on the CPU.
+        uint8 codes of `shape` on the CPU, int8 if `signed`.
 
     Raises:
         ValueError: bits out of range, a wrong type or length, or padding bits that are not zero.
@@ -85,7 +90,11 @@ def unpack(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
     codes = torch.stack([(words >> (bits * i) & (2**bits - 1)).to(torch.uint8) for i in range(8)], dim=1).view(-1)
     if bool(codes[num_codes:].any()):
         raise ValueError("Padding bits after the last code must be zero: the packed tensor is damaged")
-    return codes[:num_codes].clone().view(tuple(shape))
+    codes = codes[:num_codes].clone().view(tuple(shape))
+    if not signed:
+        return codes
+    sign = 1 << (bits - 1)
+    return ((codes.to(torch.int16) ^ sign) - sign).to(torch.int8)  # two's complement, extended to 8 bits
 
 
 def _check_bits(bits: int) -> None:

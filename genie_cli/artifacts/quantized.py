@@ -24,7 +24,7 @@ from torch import Tensor
 from genie_cli.artifacts.metadata import FOLDER_FILES, ArtifactMetadata, all_finite, read, serialize, validate
 from genie_cli.artifacts.metrics import encode_metrics, read_metrics
 from genie_cli.artifacts.packing import pack, unpack
-from genie_cli.config import MAX_BITS, MIN_BITS, Frozen
+from genie_cli.config import MAX_ACTIVATION_BITS, MAX_BITS, MIN_BITS, Frozen, WeightGrid
 from genie_cli.errors import InputError
 from genie_cli.runtime.atomic import atomic_write_folder
 
@@ -34,6 +34,7 @@ _PARTS = ("weight_packed", "weight_shape", "weight_scale", "weight_zero_point")
 _PARAMETER_DTYPES = (torch.float32, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 
 Bits = Annotated[int, Field(ge=MIN_BITS, le=MAX_BITS)]
+ActivationBits = Annotated[int, Field(ge=MIN_BITS, le=MAX_ACTIVATION_BITS)]
 Side = Annotated[int, Field(ge=1)]
 
 
@@ -45,14 +46,14 @@ class WeightEntry(Frozen):
     """Of the codes: output channels first, whatever the layout of the network's own weight."""
     axis: int = Field(0, ge=0)
     """The dimension of `shape` that the scales belong to."""
-    grid: Literal["asymmetric"] = "asymmetric"
-    """The codes' relation to zero: asymmetric, with a zero point per channel."""
+    grid: WeightGrid = "asymmetric"
+    """The codes' relation to zero: asymmetric, with a zero point per channel, or symmetric, signed codes without."""
 
 
 class ActivationEntry(Frozen):
-    """A quantized activation in the metadata."""
+    """A quantized activation in the metadata. One that stays in float has no entry."""
 
-    bits: Bits
+    bits: ActivationBits
     signed: bool
 
 
@@ -111,19 +112,22 @@ class QuantizedWeight:
     """
 
     codes: Tensor
-    """uint8 [O, ...], 0..2^bits-1."""
+    """uint8 [O, ...], 0..2^bits-1; on a symmetric grid int8, -2^(bits-1)..2^(bits-1)-1."""
     scale: Tensor
     """float32 [O, 1], positive."""
     zero_point: Tensor
-    """int32 [O, 1], 0..2^bits-1: the code of zero."""
+    """int32 [O, 1]: the code of zero; on a symmetric grid 0."""
     bits: int
+    grid: WeightGrid = "asymmetric"
 
     def __post_init__(self) -> None:
         """Refuse values that would not load."""
         if not MIN_BITS <= self.bits <= MAX_BITS:
             raise ValueError(f"bits must be in {MIN_BITS}..{MAX_BITS}, got {self.bits}")
-        if self.codes.dtype != torch.uint8 or self.codes.dim() < 1 or self.codes.numel() == 0:
-            raise ValueError(f"codes must be uint8 [O, ...], got {self.codes.dtype} {list(self.codes.shape)}")
+        kind = torch.int8 if self.is_signed else torch.uint8
+        if self.codes.dtype != kind or self.codes.dim() < 1 or self.codes.numel() == 0:
+            name = str(kind).removeprefix("torch.")
+            raise ValueError(f"codes must be {name} [O, ...], got {self.codes.dtype} {list(self.codes.shape)}")
         num_channels = len(self.codes)
         for name, tensor, dtype in (
             ("scale", self.scale, torch.float32),
@@ -131,14 +135,28 @@ class QuantizedWeight:
         ):
             if tensor.dtype != dtype or tensor.shape != (num_channels, 1):
                 raise ValueError(f"{name} must be {dtype} [{num_channels}, 1], got {tensor.dtype} {list(tensor.shape)}")
-        quant_max = 2**self.bits - 1
-        if int(self.codes.max()) > quant_max:
-            raise ValueError(f"codes must be in 0..{quant_max}, got {int(self.codes.max())}")
+        quant_min = -(2 ** (self.bits - 1)) if self.is_signed else 0
+        quant_max = quant_min + 2**self.bits - 1
+        _check_range("codes", self.codes, quant_min, quant_max)
         if not all_finite(self.scale) or bool((self.scale <= 0).any()):
             raise ValueError("scale must be positive and finite")
-        low, high = int(self.zero_point.min()), int(self.zero_point.max())
-        if low < 0 or high > quant_max:
-            raise ValueError(f"zero_point must be in 0..{quant_max}, got {low}..{high}")
+        _check_range("zero_point", self.zero_point, *((0, 0) if self.is_signed else (quant_min, quant_max)))
+
+    @property
+    def is_signed(self) -> bool:
+        """True if there are negative codes."""
+        return self.grid == "symmetric"
+
+    @property
+    def entry(self) -> WeightEntry:
+        """Its metadata."""
+        return WeightEntry(bits=self.bits, shape=tuple(self.codes.shape), grid=self.grid)
+
+
+def _check_range(name: str, values: Tensor, least: int, most: int) -> None:
+    low, high = int(values.min()), int(values.max())
+    if low < least or high > most:
+        raise ValueError(f"{name} must be in {least}..{most}, got {low}..{high}")
 
 
 @dataclass(frozen=True)
@@ -152,8 +170,8 @@ class QuantizedActivation:
 
     def __post_init__(self) -> None:
         """Round the step size to float32 and refuse values that would not load."""
-        if not MIN_BITS <= self.bits <= MAX_BITS:
-            raise ValueError(f"bits must be in {MIN_BITS}..{MAX_BITS}, got {self.bits}")
+        if not MIN_BITS <= self.bits <= MAX_ACTIVATION_BITS:
+            raise ValueError(f"bits must be in {MIN_BITS}..{MAX_ACTIVATION_BITS}, got {self.bits}")
         step_size = torch.tensor(self.step_size, dtype=torch.float32).item()
         if not (math.isfinite(step_size) and step_size > 0):
             raise ValueError(f"step_size must be positive and finite in float32, got {self.step_size}")
@@ -183,7 +201,7 @@ def save_quantized(folder: Path, artifact: QuantizedArtifact) -> None:
     """
     metadata = artifact.metadata.model_copy(update={"kind": "quantized_weights"})
     listed = {
-        "weights": {k: WeightEntry(bits=w.bits, shape=tuple(w.codes.shape)) for k, w in artifact.weights.items()},
+        "weights": {k: w.entry for k, w in artifact.weights.items()},
         "activations": {k: ActivationEntry(bits=a.bits, signed=a.signed) for k, a in artifact.activations.items()},
     }
     for field, entries in listed.items():
@@ -193,7 +211,7 @@ def save_quantized(folder: Path, artifact: QuantizedArtifact) -> None:
     tensors = dict(artifact.parameters)
     for layer, weight in artifact.weights.items():
         parts = (
-            pack(weight.codes, weight.bits),
+            pack(weight.codes, weight.bits, weight.is_signed),
             torch.tensor(weight.codes.shape, dtype=torch.int64),
             weight.scale,
             weight.zero_point,
@@ -285,11 +303,11 @@ def _take_weight(tensors: dict[str, Tensor], layer: str, entry: WeightEntry, pat
             f"{path}: tensor '{_join(layer, _PARTS[1])}' must hold the shape of the metadata, {list(entry.shape)}."
         )
     try:
-        codes = unpack(packed, entry.bits, entry.shape)
+        codes = unpack(packed, entry.bits, entry.shape, signed=entry.grid == "symmetric")
     except ValueError as error:
         raise InputError(f"{path}: tensor '{_join(layer, _PARTS[0])}' is damaged: {error}.") from error
     try:
-        return QuantizedWeight(codes, scale, zero_point, entry.bits)
+        return QuantizedWeight(codes, scale, zero_point, entry.bits, entry.grid)
     except ValueError as error:
         raise InputError(f"{path}: tensors '{_join(layer, 'weight_*')}' cannot be used: {error}.") from error
 

@@ -6,6 +6,7 @@ from collections import defaultdict
 from typing import Any
 
 from genie_cli.models.graph.batch_norm import batch_norm_sites
+from genie_cli.models.graph.integer_operations import grid_source
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.models.teacher import Teacher
@@ -21,8 +22,9 @@ def describe_model(teacher: Teacher, plan: QuantizationPlan) -> dict[str, Any]:
     layers = []
     readers: dict[str, list[str]] = defaultdict(list)
     for layer in weight_layers(folded.graph):
-        site = site_of.get(layer.sources[0].name)
-        for source in layer.sources:
+        quantized = [node if node.name in site_of else grid_source(node) for node in layer.sources]
+        site = site_of.get(quantized[0].name)
+        for source in quantized:
             readers[source.name].append(layer.name)
         layers.append(
             {
@@ -31,6 +33,7 @@ def describe_model(teacher: Teacher, plan: QuantizationPlan) -> dict[str, Any]:
                 "shape": "x".join(str(side) for side in get_tensor(folded.graph, layer.weight_key).shape),
                 "stride": "x".join(str(stride) for stride in layer.stride if stride != 1),
                 "weight_bits": bits.weights[layer.name],
+                "weight_grid": bits.weight_format(layer.name).grid,
                 "input_site": site.name if site else "",
                 "activation_bits": site.bits if site else None,
                 "batch_norm": norm_of.get(layer.node.name, ""),

@@ -22,7 +22,10 @@ _SIZES = ("size", "resize_size", "input_size")
 
 @takes(
     Fields("model", without=("name",)),
-    Fields("quantize", only=("weight_bits", "activation_bits", "protocol", "bits_override", "max_unit_layers")),
+    Fields(
+        "quantize",
+        only=("weight_bits", "activation_bits", "weight_grid", "protocol", "bits_override", "max_unit_layers"),
+    ),
 )
 def inspect(
     used: Used,
@@ -89,8 +92,8 @@ def _show_artifact(path: Path, as_json: bool) -> None:
         return
     metadata = validate(QuantizedMetadata, fields, path)
     summary(str(path), {key: _plain(value) for key, value in shown.items()})
-    weights = [[name, _by(entry.shape), entry.bits] for name, entry in metadata.weights.items()]
-    rows_table("Weights", ["layer", "shape", "bits"], weights, {"bits"})
+    weights = [[name, _by(entry.shape), entry.bits, entry.grid] for name, entry in metadata.weights.items()]
+    rows_table("Weights", ["layer", "shape", "bits", "grid"], weights, {"bits"})
     activations = [
         [name, entry.bits, "signed" if entry.signed else "unsigned"] for name, entry in metadata.activations.items()
     ]
@@ -131,7 +134,7 @@ def _show_model(description: dict[str, Any], plan: QuantizationPlan) -> None:
     )
     columns = {
         "layer": "name", "kind": "kind", "weight": "shape", "stride": "stride", "W bits": "weight_bits",
-        "input site": "input_site", "A bits": "activation_bits", "batch norm": "batch_norm",
+        "W grid": "weight_grid", "input site": "input_site", "A bits": "activation_bits", "batch norm": "batch_norm",
     }  # fmt: skip
     layers = [[row[key] for key in columns.values()] for row in description["layers"]]
     rows_table("Weight layers", list(columns), layers, {"W bits", "A bits"})

@@ -183,7 +183,9 @@ def _finish(run: Run, teacher: Teacher, image_set: ImageSet | None, network: Qua
     run.write_performance(config.performance, {"steps": taken, "activations": network.memory})
     stored = ", ".join(f"{file_size(n)} ({place})" for place, n in network.memory.items() if n)
     recipe = f"{config.preset}, protocol {config.protocol}"
-    recipe += "".join(f", {pattern}={w},{a}" for pattern, (w, a) in (config.bits_override or {}).items())
+    if config.weight_grid != "asymmetric":
+        recipe += f", {config.weight_grid} weights"
+    recipe += "".join(f", {pattern}={w},{a or 'none'}" for pattern, (w, a) in (config.bits_override or {}).items())
     if config.reconstruct:
         by_layer = config.unit == "layer"
         recipe += f", {config.num_steps} steps per {'layer' if by_layer else 'unit'}"
@@ -206,4 +208,5 @@ def _finish(run: Run, teacher: Teacher, image_set: ImageSet | None, network: Qua
     rows["time"] = duration(run.seconds)
     rows["memory"] = f"{run.peak_memory()} at most{f'; activations {stored}' if stored else ''}"
     rows["written"] = f"{config.out} ({file_size(size)})"
-    summary(f"Quantized w{config.weight_bits}a{config.activation_bits}", rows)
+    own = "" if config.activation_bits is None else f"a{config.activation_bits}"
+    summary(f"Quantized w{config.weight_bits}{own or ', activations in float'}", rows)

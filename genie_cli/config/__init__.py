@@ -27,16 +27,18 @@ if TYPE_CHECKING:
     from genie_cli.config.params import check_keys as check_keys
     from genie_cli.config.params import parse_yaml as parse_yaml
     from genie_cli.config.params import read_params as read_params
+    from genie_cli.config.quantize import MAX_ACTIVATION_BITS as MAX_ACTIVATION_BITS
     from genie_cli.config.quantize import MAX_BITS as MAX_BITS
     from genie_cli.config.quantize import MIN_BITS as MIN_BITS
     from genie_cli.config.quantize import QuantizeConfig as QuantizeConfig
+    from genie_cli.config.quantize import WeightGrid as WeightGrid
     from genie_cli.config.synthesize import SynthesizeConfig as SynthesizeConfig
 
 _NAMES = {
     "base": ("Frozen", "InputSpec", "LongStage", "ModelConfig", "Stage"),
     "evaluate": ("EvaluateConfig",),
     "params": ("COMMON_KEYS", "SECTIONS", "Params", "build", "check_keys", "parse_yaml", "read_params"),
-    "quantize": ("MAX_BITS", "MIN_BITS", "QuantizeConfig"),
+    "quantize": ("MAX_ACTIVATION_BITS", "MAX_BITS", "MIN_BITS", "QuantizeConfig", "WeightGrid"),
     "synthesize": ("SynthesizeConfig",),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}

@@ -13,7 +13,7 @@ from genie_cli.config.base import LongStage
 from genie_cli.config.marks import NOT_DETERMINING, Flag
 from genie_cli.sizes import parse_size
 
-MIN_BITS, MAX_BITS = 2, 8
+MIN_BITS, MAX_BITS, MAX_ACTIVATION_BITS = 2, 8, 16
 _ROUNDING_LR, _ACTIVATION_STEP_LR, _PAPER_STEPS = 1e-3, 4e-5, 20000
 """The paper's rates of the softbits and the activation step sizes, and the steps that they are for."""
 _LARGEST_ROUNDING_LR = 0.1
@@ -23,6 +23,19 @@ _LARGEST_WEIGHT_LR = 0.01
 
 MemorySize = Annotated[int, BeforeValidator(parse_size), Field(ge=1)]
 """Bytes, also written as ``2GiB`` or ``500 MB``."""
+
+
+def _read_bits(value: Any) -> Any:
+    """The bits of activations as they were written: a number, or ``none``."""
+    return None if isinstance(value, str) and value.strip().lower() == "none" else value
+
+
+ActivationBits = Annotated[
+    Annotated[int, Field(ge=MIN_BITS, le=MAX_ACTIVATION_BITS)] | None, BeforeValidator(_read_bits)
+]
+"""Bits of activations; None, also written as ``none``: they stay in float."""
+WeightGrid = Literal["asymmetric", "symmetric"]
+"""The relation of a weight's codes to zero: a zero point per channel, or signed codes of which 0 is zero."""
 
 
 class QuantizeConfig(LongStage):
@@ -35,17 +48,21 @@ class QuantizeConfig(LongStage):
     """Number of images to use: the first of a set or factory, a draw of other real ones under the seed."""
     weight_bits: Annotated[int, Flag("Recipe")] = Field(4, ge=MIN_BITS, le=MAX_BITS)
     """Bits of the weights, 2 to 8."""
-    activation_bits: Annotated[int, Flag("Recipe")] = Field(4, ge=MIN_BITS, le=MAX_BITS)
-    """Bits of the activations, 2 to 8."""
+    activation_bits: Annotated[ActivationBits, Flag("Recipe", metavar="BITS")] = 4
+    """Bits of the activations, 2 to 16, or none: weights alone are quantized."""
+    weight_grid: Annotated[WeightGrid, Flag("Recipe")] = "asymmetric"
+    """Codes of the weights: asymmetric, with a zero point per channel, or symmetric, signed and without.
+
+    Integer kernels are faster on symmetric 8-bit weights, which protocol integer has in any case."""
     protocol: Annotated[str, Flag("Recipe")] = "genie"
-    """Who gets which bits: genie, qdrop, ait, hardware. `genie inspect MODEL --protocol NAME` prints it."""
+    """Who gets which bits: genie, qdrop, ait, hardware, integer. `genie inspect MODEL --protocol NAME` prints it."""
     bits_override: Annotated[
-        dict[str, tuple[int, int]] | None, Flag("Recipe", metavar="PATTERN=W,A", repeated=True)
+        dict[str, tuple[int, ActivationBits]] | None, Flag("Recipe", metavar="PATTERN=W,A", repeated=True)
     ] = None
     """Bits of weight and input of the layers that match, such as 'layer1.*=8,8'; may be repeated.
 
     They rank above the protocol. A params file holds shell-style patterns over layer names, quoted where they begin
-    with a star: `{layer1.*: [8, 8]}`. Later patterns win."""
+    with a star: `{layer1.*: [8, 8]}`. An input of none bits stays in float. Later patterns win."""
     preset: Annotated[str, Flag("Recipe")] = "genie-m"
     """Named recipe: genie-m, minmax, mse, dfq, adaround, adaquant, brecq, qdrop, lsq, ait."""
     num_steps: Annotated[int, Flag("Recipe")] = Field(20000, ge=1)
@@ -133,8 +150,11 @@ class QuantizeConfig(LongStage):
     def _fits_together(self) -> QuantizeConfig:
         if self.loss == "kl" and self.unit != "network":
             raise ValueError(f"loss = 'kl' compares classes: it needs unit = 'network', not '{self.unit}'")
-        if self.reconstruct and self.rounding == "nearest" and self.activation_step_lr == 0:
-            raise ValueError("rounding = 'nearest' with activation_step_lr = 0 leaves nothing to learn")
+        if self.reconstruct and self.rounding == "nearest":
+            if self.activation_step_lr == 0:
+                raise ValueError("rounding = 'nearest' with activation_step_lr = 0 leaves nothing to learn")
+            if self.activation_bits is None and all(bits is None for _, bits in (self.bits_override or {}).values()):
+                raise ValueError("rounding = 'nearest' with activation_bits = none leaves nothing to learn")
         return self
 
     @field_validator("bits_override", mode="before")
@@ -143,8 +163,17 @@ class QuantizeConfig(LongStage):
         """Name the pattern whose bits cannot be used."""
         for pattern, bits in value.items() if isinstance(value, Mapping) else ():
             listed = bits if isinstance(bits, list | tuple) else ()
-            if len(listed) != 2 or any(type(n) is not int or not MIN_BITS <= n <= MAX_BITS for n in listed):
+            if len(listed) != 2 or not _can_be(listed[0], MAX_BITS) or not _can_be_input(listed[1]):
                 raise ValueError(
-                    f"{pattern!r} needs two numbers from {MIN_BITS} to {MAX_BITS}, bits of weight and input: [8, 8]"
+                    f"{pattern!r} needs two numbers, bits of the weight from {MIN_BITS} to {MAX_BITS} and of the input "
+                    f"from {MIN_BITS} to {MAX_ACTIVATION_BITS} (or none): [8, 8]"
                 )
         return value
+
+
+def _can_be(bits: Any, most: int) -> bool:
+    return type(bits) is int and MIN_BITS <= bits <= most
+
+
+def _can_be_input(bits: Any) -> bool:
+    return bits is None or bits == "none" or _can_be(bits, MAX_ACTIVATION_BITS)

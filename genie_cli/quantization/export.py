@@ -16,7 +16,6 @@ from genie_cli.artifacts.quantized import (
     QuantizedArtifact,
     QuantizedMetadata,
     QuantizedWeight,
-    WeightEntry,
 )
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.tensors import named_tensors
@@ -31,7 +30,7 @@ def to_artifact(
     """Integers, step sizes and all other tensors of `network`, with where they come from; images are None for DFQ."""
     config = network.plan.config
     weights = {
-        name: QuantizedWeight(w.codes.contiguous(), w.scale, w.zero_point, w.format.bits)
+        name: QuantizedWeight(w.codes.contiguous(), w.scale, w.zero_point, w.format.bits, w.format.grid)
         for name, w in network.weights.items()
     }
     activations = {
@@ -44,7 +43,7 @@ def to_artifact(
         source_sha256=teacher.source_sha256,
         protocol=config.protocol,
         preset=config.preset,
-        weights={n: WeightEntry(bits=w.bits, shape=tuple(w.codes.shape)) for n, w in weights.items()},
+        weights={n: w.entry for n, w in weights.items()},
         activations={n: ActivationEntry(bits=a.bits, signed=a.signed) for n, a in activations.items()},
         images_sha256=images.sha256 if images is not None else None,
         images_teacher_sha256=images.metadata.teacher_sha256 if images is not None else None,

@@ -67,7 +67,8 @@ def make_plan(teacher: Teacher, config: QuantizeConfig, device: torch.device | N
         device: where it will run, whose free memory counts; None: the plan is only to be looked at.
 
     Raises:
-        UsageError: unknown protocol, an override that matches no layer, or a memory limit below what one batch needs.
+        UsageError: unknown protocol, an override that matches no layer, activations in float that the protocol needs as
+            integers, or a memory limit below what one batch needs.
         InputError: the network has nothing to quantize, or a batch norm cannot be folded.
     """
     protocol = find_protocol(config.protocol)
@@ -76,7 +77,9 @@ def make_plan(teacher: Teacher, config: QuantizeConfig, device: torch.device | N
     if config.data_free and config.equalize:
         equalized = equalize(folded)
     graph = equalized.folded.graph
-    bits = assign_bits(graph, protocol, config.weight_bits, config.activation_bits, config.bits_override or {})
+    bits = assign_bits(
+        graph, protocol, config.weight_bits, config.activation_bits, config.bits_override or {}, config.weight_grid
+    )
     units = tuple(reconstruction_units(graph, config.unit == "network", config.max_unit_layers))
     has_budget = device is not None and not config.data_free
     budget = activation_budget(graph, units, config, device) if has_budget and device is not None else None

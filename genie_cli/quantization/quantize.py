@@ -36,7 +36,6 @@ from genie_cli.runtime.context import RunContext
 from genie_cli.runtime.progress import Advanced, Paced, Reporter, StageFinished, StageStarted
 from genie_cli.runtime.retry import float32_retried
 from genie_cli.runtime.settings import release_freed_memory, settled_objects
-from genie_cli.student.formats import weight_format
 from genie_cli.student.grid import weight_grid
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
 
@@ -292,7 +291,7 @@ def _nearest_weights(plan: QuantizationPlan, unit: UnitGraph) -> dict[str, Integ
     """The unit's weights rounded to their initial grids, nothing learned."""
     weights = {}
     for layer in weight_layers(unit.teacher):
-        weight, format = get_tensor(unit.teacher, layer.weight_key), weight_format(unit.bits.weights[layer.name])
+        weight, format = get_tensor(unit.teacher, layer.weight_key), unit.bits.weight_format(layer.name)
         scale, zero_point = weight_grid(weight, format, plan.config.weight_range)
         weights[layer.name] = IntegerWeight.nearest(weight, scale, zero_point, format)
     return weights

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from genie_cli.config import WeightGrid
+
 Granularity = Literal["per tensor", "per channel"]
 
 
@@ -19,6 +21,8 @@ class NumberFormat:
 
     >>> str(weight_format(4)), weight_format(4).quant_min, weight_format(4).quant_max
     ('uint4 per channel, axis 0, asymmetric', 0, 15)
+    >>> str(weight_format(8, "symmetric")), weight_format(8, "symmetric").quant_min
+    ('int8 per channel, axis 0, symmetric', -128)
     >>> str(activation_format(4, signed=True)), activation_format(4, signed=True).quant_min
     ('int4 per tensor, symmetric', -8)
 
@@ -49,6 +53,11 @@ class NumberFormat:
             raise ValueError(f"axis must be 0 or more, got {self.axis}")
 
     @property
+    def grid(self) -> WeightGrid:
+        """Symmetric or not, as the word that users give."""
+        return "symmetric" if self.symmetric else "asymmetric"
+
+    @property
     def quant_min(self) -> int:
         """The smallest code: 0, or ``-2^(bits - 1)`` where the codes are signed."""
         return -(1 << (self.bits - 1)) if self.signed else 0
@@ -62,12 +71,13 @@ class NumberFormat:
         """A short text: ``uint4 per channel, axis 0, asymmetric``."""
         codes = f"{'int' if self.signed else 'uint'}{self.bits} {self.granularity}"
         axis = "" if self.axis is None else f", axis {self.axis}"
-        return f"{codes}{axis}, {'symmetric' if self.symmetric else 'asymmetric'}"
+        return f"{codes}{axis}, {self.grid}"
 
 
-def weight_format(bits: int) -> NumberFormat:
-    """The format of weights: unsigned codes with a zero point, per output channel (axis 0)."""
-    return NumberFormat(bits, signed=False, symmetric=False, granularity="per channel", axis=0)
+def weight_format(bits: int, grid: WeightGrid = "asymmetric") -> NumberFormat:
+    """The format of weights, per output channel (axis 0): unsigned codes with a zero point, or signed ones without."""
+    is_symmetric = grid == "symmetric"
+    return NumberFormat(bits, signed=is_symmetric, symmetric=is_symmetric, granularity="per channel", axis=0)
 
 
 def activation_format(bits: int, signed: bool) -> NumberFormat:

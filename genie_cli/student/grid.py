@@ -2,7 +2,7 @@
 
 The codes are those of a `NumberFormat`.
 
-Weights: asymmetric, per output channel; ``w' = scale * (code - zero_point)``.
+Weights: per output channel; ``w' = scale * (code - zero_point)``, where the zero point of a symmetric grid is 0.
 Activations: symmetric, per tensor; ``x' = step_size * code``.
 
 Shapes: O output channels, K = elements per channel. Weight scales and zero points are ``[O, 1]``.
@@ -40,7 +40,8 @@ def weight_grid(
 def minmax_weight_grid(weight: Tensor, format: NumberFormat) -> tuple[Tensor, Tensor]:
     """Scale and zero point ``[O, 1]`` that span the range of each output channel (Eq. 3).
 
-    Zero is always in the range, so that it is exact on the grid.
+    Zero is always in the range, so that it is exact on the grid. A symmetric grid has the smallest scale whose outer
+    codes reach both ends of the range.
     """
     rows = _channel_rows(weight, format)
     return _grid_of_range(rows.amin(1, keepdim=True).clamp(max=0), rows.amax(1, keepdim=True).clamp(min=0), format)
@@ -56,7 +57,7 @@ def search_weight_grid(weight: Tensor, format: NumberFormat) -> tuple[Tensor, Te
 
 def _channel_rows(weight: Tensor, format: NumberFormat) -> Tensor:
     """The weight as float32 ``[O, K]``, one row per channel."""
-    assert format.axis == 0 and not format.symmetric, f"no weight grid is found for {format}"
+    assert format.axis == 0 and (format.signed or not format.symmetric), f"no weight grid is found for {format}"
     return weight.detach().float().flatten(1)
 
 
@@ -83,8 +84,13 @@ def _power(error: Tensor) -> Tensor:
 
 
 def _grid_of_range(low: Tensor, high: Tensor, format: NumberFormat) -> tuple[Tensor, Tensor]:
-    scale = (high - low) / (format.quant_max - format.quant_min)
+    if format.symmetric:
+        scale = torch.maximum(low / format.quant_min, high / format.quant_max)
+    else:
+        scale = (high - low) / (format.quant_max - format.quant_min)
     scale = torch.where(high - low < _TINY_RANGE, torch.ones_like(scale), scale)
+    if format.symmetric:
+        return scale, torch.zeros_like(scale)
     return scale, (format.quant_min - low / scale).round().clamp(format.quant_min, format.quant_max)
 
 

@@ -120,7 +120,7 @@ def restore(folded: fx.GraphModule, artifact: QuantizedArtifact) -> fx.GraphModu
     for key in plain:
         set_tensor(folded, key, artifact.parameters[key])
     weights = {
-        name: IntegerWeight(weight.codes, weight.scale, weight.zero_point, weight_format(weight.bits))
+        name: IntegerWeight(weight.codes, weight.scale, weight.zero_point, weight_format(weight.bits, weight.grid))
         for name, weight in artifact.weights.items()
     }
     activations = {
@@ -131,7 +131,8 @@ def restore(folded: fx.GraphModule, artifact: QuantizedArtifact) -> fx.GraphModu
         (ActivationSite(name, nodes[name].name, step.bits) for name, step in artifact.activations.items()),
         key=lambda site: site.name,
     )
-    plan = BitPlan({name: weight.bits for name, weight in artifact.weights.items()}, tuple(sites))
+    symmetric = frozenset(name for name, weight in artifact.weights.items() if weight.grid == "symmetric")
+    plan = BitPlan({name: weight.bits for name, weight in artifact.weights.items()}, tuple(sites), symmetric)
     return insert_quantizers(folded, plan, weights, activations).eval()
 
 

@@ -13,7 +13,7 @@ class IntegerWeight(nn.Module):
     """A weight stored as integer codes, dequantized whenever it is read.
 
     Attributes:
-        format: of the codes; one that fits into uint8.
+        format: of the codes; one that fits into uint8, or into int8 where the codes are signed.
     """
 
     codes: Tensor
@@ -21,11 +21,11 @@ class IntegerWeight(nn.Module):
     zero_point: Tensor
 
     def __init__(self, codes: Tensor, scale: Tensor, zero_point: Tensor, format: NumberFormat) -> None:
-        """Keep codes ``[O, ...]`` (uint8) with scale and zero point ``[O, 1]``."""
+        """Keep codes ``[O, ...]`` as 8-bit integers with scale and zero point ``[O, 1]``."""
         super().__init__()
-        assert format.quant_min >= 0 and format.quant_max <= 255, f"codes of {format} do not fit into uint8"
+        assert format.bits <= 8, f"codes of {format} do not fit into 8 bits"
         self.format = format
-        self.register_buffer("codes", codes.to(torch.uint8))
+        self.register_buffer("codes", codes.to(torch.int8 if format.signed else torch.uint8))
         self.register_buffer("scale", scale.float())
         self.register_buffer("zero_point", zero_point.to(torch.int32))
 

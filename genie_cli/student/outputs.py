@@ -22,7 +22,7 @@ def handed_on_outputs(folded: fx.GraphModule) -> list[fx.Node]:
     Each node is returned once, in no particular order. An addition of a parameter or a constant does not count:
     it is a bias.
     """
-    activations = _computed_from_images(folded)
+    activations = computed_from_images(folded)
     producers = [node for node in data_nodes(folded) if _adds_two(node, activations)]
     last = [last_layer_of(folded, output) for output in output_nodes(folded)]
     producers += [layer.node for layer in last if layer is not None]
@@ -39,7 +39,7 @@ def _adds_two(node: fx.Node, activations: set[fx.Node]) -> bool:
     )
 
 
-def _computed_from_images(folded: fx.GraphModule) -> set[fx.Node]:
+def computed_from_images(folded: fx.GraphModule) -> set[fx.Node]:
     """The nodes with pixels in their values, not merely the number of images in their shapes."""
     found: set[fx.Node] = set()
     for node in data_nodes(folded):

@@ -8,19 +8,26 @@ comes from.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import fx
 
-from genie_cli.errors import look_up
+from genie_cli.config import WeightGrid
+from genie_cli.errors import UsageError, look_up
 from genie_cli.models.graph.cuts import data_nodes
+from genie_cli.models.graph.integer_operations import grid_source
 from genie_cli.models.graph.layers import WeightLayer, weight_layers
+from genie_cli.student.formats import NumberFormat, weight_format
+from genie_cli.student.integer_tensors import integer_tensors
 from genie_cli.student.outputs import handed_on_outputs
 from genie_cli.student.overrides import layer_bits
 
 EDGE_BITS = 8
-"""Bits of the layers and tensors that a protocol exempts from the target."""
+"""Bits of the layers and tensors that a protocol exempts from the target, and of the tensors that no layer reads where
+it quantizes them too. Activations have the target's where it is more."""
+Bits = int | None
+"""Bits of an activation; None: it stays in float, which ranks above any number of bits."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,8 @@ class Protocol:
         second_input_8bit: the second layer's input has 8 bits.
         last_input_8bit: the last layer's input has 8 bits.
         outputs: the outputs of additions and of the last layer are quantized too, at the target bits.
+        every_tensor: every tensor that an integer kernel reads or writes is quantized, and 8-bit weights have a
+            symmetric grid: an integer runtime needs both.
     """
 
     name: str
@@ -42,6 +51,7 @@ class Protocol:
     second_input_8bit: bool
     last_input_8bit: bool
     outputs: bool = False
+    every_tensor: bool = False
 
 
 PROTOCOLS = {
@@ -57,6 +67,14 @@ PROTOCOLS = {
             False,
             False,
             outputs=True,
+        ),
+        Protocol(
+            "integer",
+            "as genie, and every tensor that an integer kernel reads or writes A8; 8-bit weights symmetric (ours)",
+            True,
+            True,
+            True,
+            every_tensor=True,
         ),
     )
 }
@@ -80,10 +98,26 @@ class ActivationSite:
 
 @dataclass(frozen=True)
 class BitPlan:
-    """Who gets which bits in one network: layer name -> bits, and the activation sites in order."""
+    """Who gets which bits in one network.
+
+    Attributes:
+        weights: layer name -> bits.
+        activations: the sites in order.
+        symmetric_weights: the layers whose weights have a symmetric grid.
+    """
 
     weights: dict[str, int]
     activations: tuple[ActivationSite, ...]
+    symmetric_weights: frozenset[str] = frozenset()
+
+    def weight_format(self, layer: str) -> NumberFormat:
+        """The number format of a layer's weight."""
+        return weight_format(self.weights[layer], "symmetric" if layer in self.symmetric_weights else "asymmetric")
+
+    def part(self, layers: Iterable[str], sites: Sequence[ActivationSite]) -> BitPlan:
+        """The plan of some of the layers and sites."""
+        weights = {name: self.weights[name] for name in layers}
+        return BitPlan(weights, tuple(sites), self.symmetric_weights & weights.keys())
 
 
 def find_protocol(name: str) -> Protocol:
@@ -99,24 +133,26 @@ def assign_bits(
     folded: fx.GraphModule,
     protocol: Protocol,
     weight_bits: int,
-    activation_bits: int,
-    overrides: Mapping[str, tuple[int, int]] = {},
+    activation_bits: Bits,
+    overrides: Mapping[str, tuple[int, Bits]] = {},
+    weight_grid: WeightGrid = "asymmetric",
 ) -> BitPlan:
     """Apply `protocol` to a folded graph: weights of every layer, inputs of every layer but the network's own.
 
-    A tensor that several layers read has the largest of the bits that they ask for. An output that `protocol`
-    quantizes has the target bits, unless layers read it.
+    A tensor that several layers read has the largest of the bits that they ask for; it stays in float where one of them
+    asks for that. An output that `protocol` quantizes has the target bits, unless layers read it.
 
     Args:
         folded: the folded graph.
         protocol: who is exempted, and which outputs count.
         weight_bits: target of the weights.
-        activation_bits: target of the activations.
+        activation_bits: target of the activations; None: they stay in float.
         overrides: pattern over layer names -> bits of weight and of input, which rank above the protocol; later
             patterns win. A layer that reads the images keeps them as they are.
+        weight_grid: the grid of the weights that `protocol` leaves the choice for.
 
     Raises:
-        UsageError: a pattern matches no layer.
+        UsageError: a pattern matches no layer, or activations stay in float that `protocol` needs as integers.
     """
     layers = weight_layers(folded)
     own = layer_bits([layer.name for layer in layers], overrides)
@@ -127,19 +163,71 @@ def assign_bits(
     exempt_inputs = exempt_inputs | (edges.last if protocol.last_input_8bit else set())
     weights = {layer.name: EDGE_BITS if layer.node in exempt_weights else weight_bits for layer in layers}
     weights.update((name, bits) for name, (bits, _) in own.items())
-    bits_of: dict[fx.Node, int] = {}
-    for layer in layers:
-        is_exempt = layer.node in exempt_inputs
-        bits = own[layer.name][1] if layer.name in own else EDGE_BITS if is_exempt else activation_bits
-        for source in layer.sources:
-            if source not in images:  # which are 8-bit already
-                bits_of[source] = max(bits, bits_of.get(source, 0))
-    for node in handed_on_outputs(folded) if protocol.outputs else ():
-        if node not in images:
-            bits_of.setdefault(node, activation_bits)
+    input_bits = {
+        layer.node: own[layer.name][1]
+        if layer.name in own
+        else _at_least_8(activation_bits)
+        if layer.node in exempt_inputs
+        else activation_bits
+        for layer in layers
+    }
+    if protocol.every_tensor:
+        bits_of = _bits_of_all_tensors(folded, protocol, layers, input_bits, activation_bits, images)
+    else:
+        bits_of = {}
+        for layer in layers:
+            for source in layer.sources:
+                if source not in images:  # which are 8-bit already
+                    bits_of[source] = _larger(input_bits[layer.node], bits_of.get(source, 0))
+        for node in handed_on_outputs(folded) if protocol.outputs else ():
+            if node not in images:
+                bits_of.setdefault(node, activation_bits)
     names = {node: name for name, node in tensor_names(folded).items()}
-    order = [node for node in folded.graph.nodes if node in bits_of]
-    return BitPlan(weights, tuple(ActivationSite(names[node], node.name, bits_of[node]) for node in order))
+    sites = [
+        ActivationSite(names[node], node.name, bits)
+        for node in folded.graph.nodes
+        if (bits := bits_of.get(node)) is not None
+    ]
+    symmetric = {
+        name
+        for name, bits in weights.items()
+        if weight_grid == "symmetric" or (protocol.every_tensor and bits == EDGE_BITS)
+    }
+    return BitPlan(weights, tuple(sites), frozenset(symmetric))
+
+
+def _bits_of_all_tensors(
+    folded: fx.GraphModule,
+    protocol: Protocol,
+    layers: Sequence[WeightLayer],
+    input_bits: Mapping[fx.Node, Bits],
+    activation_bits: Bits,
+    images: set[fx.Node],
+) -> dict[fx.Node, Bits]:
+    """Of each tensor that an integer kernel reads or writes the bits that layers ask for, else 8 or the target.
+
+    Raises:
+        UsageError: activations that stay in float.
+    """
+    if activation_bits is None or None in input_bits.values():
+        raise UsageError(
+            f"Protocol {protocol.name!r} quantizes every tensor that an integer kernel reads or writes and leaves no "
+            "activation in float: give --activation-bits and each --bits-override a number, or another --protocol."
+        )
+    asked: dict[fx.Node, Bits] = {}
+    for layer in layers:
+        for source in map(grid_source, layer.sources):
+            if source not in images:
+                asked[source] = _larger(input_bits[layer.node], asked.get(source, 0))
+    return {node: asked.get(node, _at_least_8(activation_bits)) for node in integer_tensors(folded)}
+
+
+def _at_least_8(bits: Bits) -> Bits:
+    return None if bits is None else max(EDGE_BITS, bits)
+
+
+def _larger(bits: Bits, other: Bits) -> Bits:
+    return None if bits is None or other is None else max(bits, other)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from genie_cli.quantization.data_free.batch_norm_ranges import (
 from genie_cli.quantization.plan import QuantizationPlan
 from genie_cli.quantization.result import STAGE, QuantizedNetwork
 from genie_cli.runtime.progress import Advanced, Reporter, StageFinished, StageStarted
-from genie_cli.student.formats import activation_format, weight_format
+from genie_cli.student.formats import activation_format
 from genie_cli.student.grid import minmax_step_size, weight_grid
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
 from genie_cli.student.protocol import BitPlan
@@ -63,7 +63,7 @@ def quantize_without_images(teacher: Teacher, plan: QuantizationPlan, report: Re
     weights: dict[str, IntegerWeight] = {}
     for done, layer in enumerate(layers, 1):
         weight = get_tensor(graph, layer.weight_key)
-        format = weight_format(plan.bits.weights[layer.name])
+        format = plan.bits.weight_format(layer.name)
         grid = weight_grid(weight, format, plan.config.weight_range)
         weights[layer.name] = IntegerWeight.nearest(weight, *grid, format)
         inputs = statistics.get(layer.sources[0].name)

@@ -19,7 +19,6 @@ from genie_cli.quantization.learned.weight import LearnedWeight
 from genie_cli.quantization.plan import QuantizationPlan
 from genie_cli.quantization.reconstruction.learned_unit import LearnedUnit
 from genie_cli.quantization.units.unit_graph import UnitGraph
-from genie_cli.student.formats import weight_format
 from genie_cli.student.grid import weight_grid
 from genie_cli.student.modules import ActivationQuantizer
 
@@ -143,7 +142,7 @@ def make_task(
 def _start_weight(part: UnitGraph, layer: WeightLayer, plan: QuantizationPlan) -> LearnedWeight:
     """A weight on its initial grid, and how far an offset of 1 moves its step sizes."""
     config, weight = plan.config, get_tensor(part.teacher, layer.weight_key)
-    format = weight_format(part.bits.weights[layer.name])
+    format = part.bits.weight_format(layer.name)
     scale, zero_point = weight_grid(weight, format, config.weight_range)
     offset_scale = scale
     if config.weight_step_space == "checkpoint":

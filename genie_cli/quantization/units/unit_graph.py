@@ -81,7 +81,7 @@ def cut_out(folded: fx.GraphModule, unit: Unit, bits: BitPlan, device: torch.dev
         sites.append(site)
         if readers and min(readers, key=index.__getitem__) not in own:
             read_before.add(site.name)
-    own_bits = BitPlan({name: bits.weights[name] for name in unit.layers}, tuple(sites))
+    own_bits = bits.part(unit.layers, sites)
     teacher = extract(folded, unit.nodes, unit.sources, unit.outputs)
     rows = rows_at_once([*unit.sources, *unit.nodes], device)
     return UnitGraph(unit.name, unit.nodes, unit.sources, unit.outputs, teacher, own_bits, frozenset(read_before), rows)
@@ -110,10 +110,8 @@ def layer_by_layer(folded: fx.GraphModule, unit: UnitGraph) -> Iterator[UnitGrap
         if all(reader.op == "output" for reader in output.users):
             read.add(output.name)  # of the network: a site on it is the unit's own
         sites = tuple(site for site in unit.bits.activations if site.node in read)
-        weights = {name: bits for name, bits in unit.bits.weights.items() if name in layers}
-        yield replace(
-            unit, name=layer.name, nodes=nodes, outputs=(output,), teacher=teacher, bits=BitPlan(weights, sites)
-        )
+        bits = unit.bits.part([name for name in unit.bits.weights if name in layers], sites)
+        yield replace(unit, name=layer.name, nodes=nodes, outputs=(output,), teacher=teacher, bits=bits)
 
 
 def rows_at_once(nodes: Sequence[fx.Node], device: torch.device) -> int:

@@ -1,0 +1,134 @@
+"""Operations by what an integer runtime does with them: keep a grid, compute in integers, clip as they write."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from torch import fx
+
+from genie_cli.models.graph.capture import aten
+from genie_cli.models.graph.channels import zero_padding
+
+_MOVING: tuple[Any, ...] = (
+    aten.alias.default,
+    aten.channel_shuffle.default,
+    aten.chunk.default,
+    aten.clone.default,
+    aten.expand.default,
+    aten.flatten.using_ints,
+    aten.flip.default,
+    aten.index.Tensor,
+    aten.index_select.default,
+    aten.movedim.int,
+    aten.narrow.default,
+    aten.permute.default,
+    aten.pixel_shuffle.default,
+    aten.pixel_unshuffle.default,
+    aten.reflection_pad1d.default,
+    aten.reflection_pad2d.default,
+    aten.repeat.default,
+    aten.replication_pad1d.default,
+    aten.replication_pad2d.default,
+    aten.reshape.default,
+    aten.roll.default,
+    aten.select.int,
+    aten.slice.Tensor,
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.squeeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.transpose.int,
+    aten.unbind.int,
+    aten.unflatten.int,
+    aten.unsqueeze.default,
+    aten.upsample_nearest1d.vec,
+    aten.upsample_nearest2d.vec,
+    aten.upsample_nearest3d.vec,
+)
+_CHOOSING: tuple[Any, ...] = (
+    aten.adaptive_max_pool1d.default,
+    aten.adaptive_max_pool2d.default,
+    aten.adaptive_max_pool3d.default,
+    aten.amax.default,
+    aten.max_pool1d.default,
+    aten.max_pool2d.default,
+    aten.max_pool2d_with_indices.default,
+    aten.max_pool3d.default,
+    aten.max_pool3d_with_indices.default,
+)
+_ARITHMETIC: tuple[Any, ...] = (
+    # two tensors
+    aten.add.Tensor,
+    aten.sub.Tensor,
+    aten.mul.Tensor,
+    aten.bmm.default,
+    aten.einsum.default,
+    aten.matmul.default,
+    aten.mm.default,
+    # any number of tensors
+    aten.cat.default,
+    aten.stack.default,
+    # poolings that average
+    aten.adaptive_avg_pool1d.default,
+    aten.adaptive_avg_pool2d.default,
+    aten.adaptive_avg_pool3d.default,
+    aten.avg_pool1d.default,
+    aten.avg_pool2d.default,
+    aten.avg_pool3d.default,
+    aten.mean.dim,
+    # resizing that interpolates
+    aten.upsample_bicubic2d.vec,
+    aten.upsample_bilinear2d.vec,
+    aten.upsample_linear1d.vec,
+    aten.upsample_trilinear3d.vec,
+)
+_CLIPS: tuple[Any, ...] = (
+    aten.clamp.default,
+    aten.clamp_max.default,
+    aten.clamp_min.default,
+    aten.hardtanh.default,
+    aten.relu.default,
+    aten.relu6.default,
+)
+
+
+def keeps_grid(node: fx.Node) -> bool:
+    """True if the values behind a node are values of its first argument, or zeros: they are on the same grid.
+
+    Such a node moves or repeats values, or takes the largest of several.
+    """
+    if node.target is operator.getitem:
+        source = node.args[0]
+        return isinstance(source, fx.Node) and source.target in (*_MOVING, *_CHOOSING)
+    if node.target in (aten.pad.default, aten.constant_pad_nd.default):
+        is_copied = node.target is aten.pad.default and node.args[2:3] not in ((), ("constant",))
+        return is_copied or zero_padding(node) is not None
+    return node.target in _MOVING or node.target in _CHOOSING
+
+
+def grid_source(node: fx.Node) -> fx.Node:
+    """The node that wrote the values of `node` first, before they were moved; `node` itself where none did."""
+    while keeps_grid(node):
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        node = source
+    return node
+
+
+def is_arithmetic(node: fx.Node, activations: set[fx.Node]) -> bool:
+    """True if an integer kernel computes a node from activations alone, no stored weight among them."""
+    return node.target in _ARITHMETIC and all(source in activations for source in _operands(node))
+
+
+def is_clip(node: fx.Node) -> bool:
+    """True for a function that an integer kernel applies by the clipping of its codes: ReLU, ReLU6, a clamp."""
+    return node.target in _CLIPS and len(node.all_input_nodes) == 1
+
+
+def _operands(node: fx.Node) -> list[Any]:
+    """The tensors of an arithmetic operation, numbers in their place too, which are no activations."""
+    if node.target in (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor):
+        return list(node.args[:2])
+    return list(node.all_input_nodes)
