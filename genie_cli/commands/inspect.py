@@ -134,9 +134,10 @@ def _show_model(description: dict[str, Any], plan: QuantizationPlan) -> None:
     )
     columns = {
         "layer": "name", "kind": "kind", "weight": "shape", "stride": "stride", "W bits": "weight_bits",
-        "W grid": "weight_grid", "input site": "input_site", "A bits": "activation_bits", "batch norm": "batch_norm",
+        "input site": "input_site", "A bits": "activation_bits", "batch norm": "batch_norm",
     }  # fmt: skip
-    layers = [[row[key] for key in columns.values()] for row in description["layers"]]
+    rows = [{**row, "weight_bits": _with_grid(row["weight_bits"], row["weight_grid"])} for row in description["layers"]]
+    layers = [[row[key] for key in columns.values()] for row in rows]
     rows_table("Weight layers", list(columns), layers, {"W bits", "A bits"})
     others = [[site["name"], site["bits"]] for site in description["sites"] if not site["layers"]]
     if others:
@@ -160,6 +161,11 @@ def _show_model(description: dict[str, Any], plan: QuantizationPlan) -> None:
             "rewrites": _checks(description["checks"]),
         },
     )
+
+
+def _with_grid(bits: int, grid: str) -> str:
+    """The bits of a weight; the usual grid is not told."""
+    return str(bits) if grid == "asymmetric" else f"{bits} {grid}"
 
 
 def _classes(description: dict[str, Any]) -> str:

@@ -27,7 +27,8 @@ MemorySize = Annotated[int, BeforeValidator(parse_size), Field(ge=1)]
 
 def _read_bits(value: Any) -> Any:
     """The bits of activations as they were written: a number, or ``none``."""
-    return None if isinstance(value, str) and value.strip().lower() == "none" else value
+    text = value.strip().lower() if isinstance(value, str) else ""
+    return None if text == "none" else int(text) if text.isascii() and text.isdigit() else value
 
 
 ActivationBits = Annotated[

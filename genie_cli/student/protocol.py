@@ -163,14 +163,10 @@ def assign_bits(
     exempt_inputs = exempt_inputs | (edges.last if protocol.last_input_8bit else set())
     weights = {layer.name: EDGE_BITS if layer.node in exempt_weights else weight_bits for layer in layers}
     weights.update((name, bits) for name, (bits, _) in own.items())
-    input_bits = {
-        layer.node: own[layer.name][1]
-        if layer.name in own
-        else _at_least_8(activation_bits)
-        if layer.node in exempt_inputs
-        else activation_bits
-        for layer in layers
-    }
+    input_bits: dict[fx.Node, Bits] = {}
+    for layer in layers:
+        target = _at_least_8(activation_bits) if layer.node in exempt_inputs else activation_bits
+        input_bits[layer.node] = own[layer.name][1] if layer.name in own else target
     if protocol.every_tensor:
         bits_of = _bits_of_all_tensors(folded, protocol, layers, input_bits, activation_bits, images)
     else:

@@ -34,6 +34,24 @@ def test_pack_gives_the_bytes_of_the_oracle_and_unpack_undoes_it(case: tuple[int
     assert unpack(packed, bits, [len(codes)]).tolist() == codes
 
 
+@given(bits_and_codes())
+def test_signed_codes_are_packed_in_two_s_complement(case: tuple[int, list[int]]) -> None:
+    bits, patterns = case
+    codes = [pattern - 2**bits if pattern >= 2 ** (bits - 1) else pattern for pattern in patterns]
+    packed = pack(torch.tensor(codes, dtype=torch.int8), bits, signed=True)
+    assert bytes(packed.tolist()) == oracle_pack(patterns, bits)
+    back = unpack(packed, bits, [len(codes)], signed=True)
+    assert back.dtype == torch.int8
+    assert back.tolist() == codes
+
+
+def test_signed_codes_out_of_range_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"-2\.\.1, got -3\.\.0"):
+        pack(torch.tensor([-3, 0]), 2, signed=True)
+    with pytest.raises(ValueError, match=r"-2\.\.1, got 0\.\.2"):
+        pack(torch.tensor([2, 0]), 2, signed=True)
+
+
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("shape", [(5, 3, 3, 3), (1,), (8,), (2, 0, 4), ()], ids=str)
 def test_any_shape_comes_back(bits: int, shape: tuple[int, ...]) -> None:

@@ -25,7 +25,6 @@ from genie_cli.artifacts.quantized import (
     QuantizedArtifact,
     QuantizedMetadata,
     QuantizedWeight,
-    WeightEntry,
     load_quantized,
     save_quantized,
 )
@@ -46,11 +45,19 @@ def quantized_weight(shape: tuple[int, ...], bits: int, seed: int = 0) -> Quanti
     )
 
 
+def signed(weight: QuantizedWeight) -> QuantizedWeight:
+    """The same weight on a symmetric grid, its codes less half their number."""
+    codes = (weight.codes.to(torch.int16) - 2 ** (weight.bits - 1)).to(torch.int8)
+    return QuantizedWeight(codes, weight.scale, torch.zeros_like(weight.zero_point), weight.bits, "symmetric")
+
+
 def make(bits: int = 4, shapes: dict[str, tuple[int, ...]] = SHAPES) -> QuantizedArtifact:
     weights = {
         layer: quantized_weight(shape, 8 if layer == "fc" else bits, seed)
         for seed, (layer, shape) in enumerate(shapes.items())
     }
+    if "fc" in weights:
+        weights["fc"] = signed(weights["fc"])
     activations = {
         "conv.input": QuantizedActivation(0.1, 8, True),
         "block.0.add0.lhs": QuantizedActivation(0.05, bits, False),
@@ -64,7 +71,7 @@ def make(bits: int = 4, shapes: dict[str, tuple[int, ...]] = SHAPES) -> Quantize
         preset="genie-m",
         seed=0,
         input=InputSpec(size=8),
-        weights={layer: WeightEntry(bits=w.bits, shape=tuple(w.codes.shape)) for layer, w in weights.items()},
+        weights={layer: w.entry for layer, w in weights.items()},
         activations={site: ActivationEntry(bits=a.bits, signed=a.signed) for site, a in activations.items()},
         images_sha256="2" * 64,
         images_teacher_sha256=None,
@@ -190,15 +197,36 @@ def test_weights_are_checked_on_creation(changes: dict[str, Any], message: str) 
         dataclasses.replace(quantized_weight((2, 3), 4), **{"codes": torch.ones(2, 3, dtype=torch.uint8), **changes})
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"codes": torch.ones(2, 3, dtype=torch.uint8)}, "codes must be int8"),
+        ({"codes": torch.full((2, 3), 8, dtype=torch.int8)}, r"codes must be in -8\.\.7, got 8\.\.8"),
+        ({"codes": torch.full((2, 3), -9, dtype=torch.int8)}, r"codes must be in -8\.\.7, got -9\.\.-9"),
+        ({"zero_point": torch.ones(2, 1, dtype=torch.int32)}, r"zero_point must be in 0\.\.0, got 1\.\.1"),
+    ],
+)
+def test_symmetric_weights_are_checked_on_creation(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(signed(quantized_weight((2, 3), 4)), **changes)
+
+
+def test_a_folder_without_activations_comes_back(tmp_path: Path) -> None:
+    artifact = make()
+    metadata = artifact.metadata.model_copy(update={"activations": {}})
+    save_quantized(tmp_path / "q", dataclasses.replace(artifact, activations={}, metadata=metadata))
+    assert load_quantized(tmp_path / "q").activations == {}
+
+
 @pytest.mark.parametrize("step_size", [0.0, -1.0, float("nan"), float("inf"), 1e-50, 1e39])
 def test_steps_are_checked_on_creation(step_size: float) -> None:
     with pytest.raises(ValueError, match="positive and finite"):
         QuantizedActivation(step_size, 4, False)
 
 
-@pytest.mark.parametrize("bits", [1, 9])
+@pytest.mark.parametrize("bits", [1, 17])
 def test_bits_of_a_step_are_checked_on_creation(bits: int) -> None:
-    with pytest.raises(ValueError, match=rf"bits must be in 2\.\.8, got {bits}"):
+    with pytest.raises(ValueError, match=rf"bits must be in 2\.\.16, got {bits}"):
         QuantizedActivation(0.1, bits, False)
 
 

@@ -15,16 +15,18 @@ from genie_cli.errors import UsageError
         ("fc=8,4", ("fc", 8, 4)),
         (" *.conv[12] = 2 , 3 ", ("*.conv[12]", 2, 3)),
         ("a=b=4,4", ("a=b", 4, 4)),
+        ("fc=8,16", ("fc", 8, 16)),
+        ("fc=8,None", ("fc", 8, None)),
     ],
 )
-def test_form(text: str, expected: tuple[str, int, int]) -> None:
+def test_form(text: str, expected: tuple[str, int, int | None]) -> None:
     assert parse_override(text) == expected
 
 
 @pytest.mark.parametrize(
     "text",
     ["", "fc", "fc=", "=8,8", " =8,8", "fc=8", "fc=8,", "fc=,8", "fc=8,8,8", "fc=8;8", "fc=a,b", "fc=4.0,4", "fc=-4,4",
-     "8,8", "fc=٤,4", "fc:8,8", "fc=0x4,4"],
+     "8,8", "fc=٤,4", "fc:8,8", "fc=0x4,4", "fc=none,4", "fc=4,all"],
 )  # fmt: skip
 def test_other_forms_are_refused_with_the_form(text: str) -> None:
     with pytest.raises(UsageError) as raised:
@@ -33,10 +35,10 @@ def test_other_forms_are_refused_with_the_form(text: str) -> None:
     assert "'layer1.*=8,8'" in str(raised.value)
 
 
-@pytest.mark.parametrize("bits", ["1", "9", "0", "32", "9" * 5000])
-@pytest.mark.parametrize("form", ["fc={},4", "fc=4,{}"])
-def test_bits_out_of_range_are_named(form: str, bits: str) -> None:
-    with pytest.raises(UsageError, match=rf"{bits} bits are not in 2\.\.8; give PATTERN=W,A"):
+@pytest.mark.parametrize("bits", ["1", "17", "0", "32", "9" * 5000])
+@pytest.mark.parametrize(("form", "most"), [("fc={},4", 8), ("fc=4,{}", 16)])
+def test_bits_out_of_range_are_named(form: str, most: int, bits: str) -> None:
+    with pytest.raises(UsageError, match=rf"{bits} bits are not in 2\.\.{most}; give PATTERN=W,A"):
         parse_override(form.format(bits))
 
 

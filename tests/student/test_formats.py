@@ -32,6 +32,7 @@ def test_range_of_the_codes(bits: int, signed: bool, expected: tuple[int, int]) 
 
 def test_formats_of_today() -> None:
     assert weight_format(3) == NumberFormat(3, False, False, "per channel", 0)
+    assert weight_format(3, "symmetric") == NumberFormat(3, True, True, "per channel", 0)
     assert activation_format(5, signed=True) == NumberFormat(5, True, True, "per tensor", None)
 
 
@@ -49,7 +50,7 @@ def test_text(format: NumberFormat, text: str) -> None:
 
 
 def test_examples_of_the_docstring() -> None:
-    assert doctest.testmod(formats) == (0, 2)
+    assert doctest.testmod(formats) == (0, 3)
 
 
 def test_a_table_can_be_keyed_by_formats() -> None:

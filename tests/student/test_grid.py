@@ -109,6 +109,38 @@ def test_signed_codes_are_the_unsigned_ones_less_half_their_number(bits: int) ->
     assert torch.equal(codes[1], codes[0] - 2 ** (bits - 1))
 
 
+@pytest.mark.parametrize("bits", BITS)
+def test_a_symmetric_grid_reaches_both_ends_with_the_smallest_scale(bits: int) -> None:
+    weight, format = normal(6, 20), weight_format(bits, "symmetric")
+    weight[0], weight[1], weight[2] = weight[0].abs(), -weight[1].abs(), 0
+    scale, zero_point = minmax_weight_grid(weight, format)
+    assert scale.shape == (6, 1) and torch.equal(zero_point, torch.zeros(6, 1))
+    low, high, half = weight.amin(1), weight.amax(1), 2 ** (bits - 1)
+    expected = np.maximum(-low.clamp(max=0).numpy() / half, high.clamp(min=0).numpy() / (half - 1))
+    np.testing.assert_allclose(scale.flatten().numpy(), np.where(expected == 0, 1, expected), rtol=1e-6)
+    codes = quantize_weight(weight, scale, zero_point, format)
+    assert codes.min() >= -half and codes.max() <= half - 1
+    error = (dequantize_weight(codes, scale, zero_point) - weight).abs()
+    assert bool((error <= scale * 0.5001).all())  # nothing is clipped
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_a_symmetric_search_finds_the_oracle_s_least_error(bits: int) -> None:
+    weight, format, half = normal(5, 30), weight_format(bits, "symmetric"), 2 ** (bits - 1)
+    weight[0, 0] = 30  # an outlier to clip
+
+    def error(row: np.ndarray, scale: np.float32) -> float:
+        restored = np.clip(np.rint(row / scale), -half, half - 1) * scale
+        return float((np.abs(row.astype(np.float64) - restored) ** 2.4).sum())
+
+    scale, zero_point = search_weight_grid(weight, format)
+    assert not zero_point.any()
+    for row, found in zip(weight.numpy(), scale.flatten().numpy(), strict=True):
+        full = max(-row.min() / half, row.max() / (half - 1))
+        best = min(error(row, np.float32(full * (1 - i / 100))) for i in range(100))
+        np.testing.assert_allclose(error(row, found), best, rtol=1e-3)
+
+
 @pytest.mark.parametrize(
     "format", [replace(weight_format(4), axis=1), replace(weight_format(4), symmetric=True)], ids=str
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 from torch import Tensor, fx, nn
@@ -59,7 +61,7 @@ def digits() -> fx.GraphModule:
     return fold_batch_norms(load_untrained(ModelConfig(name="digits_resnet")).graph).graph
 
 
-def plan_of(overrides: dict[str, tuple[int, int]], protocol: str = "genie") -> BitPlan:
+def plan_of(overrides: Mapping[str, tuple[int, int | None]], protocol: str = "genie") -> BitPlan:
     return assign_bits(digits(), PROTOCOLS[protocol], 4, 4, overrides)
 
 
@@ -96,6 +98,39 @@ def test_tensor_of_two_layers_takes_the_largest(
 ) -> None:
     before = sites(plan_of({}, protocol))
     assert sites(plan_of(overrides, protocol)) == {**before, "layer2.0.conv1.input": bits}
+
+
+@pytest.mark.parametrize("protocol", ["genie", "ait", "hardware"])
+def test_weights_alone(protocol: str) -> None:
+    plan = assign_bits(digits(), PROTOCOLS[protocol], 4, None)
+    assert plan.activations == ()
+    assert plan.weights == plan_of({}, protocol).weights
+
+
+def test_16_bits_are_no_fewer_where_a_protocol_exempts() -> None:
+    assert set(sites(assign_bits(digits(), PROTOCOLS["genie"], 4, 16)).values()) == {16}
+
+
+def test_inputs_in_float_and_others_mixed() -> None:
+    before = sites(plan_of({}))
+    some = {name: bits for name, bits in before.items() if name != "layer1.0.conv2.input"}
+    assert sites(plan_of({"layer1.0.conv2": (4, None)})) == some
+    alone = assign_bits(digits(), PROTOCOLS["genie"], 4, None, {"*.conv2": (4, 12), "layer3.0.conv1": (4, 8)})
+    # downsample.0 reads what layer3.0.conv1 reads, in float: so does the tensor stay
+    assert sites(alone) == {"layer1.0.conv2.input": 12, "layer2.0.conv2.input": 12, "layer3.0.conv2.input": 12}
+
+
+@pytest.mark.parametrize(("protocol", "grid", "expected"), [
+    ("genie", "asymmetric", set()),
+    ("genie", "symmetric", {"conv1", "layer1.0.conv1", "fc"}),
+    ("integer", "asymmetric", {"conv1", "fc"}),
+])  # fmt: skip
+def test_symmetric_weights(protocol: str, grid: Any, expected: set[str]) -> None:
+    plan = assign_bits(digits(), PROTOCOLS[protocol], 4, 4, {}, grid)
+    assert plan.symmetric_weights & {"conv1", "layer1.0.conv1", "fc"} == expected
+    assert plan.weight_format("conv1").symmetric is ("conv1" in expected)
+    part = plan.part(["conv1"], ())
+    assert part.symmetric_weights == expected & {"conv1"} and part.weights == {"conv1": 8}
 
 
 def test_outputs_of_hardware_keep_the_target_unless_a_layer_reads_them() -> None:
@@ -145,7 +180,7 @@ def test_bits_that_cannot_be_used_name_their_pattern(bits: str) -> None:
         configured(f"conv1: [8, 8]\nlayer1.*: {bits}")
     message = str(raised.value)
     assert message.startswith("bits_override = {'conv1': ")
-    assert "'layer1.*' needs two numbers from 2 to 8, bits of weight and input: [8, 8]." in message
+    assert "'layer1.*' needs two numbers, bits of the weight from 2 to 8 and of the input from 2 to 16 " in message
 
 
 @pytest.mark.parametrize("text", ["fc", "[fc]", "[[fc, 8, 8]]", "3", "true", "{1: [8, 8]}"])

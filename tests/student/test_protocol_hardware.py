@@ -76,7 +76,9 @@ def added_sites(network: nn.Module) -> dict[str, str]:
 
 
 def test_unknown_protocol_lists_all() -> None:
-    with pytest.raises(UsageError, match=r"'hardwear': genie, qdrop, ait, hardware\. Did you mean 'hardware'\?"):
+    with pytest.raises(
+        UsageError, match=r"'hardwear': genie, qdrop, ait, hardware, integer\. Did you mean 'hardware'\?"
+    ):
         find_protocol("hardwear")
 
 
