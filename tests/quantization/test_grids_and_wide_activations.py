@@ -54,7 +54,7 @@ def test_symmetric_codes_in_every_preset(digits_teacher: Teacher, images: Tensor
     for name, weight in network.weights.items():
         half = 2 ** (weight.format.bits - 1)
         assert weight.codes.dtype == torch.int8 and not weight.zero_point.any()
-        assert -half <= weight.codes.min() < 0 < weight.codes.max() < half
+        assert -half <= int(weight.codes.min()) < 0 < int(weight.codes.max()) < half
         error = (weight() - layers[name]).abs().flatten(1)
         assert bool((error <= 1.6 * weight.scale).all()), name  # up or down, and a little learning
     assert distance(network, digits_teacher, images) < 0.2
@@ -74,15 +74,22 @@ def test_weights_alone(digits_teacher: Teacher, images: Tensor, tmp_path: Path, 
     assert torch.equal(load_student(digits_teacher, artifact)(images), student_of(network)(images))
 
 
-@pytest.mark.parametrize("preset", ["genie-m", "dfq"])
-def test_wide_activations_are_nearer(digits_teacher: Teacher, images: Tensor, tmp_path: Path, preset: str) -> None:
-    networks = [quantize(digits_teacher, images, preset, weight_bits=8, activation_bits=bits) for bits in (6, 16)]
-    coarse, fine = (distance(network, digits_teacher, images) for network in networks)
-    assert fine < 0.3 * coarse
+@pytest.mark.parametrize("preset", ["mse", "dfq"])
+def test_16_bits_are_nearly_float(digits_teacher: Teacher, images: Tensor, tmp_path: Path, preset: str) -> None:
+    """Neither preset's weights depend on the activations, so that a network of weights alone is what is approached."""
+    networks = [quantize(digits_teacher, images, preset, weight_bits=8, activation_bits=bits) for bits in (8, 16, None)]
+    with torch.no_grad():
+        coarse, fine, alone = (student_of(network)(images) for network in networks)
+    assert (fine - alone).norm() < 2e-3 * alone.norm()
+    assert (fine - alone).norm() < 0.1 * (coarse - alone).norm()
     assert {a.format.bits for a in networks[1].activations.values()} == {16}
     save_student(networks[1], digits_teacher, tmp_path / "q")
-    restored = load_student(digits_teacher, load_quantized(tmp_path / "q"))
-    assert torch.equal(restored(images), student_of(networks[1])(images))
+    assert torch.equal(load_student(digits_teacher, load_quantized(tmp_path / "q"))(images), fine)
+
+
+def test_16_bits_are_learned(digits_teacher: Teacher, images: Tensor) -> None:
+    network = quantize(digits_teacher, images, weight_bits=8, activation_bits=16)
+    assert distance(network, digits_teacher, images) < 0.02
 
 
 def test_an_unfinished_run_keeps_the_grid(digits_teacher: Teacher, images: Tensor) -> None:
