@@ -186,9 +186,9 @@ def test_no_step_of_a_reconstruction_waits(preset: str):
 def test_activations_on_the_host_cost_three_waits_per_step_at_most():
     """Both inputs and the target go up through two buffers; each is waited for before it is filled again."""
     on_host = partial(run, quantization, budget=ActivationBudget(0, 1 << 30))
-    extra = waits(on_host(num_steps=20)) - waits(on_host(num_steps=8))
+    extra = waits(on_host(num_steps=15)) - waits(on_host(num_steps=9))
     assert {kind for kind, _ in extra} == {"for an event"}
-    assert sum(extra.values()) <= 3 * (20 - 8) * 4
+    assert sum(extra.values()) <= 3 * (15 - 9) * 4
 
 
 @pytest.mark.parametrize("budget", [ActivationBudget(0, 1 << 30), ActivationBudget(0, 0)], ids=["host", "disk"])
