@@ -14,15 +14,20 @@ from genie_cli.models.zoo import load_teacher
 from tests.support.captures import capture_digits_once
 from tests.support.work import MeasuredFolder
 
-NUMERIC = ("evaluation", "models/graph", "quantization", "student", "synthesis")
-"""Folders of tests that compare figures: they run with the kernels of other processors and on the oldest torch too."""
+NUMERIC = (
+    "evaluation", "quantization", "student/test_grid.py", "student/test_student_modules.py", "student/test_load.py",
+    "synthesis", "models/graph/test_equalization.py", "models/graph/test_families.py", "models/graph/test_moving.py",
+    "models/graph/test_rows_first.py",
+)  # fmt: skip
+"""Folders and files of tests that compare figures: they run with the kernels of other processors and on the oldest
+torch too."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of those folders."""
-    folders = tuple(Path(__file__).parent / name for name in NUMERIC)
+    """Mark those tests."""
+    places = tuple(Path(__file__).parent / name for name in NUMERIC)
     for item in items:
-        if any(item.path.is_relative_to(folder) for folder in folders):
+        if any(item.path.is_relative_to(place) for place in places):
             item.add_marker(pytest.mark.numeric)
 
 

@@ -133,6 +133,7 @@ def test_an_evaluation_keeps_nothing() -> None:
     assert said.splitlines()[-1] == "Interrupted; nothing was written."
 
 
+@pytest.mark.slow
 def test_two_processes_end_at_one_step_and_go_on_together() -> None:
     command = (*QUANTIZE, "--num-steps", str(STEPS), "--unit", "network", "--checkpoint-interval", "0")
 

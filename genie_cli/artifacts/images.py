@@ -49,9 +49,9 @@ class ImageSet:
     code_sha256: str | None = None
     """Hash of the user's file that gave the images, where one did."""
     notes: tuple[str, ...] = ()
-    """What the user should know of how real images were taken."""
+    """Notes on how real images were taken."""
     warnings: tuple[str, ...] = ()
-    """What the user should look at."""
+    """Warnings of the same."""
 
     def __len__(self) -> int:
         """Number of images."""

@@ -21,11 +21,11 @@ class EvaluateConfig(Stage):
     folded: Annotated[bool, Flag("Model", "--folded")] = False
     """Evaluate the teacher with its batch norms folded."""
     data: Annotated[str | None, Flag("Data")] = None
-    """digits, cifar10:FOLDER, imagefolder:PATH, segmentation:FOLDER, detection:FOLDER, images:FOLDER (no labels), a
-    .safetensors with images and labels, an image set, or FILE.py:FACTORY, code that is run.
+    """Images: digits, KIND:FOLDER, FILE.safetensors, or FILE.py:FACTORY, code that is run.
 
-    segmentation: images and class maps, PNG files of the same names. detection: images and boxes, text files of the
-    same names in YOLO's format. A factory returns an iterable of (image, target)."""
+    KIND is cifar10; imagefolder, a folder per class; images, without labels; segmentation, images and class maps, PNG
+    files of the same names; or detection, images and boxes, text files of the same names in YOLO's format. A factory
+    returns an iterable of (image, target)."""
     metric: Annotated[str | None, Flag("Data", default="the one for the data")] = None
     """classification, segmentation, detection, fidelity, or FILE.py:FACTORY, code that is run.
 
@@ -38,8 +38,9 @@ class EvaluateConfig(Stage):
         ImageSize | Literal["none"] | None,
         Flag("Data", default="the model's own, else input size / 0.875"),
     ] = None
-    """Image files of imagefolder and images: shorter side before the centre crop in pixels, or HEIGHTxWIDTH that is
-    just covered, or none."""
+    """Image files: shorter side before the centre crop in pixels, or HEIGHTxWIDTH that is just covered, or none.
+
+    It is that of imagefolder and images."""
     class_order: Annotated[Literal["text", "natural"] | None, Flag("Data", default="text")] = None
     """Order of class folders: text (0, 1, 10, 2), or natural (0, 1, 2, 10), by the numbers in their names.
 

@@ -43,8 +43,9 @@ class QuantizeConfig(LongStage):
     """``genie quantize`` (GENIE-M, paper section 3.2)."""
 
     images: Annotated[str, BeforeValidator(str), Flag("Images"), NOT_DETERMINING] = "images.safetensors"
-    """Image set to calibrate on, or real images: digits, cifar10:FOLDER, imagefolder:PATH, images:FOLDER, a
-    .safetensors, or FILE.py:FACTORY, code that is run."""
+    """Image set to calibrate on, or real images: a form of `evaluate --data`, such as images:FOLDER.
+
+    FILE.py:FACTORY is code that is run."""
     num_images: Annotated[int | None, Flag("Images", default="all")] = Field(None, ge=2)
     """Number of images to use: the first of a set or factory, a draw of other real ones under the seed."""
     weight_bits: Annotated[int, Flag("Recipe")] = Field(4, ge=MIN_BITS, le=MAX_BITS)

@@ -165,8 +165,11 @@ def waits(made: Run) -> Counter[tuple[str, str]]:
 
 @pytest.mark.parametrize("preset", synthesis_presets.PRESETS)
 def test_no_step_of_a_synthesis_waits(preset: str):
-    """Losses are read at the first step and at the last; more steps between them make no more waits."""
-    few, more = (waits(run(synthesis, "small", preset, num_steps=num_steps)) for num_steps in (6, 10))
+    """Losses are read at the first step and at the last; more steps between them make no more waits.
+
+    The pace of the work is told behind each power of two: none lies between these.
+    """
+    few, more = (waits(run(synthesis, "small", preset, num_steps=num_steps)) for num_steps in (5, 7))
     assert few == more
     assert few["reads values", "distill.<locals>.log"] == 2
 
@@ -183,9 +186,9 @@ def test_no_step_of_a_reconstruction_waits(preset: str):
 def test_activations_on_the_host_cost_three_waits_per_step_at_most():
     """Both inputs and the target go up through two buffers; each is waited for before it is filled again."""
     on_host = partial(run, quantization, budget=ActivationBudget(0, 1 << 30))
-    extra = waits(on_host(num_steps=20)) - waits(on_host(num_steps=8))
+    extra = waits(on_host(num_steps=15)) - waits(on_host(num_steps=9))
     assert {kind for kind, _ in extra} == {"for an event"}
-    assert sum(extra.values()) <= 3 * (20 - 8) * 4
+    assert sum(extra.values()) <= 3 * (15 - 9) * 4
 
 
 @pytest.mark.parametrize("budget", [ActivationBudget(0, 1 << 30), ActivationBudget(0, 0)], ids=["host", "disk"])

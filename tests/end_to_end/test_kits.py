@@ -69,6 +69,7 @@ def test_dead_channels_give_finite_images_and_a_finite_network(folder: Path):
         assert torch.isfinite(student_of(network)(images)).all()
 
 
+@pytest.mark.slow
 def test_eight_bits_by_mse_on_real_images_stay_near_float(
     teacher: Teacher, folder: Path, others: TensorImages, float_top1: float
 ):
@@ -78,6 +79,7 @@ def test_eight_bits_by_mse_on_real_images_stay_near_float(
     assert top1(student_of(network), others) > float_top1 - 3
 
 
+@pytest.mark.slow
 def test_without_images_eight_and_four_bits_stay_near_float(teacher: Teacher, others: TensorImages, float_top1: float):
     """DFQ: W8A8 within 3 points of float; W4A8, where minmax on images has 0.2 %."""
     found = []

@@ -164,11 +164,11 @@ def test_a_batch_norm_on_the_images_moves() -> None:
     assert folded(network).moved == {"0": ("1",)}
 
 
-def test_an_affine_map_counts_as_two_numbers_per_channel() -> None:
+def test_an_affine_map_counts_as_a_scale_per_channel() -> None:
     found = folded(STAYS["relu"][0]())
     share = coverage(found.graph, found.unfolded)
     quantized = 3 * 4 + 4 * 6 * 9
-    assert share.parameters == pytest.approx(quantized / (quantized + 2 * 4))
+    assert share.parameters == pytest.approx(quantized / (quantized + 4))
     assert list(share.batch_norms) == ["norm"] and not share.in_float
 
 

@@ -49,9 +49,9 @@ class Compared:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
         self.distances, self.sizes = list[float](), list[int]()
         self._when, self._is_unlimited = when, False
-        self._optimize, self._output = UnitLearner._optimize, UnitLearner._output
+        self._optimize, self._outputs = UnitLearner._optimize, UnitLearner._outputs
         monkeypatch.setattr(UnitLearner, "_optimize", lambda *call: self._both(*call))
-        monkeypatch.setattr(UnitLearner, "_output", lambda *call: self._limited(*call))
+        monkeypatch.setattr(UnitLearner, "_outputs", lambda *call: self._limited(*call))
 
     def _both(self, learner: UnitLearner, regularized: bool, *batch: Tensor) -> None:
         with self._unlimited(learner):
@@ -78,17 +78,17 @@ class Compared:
         learner.micro_batches._has_gradients = False
         learner._num_finite.copy_(num_finite)
 
-    def _limited(self, learner: UnitLearner, inputs: Tensor) -> Tensor:
-        output = self._output(learner, inputs)
+    def _limited(self, learner: UnitLearner, *inputs: Tensor) -> tuple[Tensor, ...]:
+        outputs, size = self._outputs(learner, *inputs), len(inputs[0])
         if self._is_unlimited:
-            return output
-        if len(inputs) <= MOST:
-            self.sizes.append(len(inputs))
+            return outputs
+        if size <= MOST:
+            self.sizes.append(size)
         elif self._when == "forward":
             raise torch.OutOfMemoryError("CUDA out of memory")
         else:
-            output.register_hook(_refuse)
-        return output
+            outputs[0].register_hook(_refuse)
+        return outputs
 
 
 def _refuse(gradient: Tensor) -> None:
