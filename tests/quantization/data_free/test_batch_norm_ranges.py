@@ -267,7 +267,7 @@ def test_range_is_six_gamma_over_the_channels():
     network = build(lambda a: a)
     gamma, beta = network.norm.weight.detach().abs().numpy(), network.norm.bias.detach().numpy()
     assert bool((network.norm.weight < 0).any())
-    network.norm.eps = 0.0
+    network.norm.eps = 1e-12
     wanted = float((beta - 6 * gamma).min()), float((beta + 6 * gamma).max())
     found = at_input_of(network, "fc")
     assert found is not None and found.range == pytest.approx(wanted, rel=1e-5)
