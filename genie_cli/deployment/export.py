@@ -110,10 +110,10 @@ def export(network: fx.GraphModule, metadata: ExportMetadata, config: ExportConf
         report["float_islands"] = list(kernels.float_islands)
     if agreement < config.min_agreement:
         raise AgreementError(
-            f"{runtime.name} {runtime.version} answers {agreement:.1%} of {len(images)} images as genie does, less than "
-            f"--min-agreement {config.min_agreement:.1%}: nothing was written. Its outputs differ by up to "
-            f"{max(each.largest for each in differences.values()):.3g}. Try --storage packed or --format pt2, images of "
-            "the network's own kind in --images, or a lower bound."
+            f"{runtime.name} {runtime.version} answers {agreement:.1%} of {len(images)} images as genie does, less "
+            f"than --min-agreement {config.min_agreement:.1%}: nothing was written. Its outputs differ by up to "
+            f"{max(each.largest for each in differences.values()):.3g}. Try --storage packed or --format pt2, images "
+            "of the network's own kind in --images, or a lower bound."
         )
     return Exported(content, report)
 

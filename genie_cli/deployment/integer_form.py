@@ -3,13 +3,13 @@
 The operations are those of torch's ``quantized_decomposed`` library, which exporters and other tools know. Weights keep
 their values to the bit, in one of two storages:
 
-- ``int8``: codes shifted so that they are signed; where all ``code - zero_point`` of a layer fit, its zero points are 0.
+- ``int8``: codes shifted so that they are signed; where all ``code - zero_point`` of a layer fit, zero points are 0.
 - ``packed``: codes of up to 4 bits as they are, for a format that packs them.
 
 Where biases are integers too, they are int32 at the product of the scales of input and weight, in which an integer
 kernel accumulates. A few bits make this step coarse. The bits of int8 that the codes leave free make it finer: codes
-times ``2^k`` at scale ``/ 2^k`` are the same weights. A layer that is computed in float anyway, as no quantizer reads its
-output, has an exact bias: its sign at the scale of its magnitude. (A runtime would round a bias in float by itself.)
+times ``2^k`` at scale ``/ 2^k`` are the same weights. A layer that is computed in float anyway, as no quantizer reads
+its output, has an exact bias: its sign at the scale of its magnitude. (A runtime may round a bias that is in float.)
 """
 
 from __future__ import annotations

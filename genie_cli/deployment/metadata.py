@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from genie_cli.config import Frozen, InputSpec
 
@@ -30,9 +30,9 @@ class ExportMetadata(Frozen):
     teacher_sha256: str
     protocol: str | None = None
     preset: str | None = None
-    weight_bits: dict[str, int] = {}
+    weight_bits: dict[str, int] = Field(default_factory=dict)
     """Layer -> bits."""
-    activation_bits: dict[str, int] = {}
+    activation_bits: dict[str, int] = Field(default_factory=dict)
     """Activation site -> bits."""
     content_sha256: str | None = None
     """Hash of the quantized folder's tensors."""

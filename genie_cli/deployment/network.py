@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from genie_cli.deployment.metadata import ExportMetadata
 from genie_cli.deployment.runtimes import Runtime, format_of, open_runtime, read_exported
 from genie_cli.errors import InputError
-from genie_cli.models.graph.outputs import OutputTree, copy_structure, named_outputs, outputs_of, structured
+from genie_cli.models.graph.outputs import Layout, OutputTree, copy_structure, named_outputs, outputs_of, structured
 from genie_cli.models.teacher import Teacher
 
 
@@ -22,7 +22,7 @@ class RuntimeNetwork(nn.Module):
         """Keep the loaded file."""
         super().__init__()
         self._runtime, self._metadata = runtime, metadata
-        self._places = {}
+        self._places: dict[int, tuple[int, Layout]] = {}
         for leaf in tree.leaves:
             if leaf.place is not None and leaf.layout is not None and leaf.name in metadata.outputs:
                 self._places.setdefault(leaf.place, (metadata.outputs.index(leaf.name), leaf.layout))
@@ -69,8 +69,8 @@ def as_student(runtime: Runtime, metadata: ExportMetadata, teacher: Teacher) -> 
     names = tuple(name for name, _ in named_outputs(structured(teacher.graph)(torch.zeros(2, *teacher.input.shape))))
     if metadata.teacher_sha256 not in teacher.known_sha256 or names != metadata.outputs:
         raise InputError(
-            f"The exported file was made for '{metadata.teacher}' with weights {metadata.teacher_sha256[:12]}, and this "
-            f"teacher '{teacher.name}' has {teacher.sha256[:12]}: name the same --model and --weights as at its export."
+            f"The exported file was made for '{metadata.teacher}' with weights {metadata.teacher_sha256[:12]}, and "
+            f"this teacher '{teacher.name}' has {teacher.sha256[:12]}: name the --model and --weights of its export."
         )
     root = nn.Module()
     root.add_module("runtime", RuntimeNetwork(runtime, metadata, tree))

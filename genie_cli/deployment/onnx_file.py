@@ -116,10 +116,10 @@ def _quiet() -> Iterator[None]:
 
 def _untranslated(error: Exception, program: Program, opset: int) -> str:
     """The operation that the exporter failed on, and its layer, as a message."""
-    text, cause = "", error
+    text, cause = "", error.__cause__
     while cause is not None:
         text += f"{cause} "
-        cause = cause.__cause__  # type: ignore[assignment]
+        cause = cause.__cause__
     nodes: dict[str, fx.Node] = {node.name: node for node in program.exported.graph.nodes}
     found = next((nodes[name] for name in _UNTRANSLATED.findall(text) if name in nodes), None)
     if found is None:
