@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import logging
 import re
+import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -29,7 +30,7 @@ LOWEST_OPSET, OPSET_OF_NEW_TYPES = 18, 21
 """That of torch's exporter; that which has int4, uint4, and integers of 16 bits in QuantizeLinear."""
 _BATCH = "batch"
 _SCOPES = "pkg.torch.onnx.name_scopes"
-_UNTRANSLATED = re.compile(r"node %(\w+) ")
+_UNTRANSLATED = re.compile(r"node %(\w+)")
 _QUANTIZERS = re.compile(r"^.*?(weight_quantizers|bias_integers)\.([^.]+)\.(\w+)$")
 
 _quantized = torch.ops.quantized_decomposed
@@ -116,12 +117,12 @@ def _quiet() -> Iterator[None]:
 
 def _untranslated(error: Exception, program: Program, opset: int) -> str:
     """The operation that the exporter failed on, and its layer, as a message."""
-    text, cause = "", error.__cause__
-    while cause is not None:
-        text += f"{cause} "
-        cause = cause.__cause__
+    text = "".join(traceback.format_exception(error))  # with its causes, of which one names the node
     nodes: dict[str, fx.Node] = {node.name: node for node in program.exported.graph.nodes}
     found = next((nodes[name] for name in _UNTRANSLATED.findall(text) if name in nodes), None)
+    if found is None:
+        calls = [node for node in nodes.values() if node.op == "call_function"]
+        found = next((node for node in calls if f"'{str(node.target).rpartition('.')[0]}'" in text), None)
     if found is None:
         return f"The network cannot be written as ONNX of opset {opset}: {str(error).partition(chr(10))[0]}"
     scope = scope_of(found)
