@@ -13,7 +13,20 @@ import typer
 from typer.core import TyperGroup
 
 from genie_cli import __version__
-from genie_cli.commands import clean, config, evaluate, inspect, models, presets, quantize, report, synthesize, verify
+from genie_cli.commands import (
+    benchmark,
+    clean,
+    config,
+    evaluate,
+    export,
+    inspect,
+    models,
+    presets,
+    quantize,
+    report,
+    synthesize,
+    verify,
+)
 from genie_cli.errors import GenieError, InputError, UsageError
 from genie_cli.runtime.full_disk import is_full
 
@@ -90,11 +103,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Quantize a pre-trained CNN to a few bits without any real data (GENIE, CVPR 2023).",
     epilog="Exit codes: 0 done, 1 a bug in genie, 2 wrong use, 3 bad input, "
-    "4 no suitable device, 5 another process ended, 6 NaN or infinity in the work, 130 interrupted.",
+    "4 no suitable device, 5 another process ended, 6 NaN or infinity in the work, 7 an exported file that answers "
+    "otherwise, 130 interrupted.",
 )
 app.command("synthesize")(synthesize.synthesize)
 app.command("quantize")(quantize.quantize)
 app.command("evaluate")(evaluate.evaluate)
+app.command("export")(export.export)
+app.command("benchmark")(benchmark.benchmark)
 app.command("inspect")(inspect.inspect)
 app.command("models")(models.models)
 app.command("presets")(presets.presets)

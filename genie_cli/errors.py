@@ -56,6 +56,12 @@ class NumbersError(GenieError):
     exit_code = 6
 
 
+class AgreementError(GenieError):
+    """An exported file that does not answer as the network in genie does."""
+
+    exit_code = 7
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for a mistyped name: ``" Did you mean 'x'?"``, or ``""`` where no known name is similar."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

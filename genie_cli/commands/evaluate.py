@@ -60,8 +60,11 @@ def _run(model_config: ModelConfig, config: EvaluateConfig, source: str, as_json
 
 
 def _measure(run: Run, model_config: ModelConfig, config: EvaluateConfig, source: str) -> dict[str, Any]:
+    import torch
+
     from genie_cli.artifacts.quantized import load_quantized
     from genie_cli.data.labeled import LabeledImages, check_classes
+    from genie_cli.deployment.network import as_student, is_exported, open_exported
     from genie_cli.evaluation import evaluate as evaluation
     from genie_cli.evaluation.images import open_samples
     from genie_cli.evaluation.metrics.choose import Wanted, choose_metrics
@@ -81,8 +84,15 @@ def _measure(run: Run, model_config: ModelConfig, config: EvaluateConfig, source
             read = {"--weights": model_config.weights, "--data": data_file, "--quantized": config.quantized}
             read |= {"--metric": code_file(config.metric), "--decode": code_file(config.decode)}
             opt.check_files({"--out": config.out}, read, ["--quantized"])
-        artifact = load_quantized(config.quantized) if config.quantized is not None else None
+        artifact = exported = None
+        if config.quantized is not None and is_exported(config.quantized):
+            exported = open_exported(config.quantized, torch.get_num_threads())
+        elif config.quantized is not None:
+            artifact = load_quantized(config.quantized)
         recorded = None
+        if exported is not None:
+            says = exported[1]
+            recorded = RecordedInput(str(config.quantized), says.teacher_sha256, says.input, says.logits)
         if artifact is not None:
             made_for = artifact.metadata
             recorded = RecordedInput(str(config.quantized), made_for.network_sha256, made_for.input, made_for.logits)
@@ -95,6 +105,8 @@ def _measure(run: Run, model_config: ModelConfig, config: EvaluateConfig, source
         network, reference = teacher.graph, None
         if artifact is not None:
             network, reference = load_student(teacher, artifact), teacher.graph
+        elif exported is not None:
+            network, reference = as_student(*exported, teacher), teacher.graph
         elif config.folded:
             network = fold_batch_norms(teacher.graph).graph
             reference = teacher.graph if config.metric == "fidelity" or not samples.has_targets else None
@@ -125,6 +137,9 @@ def _measure(run: Run, model_config: ModelConfig, config: EvaluateConfig, source
     hashes = {"data_sha256": samples.code_sha256}
     hashes |= {f"{name}_sha256": code.sha256 for name, code in metrics.codes().items()}
     figures |= {key: sha256 for key, sha256 in hashes.items() if sha256 is not None}
+    if exported is not None:
+        runtime, says = exported
+        figures |= {"runtime": f"{runtime.name} {runtime.version}", "preset": says.preset, "protocol": says.protocol}
     if artifact is not None:
         figures |= {key: getattr(artifact.metadata, key) for key in ("preset", "protocol")}
         figures |= {key: artifact.metadata.config.get(key) for key in ("weight_bits", "activation_bits")}

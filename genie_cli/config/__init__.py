@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from genie_cli.config.base import ModelConfig as ModelConfig
     from genie_cli.config.base import Stage as Stage
     from genie_cli.config.evaluate import EvaluateConfig as EvaluateConfig
+    from genie_cli.config.export import ExportConfig as ExportConfig
     from genie_cli.config.params import COMMON_KEYS as COMMON_KEYS
     from genie_cli.config.params import SECTIONS as SECTIONS
     from genie_cli.config.params import Params as Params
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "base": ("Frozen", "InputSpec", "LongStage", "ModelConfig", "Stage"),
     "evaluate": ("EvaluateConfig",),
+    "export": ("ExportConfig",),
     "params": ("COMMON_KEYS", "SECTIONS", "Params", "build", "check_keys", "parse_yaml", "read_params"),
     "quantize": ("MAX_ACTIVATION_BITS", "MAX_BITS", "MIN_BITS", "QuantizeConfig", "WeightGrid"),
     "synthesize": ("SynthesizeConfig",),

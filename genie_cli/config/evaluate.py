@@ -17,7 +17,7 @@ class EvaluateConfig(Stage):
 
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     quantized: Annotated[Path | None, Flag("Model", default="evaluate the teacher")] = None
-    """Folder written by `genie quantize`."""
+    """Folder written by `genie quantize`, or a file of `genie export`, which its runtime runs."""
     folded: Annotated[bool, Flag("Model", "--folded")] = False
     """Evaluate the teacher with its batch norms folded."""
     data: Annotated[str | None, Flag("Data")] = None

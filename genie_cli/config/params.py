@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from genie_cli.config.base import Frozen, ModelConfig
 from genie_cli.config.evaluate import EvaluateConfig
+from genie_cli.config.export import ExportConfig
 from genie_cli.config.quantize import QuantizeConfig
 from genie_cli.config.synthesize import SynthesizeConfig
 from genie_cli.errors import InputError, UsageError, look_up, unknown_name
@@ -21,6 +22,7 @@ SECTIONS: dict[str, type[Frozen]] = {
     "synthesize": SynthesizeConfig,
     "quantize": QuantizeConfig,
     "evaluate": EvaluateConfig,
+    "export": ExportConfig,
 }
 COMMON_KEYS = ("device", "precision", "deterministic", "seed")
 """Keys of the `common` section: each command takes those that it knows."""

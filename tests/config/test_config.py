@@ -177,7 +177,7 @@ def test_set_that_cannot_be_read(setting: str) -> None:
     [
         ({"modle": {}}, ("section 'modle'", "Did you mean 'model'?")),
         ({"syntesize": {}}, ("section 'syntesize'", "Did you mean 'synthesize'?")),
-        ({"report": {}}, ("section 'report'", "model, synthesize, quantize, evaluate, common")),
+        ({"report": {}}, ("section 'report'", "model, synthesize, quantize, evaluate, export, common")),
         ({3: {}}, ("section '3'",)),
         ({"common": {"sed": 1}}, ("'sed'", "'common'", "Did you mean 'seed'?")),
         ({"common": {"num_steps": 1}}, ("'num_steps'", "'common'")),

@@ -1,0 +1,151 @@
+"""Make an exported file and its report: what is written, and how it was found to run."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from genie_cli.config.export import ExportConfig
+from genie_cli.deployment.check import compare, has_vnni, noise_pixels, worst_agreement
+from genie_cli.deployment.integer_form import Storage, integer_form, quantized_layers
+from genie_cli.deployment.kernels import kernels_of
+from genie_cli.deployment.metadata import ExportMetadata
+from genie_cli.deployment.onnx_file import onnx_bytes
+from genie_cli.deployment.program import Program, make_program
+from genie_cli.deployment.pt2_file import pt2_bytes
+from genie_cli.deployment.runtimes import FORMATS, open_runtime
+from genie_cli.errors import AgreementError, UsageError
+from genie_cli.student.modules import ActivationQuantizer, FloatWeight, IntegerWeight
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported file that was run, not written yet.
+
+    Attributes:
+        content: its bytes.
+        report: what is said of it beside it, as JSON values.
+    """
+
+    content: bytes
+    report: dict[str, Any]
+
+
+def check_options(config: ExportConfig) -> None:
+    """Refuse, before the work, options that do not go together.
+
+    Raises:
+        UsageError: a suffix of another format, or an option that the format does not have.
+    """
+    suffix = next(suffix for suffix, format in FORMATS.items() if format == config.format)
+    if config.path.suffix != suffix:
+        raise UsageError(f"--out {config.path} must end in {suffix} for --format {config.format}.")
+    if config.format == "pt2" and config.storage == "packed":
+        raise UsageError("--storage packed is of --format onnx: torch has no packed weights. Leave one of them out.")
+    if config.format == "pt2" and config.opset is not None:
+        raise UsageError("--opset is of --format onnx: leave it out.")
+    if config.storage == "packed" and config.quantized is None:
+        raise UsageError("--storage packed is of a quantized network: give --quantized FOLDER.")
+
+
+def report_path(path: Path) -> Path:
+    """Where the report of a file stands: ``model.export.json`` beside ``model.onnx``."""
+    return path.with_suffix(".export.json")
+
+
+def export(network: fx.GraphModule, metadata: ExportMetadata, config: ExportConfig, pixels: Tensor | None) -> Exported:
+    """Make the file of a network, and run it.
+
+    Args:
+        network: quantized as `genie_cli.load` returns it, or in float, folded; in evaluation mode, on the CPU.
+        metadata: what the file says of itself; its outputs are filled in.
+        config: format, storage, input and the bound of the check.
+        pixels: images to check it on besides noise, uint8 ``[n, C, H, W]``; None: noise alone.
+
+    Raises:
+        UsageError: a package is not installed, or an opset that cannot hold the network.
+        InputError: the network cannot be said in the format, or the runtime refuses it.
+        AgreementError: the file answers otherwise than the network in genie.
+    """
+    storage: Storage | None = None if config.quantized is None else config.storage
+    write = _writer(config, storage)
+    content, metadata = _made(network, storage, metadata, write, config)
+    runtime = open_runtime(content, config.format, str(config.path))
+    noise = noise_pixels(metadata.input)
+    images = noise if pixels is None else pixels
+    differences = compare(runtime, network, images, metadata.input, config.input, metadata.logits)
+    noise_differences = (
+        differences
+        if pixels is None
+        else compare(runtime, network, noise, metadata.input, config.input, metadata.logits)
+    )
+    agreement = worst_agreement(differences, metadata.logits)
+    report: dict[str, Any] = {
+        **metadata.model_dump(mode="json", exclude={"weight_bits", "activation_bits"}),
+        "runtime": f"{runtime.name} {runtime.version}",
+        "num_bytes": len(content),
+        "images": "noise" if pixels is None else "given",
+        "num_images": len(images),
+        "agreement": agreement,
+        "min_agreement": config.min_agreement,
+        "differences": {name: asdict(difference) for name, difference in differences.items()},
+        "differences_on_noise": {name: asdict(difference) for name, difference in noise_differences.items()},
+    }
+    if storage is not None:
+        layers = list(quantized_layers(network))
+        saturating = [layer.name for layer in layers if layer.may_saturate] if storage == "int8" else []
+        report["num_float_bytes"] = len(_made(_in_float(network), None, metadata, write, config)[0])
+        report["saturates_without_vnni"] = saturating
+        report["processor_has_vnni"] = has_vnni()
+    if config.format == "onnx":
+        kernels = kernels_of(content, str(config.path))
+        report["num_layers"], report["num_integer_layers"] = kernels.num_layers, kernels.integer_layers
+        report["integer_layers"], report["operators"] = kernels.integer_share, dict(kernels.operators)
+        report["float_islands"] = list(kernels.float_islands)
+    if agreement < config.min_agreement:
+        raise AgreementError(
+            f"{runtime.name} {runtime.version} answers {agreement:.1%} of {len(images)} images as genie does, less "
+            f"than --min-agreement {config.min_agreement:.1%}: nothing was written. Its outputs differ by up to "
+            f"{max(each.largest for each in differences.values()):.3g}. Try --storage packed or --format pt2, images "
+            "of the network's own kind in --images, or a lower bound."
+        )
+    return Exported(content, report)
+
+
+_Write = Callable[[Program, ExportMetadata], bytes]
+
+
+def _writer(config: ExportConfig, storage: Storage | None) -> _Write:
+    def write(program: Program, metadata: ExportMetadata) -> bytes:
+        if config.format == "pt2":
+            return pt2_bytes(program, metadata)
+        return onnx_bytes(program, storage if metadata.storage != "float" else None, config.opset, metadata)
+
+    return write
+
+
+def _made(
+    network: fx.GraphModule, storage: Storage | None, metadata: ExportMetadata, write: _Write, config: ExportConfig
+) -> tuple[bytes, ExportMetadata]:
+    form = network if storage is None else integer_form(network, storage, integer_biases=config.format == "onnx")
+    program = make_program(form, metadata.input, config.input)
+    metadata = metadata.model_copy(update={"outputs": program.outputs, "storage": storage or "float"})
+    return write(program, metadata), metadata
+
+
+@torch.no_grad()
+def _in_float(network: fx.GraphModule) -> fx.GraphModule:
+    """The network with its weights as floats and no activation quantizers: a file to compare the size with."""
+    plain = copy.deepcopy(network)
+    for name, module in list(plain.named_modules()):
+        if isinstance(module, IntegerWeight):
+            plain.set_submodule(name, FloatWeight(module()))
+        elif isinstance(module, ActivationQuantizer):
+            plain.set_submodule(name, nn.Identity())
+    return plain

@@ -1,0 +1,264 @@
+"""The integer form of a quantized network: integers between quantize and dequantize operations.
+
+The operations are those of torch's ``quantized_decomposed`` library, which exporters and other tools know. Weights keep
+their values to the bit, in one of two storages:
+
+- ``int8``: codes shifted so that they are signed; where all ``code - zero_point`` of a layer fit, zero points are 0.
+- ``packed``: codes of up to 4 bits as they are, for a format that packs them.
+
+Where biases are integers too, they are int32 at the product of the scales of input and weight, in which an integer
+kernel accumulates. A few bits make this step coarse. The bits of int8 that the codes leave free make it finer: codes
+times ``2^k`` at scale ``/ 2^k`` are the same weights. A layer that is computed in float anyway, as no quantizer reads
+its output, has an exact bias: its sign at the scale of its magnitude. (A runtime may round a bias that is in float.)
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.ao.quantization.fx._decomposed  # registers the operations
+from torch import Tensor, fx, nn
+
+from genie_cli.models.graph.operations import operation_of
+from genie_cli.models.graph.tensors import get_tensor
+from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
+
+Storage = Literal["int8", "packed"]
+
+BYTE, PACKED_BITS = 8, 4
+PAIR_LIMIT = 32767
+"""Largest sum of two products that processors without VNNI add without saturation (int16)."""
+_INT8, _INT32 = torch.iinfo(torch.int8), torch.iinfo(torch.int32)
+_CONTAINERS = {
+    (BYTE, False): torch.uint8,
+    (BYTE, True): torch.int8,
+    (2 * BYTE, False): torch.uint16,
+    (2 * BYTE, True): torch.int16,
+}
+"""Bits and sign -> type of an activation's codes."""
+
+_FLOAT_READERS = {
+    "add", "sub", "mul", "div", "cat", "mean", "sum", "silu", "sigmoid", "hardswish", "hardsigmoid", "gelu", "softmax",
+    "tanh", "elu", "mish", "adaptive_avg_pool2d", "avg_pool2d",
+}  # fmt: skip
+"""Operations that compute with the values themselves, so that no quantizer can be moved in front of them."""
+
+_quantized = torch.ops.quantized_decomposed
+aten = torch.ops.aten
+
+
+class StoredIntegers(nn.Module):
+    """Stored integers that are dequantized whenever they are read: ``scale * (code - zero_point)`` per channel.
+
+    Attributes:
+        quant_min: the smallest integer that a code may be.
+        quant_max: the largest one.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, codes: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> None:
+        """Keep codes ``[O, ...]`` (8 bits or int32) with float32 scales ``[O]`` and int32 zero points ``[O]``."""
+        super().__init__()
+        self.quant_min, self.quant_max = quant_min, quant_max
+        self.register_buffer("codes", codes.contiguous())
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", zero_point)
+
+    def forward(self) -> Tensor:
+        """The values, float32 ``[O, ...]``."""
+        dequantized: Tensor = _quantized.dequantize_per_channel(
+            self.codes, self.scale, self.zero_point, 0, self.quant_min, self.quant_max, self.codes.dtype
+        )
+        return dequantized
+
+
+class QuantizeDequantize(nn.Module):
+    """An activation quantizer as two operations with integers between them."""
+
+    def __init__(self, quantizer: ActivationQuantizer) -> None:
+        """Take the grid of `quantizer`."""
+        super().__init__()
+        format = quantizer.format
+        self._scale = float(quantizer.step_size)
+        self._range = format.quant_min, format.quant_max
+        self._dtype = _CONTAINERS[BYTE if format.bits <= BYTE else 2 * BYTE, format.signed]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantize and dequantize `x`, any shape."""
+        codes = _quantized.quantize_per_tensor(x, self._scale, 0, *self._range, self._dtype)
+        values: Tensor = _quantized.dequantize_per_tensor(codes, self._scale, 0, *self._range, self._dtype)
+        return values
+
+
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """A weight layer of a quantized network.
+
+    Attributes:
+        node: that computes it.
+        name: of the layer.
+        target: of the module that gives its weight.
+        weight: that module.
+        source: the quantizer of its input; None: it reads a tensor in float.
+        bias: the node of its bias, or None.
+    """
+
+    node: fx.Node
+    name: str
+    target: str
+    weight: IntegerWeight
+    source: ActivationQuantizer | None
+    bias: fx.Node | None
+
+    @property
+    def may_saturate(self) -> bool:
+        """True if two products of its integers may exceed int16, which processors without VNNI add them in."""
+        if self.source is None:
+            return False
+        largest = int(_centred(self.weight).abs().max()) << spare_bits(self.weight, self.source)
+        return 2 * _largest_code(self.source) * min(largest, _INT8.max) > PAIR_LIMIT
+
+
+def quantized_layers(student: fx.GraphModule) -> Iterator[QuantizedLayer]:
+    """The layers of a quantized network whose weights are integers, in data-flow order."""
+    for node in student.graph.nodes:
+        operation = operation_of(node)
+        if operation is None:
+            continue
+        weight_node = node.args[operation.weight]
+        weight = _module(student, weight_node)
+        if not isinstance(weight, IntegerWeight):
+            continue
+        source = _module(student, node.args[operation.inputs[0]]) if len(operation.inputs) == 1 else None
+        has_bias = operation.bias is not None and len(node.args) > operation.bias
+        bias = node.args[operation.bias] if has_bias and operation.bias is not None else None
+        target = str(weight_node.target)
+        yield QuantizedLayer(
+            node,
+            layer_name(target),
+            target,
+            weight,
+            source if isinstance(source, ActivationQuantizer) else None,
+            bias if isinstance(bias, fx.Node) and bias.op == "get_attr" else None,
+        )
+
+
+def layer_name(target: str) -> str:
+    """The layer or site of a quantizer that `insert_quantizers` has put into a network, by the module's path."""
+    escaped = target.partition(".")[2].partition(".")[0]
+    return re.sub("_([_d])", lambda match: "_" if match[1] == "_" else ".", escaped)
+
+
+def _module(student: fx.GraphModule, node: object) -> nn.Module | None:
+    is_module = isinstance(node, fx.Node) and node.op == "call_module"
+    return student.get_submodule(str(node.target)) if is_module else None  # type: ignore[attr-defined]
+
+
+def integer_form(student: fx.GraphModule, storage: Storage, integer_biases: bool) -> fx.GraphModule:
+    """A copy of a quantized network that computes with integers and quantize and dequantize operations.
+
+    Args:
+        student: the network as `genie_cli.load` returns it; it is left alone.
+        storage: of the weights.
+        integer_biases: biases behind quantized inputs become int32; else they stay in float, as they are.
+    """
+    network = copy.deepcopy(student)
+    layers = list(quantized_layers(network))
+    spare: dict[str, int] = {}
+    for layer in layers:
+        if not integer_biases or layer.bias is None or layer.source is None:
+            continue
+        value = get_tensor(network, str(layer.bias.target))
+        k = spare_bits(layer.weight, layer.source)
+        stored = _integer_bias(value, layer.weight, layer.source, k)
+        if _is_packed(layer.weight, storage) or _is_read_in_float(layer.node):
+            stored = _exact_bias(value)
+        elif stored is not None:
+            spare[layer.target] = k
+        if stored is None:
+            continue
+        target = layer.target.replace("weight_quantizers.", "bias_integers.", 1)
+        network.add_submodule(target, stored)
+        with network.graph.inserting_before(layer.node):
+            layer.node.replace_input_with(layer.bias, network.graph.call_module(target))
+    for name, module in list(network.named_modules()):
+        if isinstance(module, IntegerWeight):
+            network.set_submodule(name, _integer_weight(module, storage, spare.get(name, 0)))
+        elif isinstance(module, ActivationQuantizer):
+            network.set_submodule(name, QuantizeDequantize(module))
+    network.graph.eliminate_dead_code()
+    network.recompile()
+    return network.eval()
+
+
+def spare_bits(weight: IntegerWeight, source: ActivationQuantizer) -> int:
+    """The largest k for which codes times ``2^k`` fit into int8, and sums of two products into int16."""
+    largest = max(1, int(_centred(weight).abs().max()))
+    limit = min(_INT8.max, PAIR_LIMIT // (2 * _largest_code(source)))
+    return max(0, (limit // largest).bit_length() - 1)
+
+
+def _largest_code(source: ActivationQuantizer) -> int:
+    return max(source.format.quant_max, -source.format.quant_min)
+
+
+def _centred(weight: IntegerWeight) -> Tensor:
+    """``code - zero_point``, int32 ``[O, ...]``."""
+    return weight.codes.int() - weight.zero_point.view(-1, *[1] * (weight.codes.dim() - 1))
+
+
+def _is_packed(weight: IntegerWeight, storage: Storage) -> bool:
+    return storage == "packed" and weight.format.bits <= PACKED_BITS
+
+
+def _is_read_in_float(node: fx.Node) -> bool:
+    """True for a convolution whose output is used as it is, so that no integer kernel computes it.
+
+    An integer kernel of a linear layer needs no quantizer behind it.
+    """
+    names = {str(user.target).removeprefix("aten.").partition(".")[0].rstrip("_") for user in node.users}
+    return node.target is not aten.linear.default and names <= _FLOAT_READERS
+
+
+def _integer_weight(weight: IntegerWeight, storage: Storage, k: int) -> StoredIntegers:
+    codes, scale, zero_point = weight.codes.int(), weight.scale.flatten(), weight.zero_point.flatten()
+    if _is_packed(weight, storage):
+        dtype = torch.int8 if weight.format.signed else torch.uint8
+        limits = torch.iinfo(dtype)
+        return StoredIntegers(codes.to(dtype), scale, zero_point, limits.min, limits.max)
+    centred = _centred(weight)
+    if int(centred.min()) >= _INT8.min and int(centred.max()) <= _INT8.max:
+        codes, zero_point = centred << k, torch.zeros_like(zero_point)
+    else:
+        shift = max(int(codes.max()), int(zero_point.max())) - _INT8.max
+        codes, zero_point = codes - shift, zero_point - shift
+    return StoredIntegers(codes.to(torch.int8), scale / (1 << k), zero_point, _INT8.min, _INT8.max)
+
+
+def _integer_bias(bias: Tensor, weight: IntegerWeight, source: ActivationQuantizer, k: int) -> StoredIntegers | None:
+    """The bias ``[O]`` at the product of the scales; None where it is of another shape, or too large for int32."""
+    scale = weight.scale.flatten() / (1 << k) * source.step_size
+    if bias.shape != scale.shape:
+        return None
+    codes = (bias.double() / scale.double()).round()
+    if float(codes.abs().max()) > _INT32.max:
+        return None
+    return _stored_bias(codes, scale)
+
+
+def _exact_bias(bias: Tensor) -> StoredIntegers:
+    """The bias ``[O]`` to the bit: its sign, at a scale that is its magnitude."""
+    return _stored_bias(bias.sign(), torch.where(bias == 0, torch.ones_like(bias), bias.abs()))
+
+
+def _stored_bias(codes: Tensor, scale: Tensor) -> StoredIntegers:
+    zero_point = torch.zeros(len(codes), dtype=torch.int32)
+    return StoredIntegers(codes.to(torch.int32), scale, zero_point, _INT32.min, _INT32.max)

@@ -1,0 +1,78 @@
+"""Integers with the values of the quantized network."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from genie_cli.deployment.integer_form import (
+    PAIR_LIMIT,
+    _exact_bias,
+    _integer_bias,
+    _integer_weight,
+    layer_name,
+    spare_bits,
+)
+from genie_cli.student.build import _safe
+from genie_cli.student.formats import activation_format, weight_format
+from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
+
+
+def integer_weight(bits: int, seed: int) -> IntegerWeight:
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(0, 2**bits, (4, 3, 3, 3), generator=generator)
+    zero_point = torch.randint(0, 2**bits, (4, 1), generator=generator)
+    return IntegerWeight(codes, torch.rand(4, 1, generator=generator) + 0.01, zero_point, weight_format(bits))
+
+
+@given(st.integers(2, 8), st.integers(0, 2**16), st.sampled_from(["int8", "packed"]), st.booleans())
+def test_weights_keep_their_values_to_the_bit(bits: int, seed: int, storage: str, is_finer: bool) -> None:
+    weight = integer_weight(bits, seed)
+    source = ActivationQuantizer(0.1, activation_format(8, signed=False))
+    k = spare_bits(weight, source) if is_finer and storage == "int8" else 0
+    stored = _integer_weight(weight, storage, k)  # type: ignore[arg-type]
+    assert stored.codes.dtype in (torch.int8, torch.uint8)
+    assert torch.equal(stored(), weight())
+
+
+@given(st.integers(2, 7), st.integers(0, 2**16))
+def test_up_to_seven_bits_have_zero_point_zero(bits: int, seed: int) -> None:
+    assert not _integer_weight(integer_weight(bits, seed), "int8", 0).zero_point.any()
+
+
+@given(st.integers(2, 7), st.integers(2, 8), st.integers(0, 2**16))
+def test_finer_codes_neither_overflow_nor_saturate(bits: int, activation_bits: int, seed: int) -> None:
+    weight = integer_weight(bits, seed)
+    source = ActivationQuantizer(0.1, activation_format(activation_bits, signed=False))
+    k = spare_bits(weight, source)
+    largest = int((weight.codes.int() - weight.zero_point.view(-1, 1, 1, 1)).abs().max()) << k
+    assert largest <= 127
+    assert k == 0 or 2 * (2**activation_bits - 1) * largest <= PAIR_LIMIT
+
+
+def test_a_bias_is_within_half_a_step_of_the_product_of_the_scales() -> None:
+    weight, bias = integer_weight(4, 0), torch.tensor([0.3, -1.7, 0.0, 2.5])
+    source = ActivationQuantizer(0.1, activation_format(4, signed=False))
+    stored = _integer_bias(bias, weight, source, 3)
+    assert stored is not None
+    step = weight.scale.flatten() * 0.1 / 8
+    assert ((stored() - bias).abs() <= step / 2 * 1.001).all()
+    assert torch.allclose(stored.scale, step)
+
+
+def test_a_bias_too_large_for_int32_is_none() -> None:
+    source = ActivationQuantizer(1e-8, activation_format(8, signed=False))
+    assert _integer_bias(torch.full((4,), 1e3), integer_weight(8, 0), source, 0) is None
+
+
+@pytest.mark.parametrize("bias", [torch.tensor([0.3, -1e-20, 0.0, 2.5e7])])
+def test_a_bias_in_float_is_exact(bias: Tensor) -> None:
+    assert torch.equal(_exact_bias(bias)(), bias)
+
+
+@given(st.text("a_d.0", min_size=1))
+def test_names_of_modules_are_those_of_layers(name: str) -> None:
+    assert layer_name(f"weight_quantizers.{_safe(name)}") == name
