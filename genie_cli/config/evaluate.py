@@ -21,11 +21,11 @@ class EvaluateConfig(Stage):
     folded: Annotated[bool, Flag("Model", "--folded")] = False
     """Evaluate the teacher with its batch norms folded."""
     data: Annotated[str | None, Flag("Data")] = None
-    """Images: digits, KIND:FOLDER, FILE.safetensors, or FILE.py:FACTORY, code that is run.
+    """digits, FILE.safetensors, FILE.py:FACTORY, or (imagefolder, images, cifar10, segmentation, detection):FOLDER.
 
-    KIND is cifar10; imagefolder, a folder per class; images, without labels; segmentation, images and class maps, PNG
-    files of the same names; or detection, images and boxes, text files of the same names in YOLO's format. A factory
-    returns an iterable of (image, target)."""
+    imagefolder: a folder per class. images: no labels. segmentation: images and class maps, PNG files of the same
+    names. detection: images and boxes, text files of the same names in YOLO's format. A factory is code that is run,
+    and returns an iterable of (image, target)."""
     metric: Annotated[str | None, Flag("Data", default="the one for the data")] = None
     """classification, segmentation, detection, fidelity, or FILE.py:FACTORY, code that is run.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from genie_cli.models.graph.capture import aten
-from genie_cli.models.graph.tensors import get_tensor
+from genie_cli.models.graph.tensors import delete_tensor, get_tensor
 
 
 @dataclass(frozen=True)
@@ -79,3 +79,13 @@ def batch_norm_sites(graph_module: fx.GraphModule) -> list[BatchNormSite]:
             )
         )
     return sites
+
+
+def remove_batch_norm(graph_module: fx.GraphModule, site: BatchNormSite) -> None:
+    """Take a batch norm out of a graph, with the tensors that it owns: its readers read what was normalised."""
+    keys = site.keys
+    site.node.replace_all_uses_with(site.source)
+    graph_module.graph.erase_node(site.node)
+    graph_module.graph.eliminate_dead_code()
+    for key in keys:
+        delete_tensor(graph_module, key)

@@ -33,8 +33,9 @@ from genie_cli.models.evaluation_mode import EvaluationMode
 from genie_cli.models.graph.capture_failure import capture_failure
 from genie_cli.models.graph.exporting import exported_graph
 from genie_cli.models.graph.operations import operation_of
-from genie_cli.models.graph.outputs import returned_keys, settle_outputs
+from genie_cli.models.graph.outputs import returned_keys
 from genie_cli.models.graph.rows_first import rows_first
+from genie_cli.models.graph.settle_outputs import settle_outputs
 from genie_cli.models.graph.tensors import delete_tensor, get_tensor, named_tensors, set_tensor
 from genie_cli.runtime.shortage import is_out_of_memory
 

@@ -14,7 +14,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from genie_cli.errors import InputError
 from genie_cli.models.graph.data_access import data_access
-from genie_cli.models.graph.outputs import after_post_processing
 
 _DATA_DEPENDENT = ("data-dependent", "DataDependent", "dynamic control flow")
 """Words of the exporter where forward() decides by values."""
@@ -140,3 +139,13 @@ def _count_of_values(model: nn.Module, example: Tensor) -> str | None:
 
 def _first_line(error: Exception) -> str:
     return next((line.strip()[:300] for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def after_post_processing(reason: str) -> str:
+    """The message for a network that does its post-processing in forward()."""
+    return (
+        f"The network cannot be captured: {reason}, as behind non-maximum suppression or a threshold on scores. Give "
+        "genie the part before that: a factory whose forward() returns the raw maps (scores and boxes of all places), "
+        "such as a small module around the network's backbone and heads. Apply the post-processing to what "
+        "genie_cli.load returns."
+    )

@@ -11,11 +11,11 @@ from torch import Tensor, fx
 
 from genie_cli.errors import InputError
 from genie_cli.models.graph.affine_map import replace_batch_norm
-from genie_cli.models.graph.batch_norm import BatchNormSite, batch_norm_sites
+from genie_cli.models.graph.batch_norm import BatchNormSite, batch_norm_sites, remove_batch_norm
 from genie_cli.models.graph.equivalence import Reference
 from genie_cli.models.graph.layers import WeightLayer, output_axis, set_bias, weight_layers
 from genie_cli.models.graph.moving import move_into_readers, operation_name, readers_of
-from genie_cli.models.graph.tensors import delete_tensor, get_tensor, set_tensor
+from genie_cli.models.graph.tensors import get_tensor, set_tensor
 
 
 @dataclass(frozen=True)
@@ -137,10 +137,5 @@ def _fold(graph_module: fx.GraphModule, site: BatchNormSite, layer: WeightLayer)
         raise InputError(f"Batch norm '{site.name}' cannot be folded: its statistics give values that are not finite.")
     set_tensor(graph_module, layer.weight_key, new_weight)
     set_bias(graph_module, layer, new_bias)
-    keys = site.keys
-    site.node.replace_all_uses_with(layer.node)
-    graph_module.graph.erase_node(site.node)
-    graph_module.graph.eliminate_dead_code()
-    for key in keys:
-        delete_tensor(graph_module, key)
+    remove_batch_norm(graph_module, site)
     return multiplier.float()

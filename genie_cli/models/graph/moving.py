@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, fx
 
 from genie_cli.errors import InputError
-from genie_cli.models.graph.batch_norm import BatchNormSite
+from genie_cli.models.graph.batch_norm import BatchNormSite, remove_batch_norm
 from genie_cli.models.graph.capture import aten
 from genie_cli.models.graph.channels import follow_channels, is_average
 from genie_cli.models.graph.layers import WeightLayer, input_axis, set_bias
-from genie_cli.models.graph.tensors import delete_tensor, get_tensor, set_tensor
+from genie_cli.models.graph.tensors import get_tensor, set_tensor
 
 _MOVED_PAST = (aten.clone.default, aten.alias.default, aten.slice.Tensor, aten.reshape.default)
 """Operations that move values or drop them."""
@@ -85,12 +85,7 @@ def move_into_readers(graph_module: fx.GraphModule, site: BatchNormSite, readers
             )
         set_tensor(graph_module, layer.weight_key, new_weight)
         set_bias(graph_module, layer, new_bias)
-    keys = site.keys
-    site.node.replace_all_uses_with(site.source)
-    graph_module.graph.erase_node(site.node)
-    graph_module.graph.eliminate_dead_code()
-    for key in keys:
-        delete_tensor(graph_module, key)
+    remove_batch_norm(graph_module, site)
 
 
 def operation_name(node: fx.Node) -> str:

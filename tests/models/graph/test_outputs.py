@@ -18,7 +18,8 @@ from torch.utils import _pytree as pytree
 
 from genie_cli.errors import InputError, UsageError
 from genie_cli.models.graph.cuts import output_nodes
-from genie_cli.models.graph.outputs import Layout, named_outputs, structured
+from genie_cli.models.graph.output_layout import Layout
+from genie_cli.models.graph.outputs import named_outputs, structured
 from genie_cli.models.graph.placement import move
 from genie_cli.models.graph.tensors import get_tensor, set_tensor
 from genie_cli.models.teacher import Teacher, make_teacher
