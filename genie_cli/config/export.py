@@ -24,7 +24,7 @@ class ExportConfig(Frozen):
     """Images that the file takes: normalized floats, or pixels, uint8 that it normalises itself."""
     opset: Annotated[int | None, Flag("Recipe", default="the lowest that can hold the network")] = Field(None, ge=18)
     """Version of ONNX's operators, 18 or more; packed weights and activations of more than 8 bits need 21."""
-    images: Annotated[str | None, Flag("Images", default="none, images of noise alone")] = None
+    images: Annotated[str | None, Flag("Images", default="noise alone")] = None
     """Images that the file is checked on: an image set, or real images as in `genie evaluate --data`."""
     check_images: Annotated[int, Flag("Images")] = Field(64, ge=0)
     """The file is run on so many of the images, at most."""

@@ -1,4 +1,4 @@
-"""Make an exported file and its report: what is written, and how it was found to run."""
+"""Make an exported file and its report: the content, and how it was found to run."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def check_options(config: ExportConfig) -> None:
 
 
 def report_path(path: Path) -> Path:
-    """Where the report of a file stands: ``model.export.json`` beside ``model.onnx``."""
+    """The path of a file's report: ``model.export.json`` beside ``model.onnx``."""
     return path.with_suffix(".export.json")
 
 

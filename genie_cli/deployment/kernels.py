@@ -1,4 +1,4 @@
-"""What ONNX Runtime makes of a file: which layers it computes in integers, and what is computed in float."""
+"""The kernels that ONNX Runtime takes for a file: which layers are computed in integers, and what is in float."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from genie_cli.deployment.metadata import ExportMetadata
-from genie_cli.deployment.runtimes import Runtime, format_of, open_runtime, read_exported
+from genie_cli.deployment.runtimes import FORMATS, Runtime, format_of, open_runtime, read_exported
 from genie_cli.errors import InputError
 from genie_cli.models.graph.outputs import Layout, OutputTree, copy_structure, named_outputs, outputs_of, structured
 from genie_cli.models.teacher import Teacher
@@ -42,8 +42,8 @@ class RuntimeNetwork(nn.Module):
 
 
 def is_exported(path: Path) -> bool:
-    """True if a path names a file, not the folder of a quantized network."""
-    return path.is_file()
+    """True if a path is named as an exported file, not as the folder of a quantized network."""
+    return path.suffix in FORMATS and not path.is_dir()
 
 
 def open_exported(path: Path, num_threads: int) -> tuple[Runtime, ExportMetadata]:

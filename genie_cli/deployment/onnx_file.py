@@ -12,7 +12,7 @@ import re
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,7 +30,8 @@ LOWEST_OPSET, OPSET_OF_NEW_TYPES = 18, 21
 """That of torch's exporter; that which has int4, uint4, and integers of 16 bits in QuantizeLinear."""
 _BATCH = "batch"
 _SCOPES = "pkg.torch.onnx.name_scopes"
-_UNTRANSLATED = re.compile(r"node %(\w+)")
+_UNTRANSLATED = re.compile(r"node %(\w+) .*?args = \(([^)]*)")
+"""A node that the exporter failed on, and the nodes that it reads."""
 _QUANTIZERS = re.compile(r"^.*?(weight_quantizers|bias_integers)\.([^.]+)\.(\w+)$")
 
 _quantized = torch.ops.quantized_decomposed
@@ -119,10 +120,7 @@ def _untranslated(error: Exception, program: Program, opset: int) -> str:
     """The operation that the exporter failed on, and its layer, as a message."""
     text = "".join(traceback.format_exception(error))  # with its causes, of which one names the node
     nodes: dict[str, fx.Node] = {node.name: node for node in program.exported.graph.nodes}
-    found = next((nodes[name] for name in _UNTRANSLATED.findall(text) if name in nodes), None)
-    if found is None:
-        calls = [node for node in nodes.values() if node.op == "call_function"]
-        found = next((node for node in calls if f"'{str(node.target).rpartition('.')[0]}'" in text), None)
+    found = _named_node(text, nodes)
     if found is None:
         return f"The network cannot be written as ONNX of opset {opset}: {str(error).partition(chr(10))[0]}"
     scope = scope_of(found)
@@ -131,6 +129,21 @@ def _untranslated(error: Exception, program: Program, opset: int) -> str:
         f"The operation {found.target}{where} cannot be written as ONNX of opset {opset}: replace it in the network, "
         "give a higher --opset, or use --format pt2."
     )
+
+
+def _named_node(text: str, nodes: Mapping[str, fx.Node]) -> fx.Node | None:
+    """The node of the program that an error of the exporter names.
+
+    The exporter may name a part of it, as it takes some operations apart. Then it is the reader of what that part reads.
+    """
+    for name, read in _UNTRANSLATED.findall(text):
+        if name in nodes:
+            return nodes[name]
+        sources = [nodes[source] for source in re.findall(r"%(\w+)", read) if source in nodes]
+        readers = [reader for source in sources for reader in source.users if reader.op == "call_function"]
+        if readers:
+            return readers[0]
+    return None
 
 
 def _translations(opset: int) -> dict[Any, Callable[..., Any]]:

@@ -19,7 +19,7 @@ InputForm = Literal["normalized", "pixels"]
 INPUT = "images"
 """Name of the input."""
 _PATHS = ("stack_trace", "source_fn_stack", "torch_fn", "from_node")
-"""What nodes remember of the code that made them: it holds paths, and no runtime needs it."""
+"""Metadata of nodes about the code that made them: they hold paths, and no runtime needs them."""
 
 
 class Deployed(nn.Module):

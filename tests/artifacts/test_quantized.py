@@ -145,7 +145,7 @@ def test_tensor_names_and_types(tmp_path: Path) -> None:
     assert tensors["conv.weight_scale"].shape == (6, 1)
     assert tensors["conv.weight_zero_point"].dtype == torch.int32
     assert "conv.weight" not in tensors
-    assert fields["weights"]["fc"] == {"axis": 0, "bits": 8, "grid": "asymmetric", "shape": [3, 4]}
+    assert fields["weights"]["fc"] == {"axis": 0, "bits": 8, "grid": "symmetric", "shape": [3, 4]}
     steps, fields = read(tmp_path / "q" / "step_sizes.safetensors", "step_sizes")
     assert {name: list(step.shape) for name, step in steps.items()} == {
         "conv.input.step_size": [1],

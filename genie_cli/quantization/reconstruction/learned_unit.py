@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from genie_cli.config import WeightGrid
 from genie_cli.runtime.context import RunContext
 from genie_cli.runtime.work import Saved
 from genie_cli.student.formats import activation_format, weight_format
@@ -46,7 +47,7 @@ def pack_unit(unit: LearnedUnit) -> Saved:
         tensors.update({f"weight{i}.{part}": getattr(weight, part) for part in ("codes", "scale", "zero_point")})
     tensors.update({f"activation{i}": activation.step_size for i, activation in enumerate(unit.activations.values())})
     facts = {
-        "weights": [[name, weight.format.bits, weight.format.grid] for name, weight in unit.weights.items()],
+        "weights": [[name, weight.format.bits] for name, weight in unit.weights.items()],
         "activations": [[name, own.format.bits, own.format.signed] for name, own in unit.activations.items()],
         "num_steps": unit.num_steps,
     }
@@ -56,8 +57,9 @@ def pack_unit(unit: LearnedUnit) -> Saved:
 def unpack_unit(saved: Saved, device: torch.device) -> LearnedUnit:
     """The unit that `pack_unit` was given, on `device`."""
     weights, activations = {}, {}
-    for i, (name, bits, grid) in enumerate(saved.facts["weights"]):
+    for i, (name, bits) in enumerate(saved.facts["weights"]):
         codes, scale, zero_point = (saved.tensors[f"weight{i}.{part}"] for part in ("codes", "scale", "zero_point"))
+        grid: WeightGrid = "symmetric" if codes.dtype == torch.int8 else "asymmetric"
         weights[name] = IntegerWeight(codes, scale, zero_point, weight_format(bits, grid)).to(device)
     for i, (name, bits, signed) in enumerate(saved.facts["activations"]):
         step_size = float(saved.tensors[f"activation{i}"])
