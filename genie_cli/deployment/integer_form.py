@@ -6,10 +6,12 @@ their values to the bit, in one of two storages:
 - ``int8``: codes shifted so that they are signed; where all ``code - zero_point`` of a layer fit, zero points are 0.
 - ``packed``: codes of up to 4 bits as they are, for a format that packs them.
 
-Where biases are integers too, they are int32 at the product of the scales of input and weight, in which an integer
-kernel accumulates. A few bits make this step coarse. The bits of int8 that the codes leave free make it finer: codes
-times ``2^k`` at scale ``/ 2^k`` are the same weights. A layer that is computed in float anyway, as no quantizer reads
-its output, has an exact bias: its sign at the scale of its magnitude. (A runtime may round a bias that is in float.)
+Where biases are integers too, they are those of `student.integer_biases`. A layer that is computed in float anyway, as
+no quantizer reads its output, has an exact bias: its sign at the scale of its magnitude. (A runtime may round a bias
+that is in float.)
+
+A tensor that is merely moved, such as by a pooling of maxima or a slice, stays on its grid. Quantizers with this grid
+stand behind the moves too, where they change nothing and tell the runtime that it may move integers.
 """
 
 from __future__ import annotations
@@ -24,15 +26,22 @@ import torch
 import torch.ao.quantization.fx._decomposed  # registers the operations
 from torch import Tensor, fx, nn
 
+from genie_cli.models.graph.integer_operations import grid_source, keeps_grid
 from genie_cli.models.graph.operations import operation_of
 from genie_cli.models.graph.tensors import get_tensor
+from genie_cli.student.integer_biases import (
+    PAIR_LIMIT,
+    bias_codes,
+    bias_scale,
+    centred_codes,
+    largest_code,
+    spare_bits,
+)
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
 
 Storage = Literal["int8", "packed"]
 
 BYTE, PACKED_BITS = 8, 4
-PAIR_LIMIT = 32767
-"""Largest sum of two products that processors without VNNI add without saturation (int16)."""
 _INT8, _INT32 = torch.iinfo(torch.int8), torch.iinfo(torch.int32)
 _CONTAINERS = {
     (BYTE, False): torch.uint8,
@@ -123,8 +132,8 @@ class QuantizedLayer:
         """True if two products of its integers may exceed int16, which processors without VNNI add them in."""
         if self.source is None:
             return False
-        largest = int(_centred(self.weight).abs().max()) << spare_bits(self.weight, self.source)
-        return 2 * _largest_code(self.source) * min(largest, _INT8.max) > PAIR_LIMIT
+        largest = int(centred_codes(self.weight).abs().max()) << spare_bits(self.weight, self.source)
+        return 2 * largest_code(self.source) * min(largest, _INT8.max) > PAIR_LIMIT
 
 
 def quantized_layers(student: fx.GraphModule) -> Iterator[QuantizedLayer]:
@@ -137,7 +146,7 @@ def quantized_layers(student: fx.GraphModule) -> Iterator[QuantizedLayer]:
         weight = _module(student, weight_node)
         if not isinstance(weight, IntegerWeight):
             continue
-        source = _module(student, node.args[operation.inputs[0]]) if len(operation.inputs) == 1 else None
+        source = _quantizer(student, node.args[operation.inputs[0]]) if len(operation.inputs) == 1 else None
         has_bias = operation.bias is not None and len(node.args) > operation.bias
         bias = node.args[operation.bias] if has_bias and operation.bias is not None else None
         target = str(weight_node.target)
@@ -146,7 +155,7 @@ def quantized_layers(student: fx.GraphModule) -> Iterator[QuantizedLayer]:
             layer_name(target),
             target,
             weight,
-            source if isinstance(source, ActivationQuantizer) else None,
+            source,
             bias if isinstance(bias, fx.Node) and bias.op == "get_attr" else None,
         )
 
@@ -155,6 +164,12 @@ def layer_name(target: str) -> str:
     """The layer or site of a quantizer that `insert_quantizers` has put into a network, by the module's path."""
     escaped = target.partition(".")[2].partition(".")[0]
     return re.sub("_([_d])", lambda match: "_" if match[1] == "_" else ".", escaped)
+
+
+def _quantizer(student: fx.GraphModule, node: object) -> ActivationQuantizer | None:
+    """The quantizer on whose grid the values of a node are."""
+    found = _module(student, grid_source(node)) if isinstance(node, fx.Node) else None
+    return found if isinstance(found, ActivationQuantizer) else None
 
 
 def _module(student: fx.GraphModule, node: object) -> nn.Module | None:
@@ -189,6 +204,7 @@ def integer_form(student: fx.GraphModule, storage: Storage, integer_biases: bool
         network.add_submodule(target, stored)
         with network.graph.inserting_before(layer.node):
             layer.node.replace_input_with(layer.bias, network.graph.call_module(target))
+    _repeat_quantizers(network)
     for name, module in list(network.named_modules()):
         if isinstance(module, IntegerWeight):
             network.set_submodule(name, _integer_weight(module, storage, spare.get(name, 0)))
@@ -199,20 +215,18 @@ def integer_form(student: fx.GraphModule, storage: Storage, integer_biases: bool
     return network.eval()
 
 
-def spare_bits(weight: IntegerWeight, source: ActivationQuantizer) -> int:
-    """The largest k for which codes times ``2^k`` fit into int8, and sums of two products into int16."""
-    largest = max(1, int(_centred(weight).abs().max()))
-    limit = min(_INT8.max, PAIR_LIMIT // (2 * _largest_code(source)))
-    return max(0, (limit // largest).bit_length() - 1)
-
-
-def _largest_code(source: ActivationQuantizer) -> int:
-    return max(source.format.quant_max, -source.format.quant_min)
-
-
-def _centred(weight: IntegerWeight) -> Tensor:
-    """``code - zero_point``, int32 ``[O, ...]``."""
-    return weight.codes.int() - weight.zero_point.view(-1, *[1] * (weight.codes.dim() - 1))
+def _repeat_quantizers(network: fx.GraphModule) -> None:
+    """Put the quantizer of a tensor behind each node that moves its values."""
+    for node in list(network.graph.nodes):
+        if not keeps_grid(node) or not isinstance(node.meta.get("val"), Tensor):
+            continue
+        source = grid_source(node)
+        if _quantizer(network, source) is None:
+            continue
+        with network.graph.inserting_after(node):
+            again = network.graph.call_module(str(source.target))
+        node.replace_all_uses_with(again)
+        again.args = (node,)
 
 
 def _is_packed(weight: IntegerWeight, storage: Storage) -> bool:
@@ -234,7 +248,7 @@ def _integer_weight(weight: IntegerWeight, storage: Storage, k: int) -> StoredIn
         dtype = torch.int8 if weight.format.signed else torch.uint8
         limits = torch.iinfo(dtype)
         return StoredIntegers(codes.to(dtype), scale, zero_point, limits.min, limits.max)
-    centred = _centred(weight)
+    centred = centred_codes(weight)
     if int(centred.min()) >= _INT8.min and int(centred.max()) <= _INT8.max:
         codes, zero_point = centred << k, torch.zeros_like(zero_point)
     else:
@@ -245,13 +259,9 @@ def _integer_weight(weight: IntegerWeight, storage: Storage, k: int) -> StoredIn
 
 def _integer_bias(bias: Tensor, weight: IntegerWeight, source: ActivationQuantizer, k: int) -> StoredIntegers | None:
     """The bias ``[O]`` at the product of the scales; None where it is of another shape, or too large for int32."""
-    scale = weight.scale.flatten() / (1 << k) * source.step_size
-    if bias.shape != scale.shape:
-        return None
-    codes = (bias.double() / scale.double()).round()
-    if float(codes.abs().max()) > _INT32.max:
-        return None
-    return _stored_bias(codes, scale)
+    scale = bias_scale(weight, source, k)
+    codes = bias_codes(bias, scale)
+    return None if codes is None else _stored_bias(codes, scale)
 
 
 def _exact_bias(bias: Tensor) -> StoredIntegers:

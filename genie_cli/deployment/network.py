@@ -11,7 +11,8 @@ from torch import Tensor, fx, nn
 from genie_cli.deployment.metadata import ExportMetadata
 from genie_cli.deployment.runtimes import FORMATS, Runtime, format_of, open_runtime, read_exported
 from genie_cli.errors import InputError
-from genie_cli.models.graph.outputs import Layout, OutputTree, copy_structure, named_outputs, outputs_of, structured
+from genie_cli.models.graph.output_layout import Layout
+from genie_cli.models.graph.outputs import OutputTree, copy_structure, named_outputs, outputs_of, structured
 from genie_cli.models.teacher import Teacher
 
 

@@ -12,7 +12,7 @@ import re
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -134,7 +134,8 @@ def _untranslated(error: Exception, program: Program, opset: int) -> str:
 def _named_node(text: str, nodes: Mapping[str, fx.Node]) -> fx.Node | None:
     """The node of the program that an error of the exporter names.
 
-    The exporter may name a part of it, as it takes some operations apart. Then it is the reader of what that part reads.
+    The exporter may name a part of it, as it takes some operations apart: then it is the reader of what that part
+    reads.
     """
     for name, read in _UNTRANSLATED.findall(text):
         if name in nodes:
@@ -151,7 +152,7 @@ def _translations(opset: int) -> dict[Any, Callable[..., Any]]:
     op = required("onnxscript").values.Opset("", opset)
     ir = required("onnx_ir")
 
-    def constant(value: float, dtype: Any) -> Any:
+    def constant(value: float | list[int], dtype: Any) -> Any:
         return op.Constant(value=ir.tensor(np.array(value, dtype=dtype)))
 
     def dequantize_per_channel(
@@ -172,7 +173,16 @@ def _translations(opset: int) -> dict[Any, Callable[..., Any]]:
     ) -> Any:
         return op.DequantizeLinear(codes, constant(scale, np.float32), constant(zero_point, dtype.numpy()))
 
+    def mean(x: Any, dim: Sequence[int] | None = None, keepdim: bool = False, dtype: Any = None) -> Any:
+        rank = len(x.shape)
+        axes = sorted(axis % rank for axis in (dim or range(rank)))
+        if axes != list(range(2, rank)):
+            return op.ReduceMean(x, constant(axes, np.int64), keepdims=int(keepdim))
+        pooled = op.GlobalAveragePool(x)  # of which runtimes have an integer kernel
+        return pooled if keepdim else op.Squeeze(pooled, constant(axes, np.int64))
+
     return {
+        torch.ops.aten.mean.dim: mean,
         _quantized.dequantize_per_channel.default: dequantize_per_channel,
         _quantized.quantize_per_tensor.default: quantize_per_tensor,
         _quantized.dequantize_per_tensor.default: dequantize_per_tensor,

@@ -15,7 +15,7 @@ from genie_cli.models.graph.cuts import data_nodes, output_nodes
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.outputs import as_tuple
 from genie_cli.models.graph.placement import move
-from genie_cli.models.graph.tensors import get_tensor
+from genie_cli.models.graph.tensors import get_tensor, set_tensor
 from genie_cli.quantization.activations.carried import Carried
 from genie_cli.quantization.activations.errors import mean_energies, relative, relative_errors
 from genie_cli.quantization.activations.passing import ImageRows, run_over_stores, store_images
@@ -37,6 +37,7 @@ from genie_cli.runtime.progress import Advanced, Paced, Reporter, StageFinished,
 from genie_cli.runtime.retry import float32_retried
 from genie_cli.runtime.settings import release_freed_memory, settled_objects
 from genie_cli.student.grid import weight_grid
+from genie_cli.student.integer_biases import integer_biases
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
 
 
@@ -215,6 +216,8 @@ def _quantize_unit(
         learned = _learn(stage, part, learned, initial, data, progress)
     else:
         learned = learned.joined(LearnedUnit(_nearest_weights(plan, part), initial, 0))
+    if plan.protocol.every_tensor:
+        _round_biases(plan, part, learned.weights, {**learned_before, **learned.activations})
     carried.add_full(unit.outputs, targets, unit.passing)  # before the next set is made: two and the new one are most
     student = part.student(learned.weights, learned.activations).to(context.device)
     outputs = run_over_stores(student, quantized, part.rows, pool, context)
@@ -285,6 +288,19 @@ def _learn(
                     store.release()
         finished = finished.joined(found)
     return LearnedUnit(finished.weights, {**initial, **finished.activations}, finished.num_steps)
+
+
+def _round_biases(
+    plan: QuantizationPlan,
+    unit: UnitGraph,
+    weights: Mapping[str, IntegerWeight],
+    activations: Mapping[str, ActivationQuantizer],
+) -> None:
+    """Round the biases of a finished unit, in its own graph and in that of the network."""
+    graph = plan.folded.graph
+    for key, bias in integer_biases(graph, plan.bits.activations, weights, activations).items():
+        set_tensor(graph, key, bias)
+        set_tensor(unit.teacher, key, bias)
 
 
 def _nearest_weights(plan: QuantizationPlan, unit: UnitGraph) -> dict[str, IntegerWeight]:
