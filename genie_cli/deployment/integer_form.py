@@ -8,7 +8,7 @@ their values to the bit, in one of two storages:
 
 Where biases are integers too, they are those of `student.integer_biases`. A layer that is computed in float anyway, as
 no quantizer reads its output, has an exact bias: its sign at the scale of its magnitude. (A runtime may round a bias
-that is in float.)
+that is in float.) One that int32 does not hold at this scale is added behind its layer.
 
 A tensor that is merely moved, such as by a pooling of maxima or a slice, stays on its grid. Quantizers with this grid
 stand behind the moves too, where they change nothing and tell the runtime that it may move integers.
@@ -26,7 +26,7 @@ import torch
 import torch.ao.quantization.fx._decomposed  # registers the operations
 from torch import Tensor, fx, nn
 
-from genie_cli.models.graph.integer_operations import grid_source, keeps_grid
+from genie_cli.models.graph.integer_operations import grid_source, is_clip, keeps_grid
 from genie_cli.models.graph.operations import operation_of
 from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.student.integer_biases import (
@@ -43,19 +43,6 @@ Storage = Literal["int8", "packed"]
 
 BYTE, PACKED_BITS = 8, 4
 _INT8, _INT32 = torch.iinfo(torch.int8), torch.iinfo(torch.int32)
-_CONTAINERS = {
-    (BYTE, False): torch.uint8,
-    (BYTE, True): torch.int8,
-    (2 * BYTE, False): torch.uint16,
-    (2 * BYTE, True): torch.int16,
-}
-"""Bits and sign -> type of an activation's codes."""
-
-_FLOAT_READERS = {
-    "add", "sub", "mul", "div", "cat", "mean", "sum", "silu", "sigmoid", "hardswish", "hardsigmoid", "gelu", "softmax",
-    "tanh", "elu", "mish", "adaptive_avg_pool2d", "avg_pool2d",
-}  # fmt: skip
-"""Operations that compute with the values themselves, so that no quantizer can be moved in front of them."""
 
 _quantized = torch.ops.quantized_decomposed
 aten = torch.ops.aten
@@ -90,20 +77,25 @@ class StoredIntegers(nn.Module):
 
 
 class QuantizeDequantize(nn.Module):
-    """An activation quantizer as two operations with integers between them."""
+    """An activation quantizer as two operations with unsigned integers between them.
+
+    Signed codes are shifted by a zero point. Integer kernels want all activations of one type: with mixed ones ONNX
+    Runtime computes some layers in float.
+    """
 
     def __init__(self, quantizer: ActivationQuantizer) -> None:
         """Take the grid of `quantizer`."""
         super().__init__()
         format = quantizer.format
         self._scale = float(quantizer.step_size)
-        self._range = format.quant_min, format.quant_max
-        self._dtype = _CONTAINERS[BYTE if format.bits <= BYTE else 2 * BYTE, format.signed]
+        self._zero_point = -format.quant_min
+        self._range = 0, format.quant_max - format.quant_min
+        self._dtype = torch.uint8 if format.bits <= BYTE else torch.uint16
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize and dequantize `x`, any shape."""
-        codes = _quantized.quantize_per_tensor(x, self._scale, 0, *self._range, self._dtype)
-        values: Tensor = _quantized.dequantize_per_tensor(codes, self._scale, 0, *self._range, self._dtype)
+        grid = self._scale, self._zero_point, *self._range, self._dtype
+        values: Tensor = _quantized.dequantize_per_tensor(_quantized.quantize_per_tensor(x, *grid), *grid)
         return values
 
 
@@ -118,6 +110,7 @@ class QuantizedLayer:
         weight: that module.
         source: the quantizer of its input; None: it reads a tensor in float.
         bias: the node of its bias, or None.
+        spare_bits: k of `student.integer_biases.spare_bits`; 0 without a quantized input.
     """
 
     node: fx.Node
@@ -126,13 +119,14 @@ class QuantizedLayer:
     weight: IntegerWeight
     source: ActivationQuantizer | None
     bias: fx.Node | None
+    spare_bits: int
 
     @property
     def may_saturate(self) -> bool:
         """True if two products of its integers may exceed int16, which processors without VNNI add them in."""
         if self.source is None:
             return False
-        largest = int(centred_codes(self.weight).abs().max()) << spare_bits(self.weight, self.source)
+        largest = int(centred_codes(self.weight).abs().max()) << self.spare_bits
         return 2 * largest_code(self.source) * min(largest, _INT8.max) > PAIR_LIMIT
 
 
@@ -149,6 +143,8 @@ def quantized_layers(student: fx.GraphModule) -> Iterator[QuantizedLayer]:
         source = _quantizer(student, node.args[operation.inputs[0]]) if len(operation.inputs) == 1 else None
         has_bias = operation.bias is not None and len(node.args) > operation.bias
         bias = node.args[operation.bias] if has_bias and operation.bias is not None else None
+        bias = bias if isinstance(bias, fx.Node) and bias.op == "get_attr" else None
+        value = None if bias is None else get_tensor(student, str(bias.target))
         target = str(weight_node.target)
         yield QuantizedLayer(
             node,
@@ -156,7 +152,8 @@ def quantized_layers(student: fx.GraphModule) -> Iterator[QuantizedLayer]:
             target,
             weight,
             source,
-            bias if isinstance(bias, fx.Node) and bias.op == "get_attr" else None,
+            bias,
+            0 if source is None else spare_bits(weight, source, value),
         )
 
 
@@ -192,13 +189,13 @@ def integer_form(student: fx.GraphModule, storage: Storage, integer_biases: bool
         if not integer_biases or layer.bias is None or layer.source is None:
             continue
         value = get_tensor(network, str(layer.bias.target))
-        k = spare_bits(layer.weight, layer.source)
-        stored = _integer_bias(value, layer.weight, layer.source, k)
-        if _is_packed(layer.weight, storage) or _is_read_in_float(layer.node):
+        stored = _integer_bias(value, layer.weight, layer.source, layer.spare_bits)
+        if _is_packed(layer.weight, storage) or not _has_integer_kernel(network, layer.node):
             stored = _exact_bias(value)
         elif stored is not None:
-            spare[layer.target] = k
-        if stored is None:
+            spare[layer.target] = layer.spare_bits
+        else:
+            _move_bias_behind(network, layer)
             continue
         target = layer.target.replace("weight_quantizers.", "bias_integers.", 1)
         network.add_submodule(target, stored)
@@ -233,13 +230,31 @@ def _is_packed(weight: IntegerWeight, storage: Storage) -> bool:
     return storage == "packed" and weight.format.bits <= PACKED_BITS
 
 
-def _is_read_in_float(node: fx.Node) -> bool:
-    """True for a convolution whose output is used as it is, so that no integer kernel computes it.
+def _has_integer_kernel(network: fx.GraphModule, node: fx.Node) -> bool:
+    """True for a layer that an integer kernel can compute: all that reads it are quantizers, perhaps behind a clip.
 
-    An integer kernel of a linear layer needs no quantizer behind it.
+    A linear layer has an integer kernel whose results are floats.
     """
-    names = {str(user.target).removeprefix("aten.").partition(".")[0].rstrip("_") for user in node.users}
-    return node.target is not aten.linear.default and names <= _FLOAT_READERS
+    if node.target is aten.linear.default:
+        return True
+    while len(node.users) == 1 and is_clip(reader := next(iter(node.users))):
+        node = reader
+    return all(isinstance(_module(network, reader), ActivationQuantizer) for reader in node.users)
+
+
+def _move_bias_behind(network: fx.GraphModule, layer: QuantizedLayer) -> None:
+    """Add a bias ``[O]`` in float to what a layer without it returns."""
+    operation, value = operation_of(layer.node), layer.node.meta.get("val")
+    assert operation is not None and operation.bias is not None and layer.bias is not None
+    if operation.channels is None or not isinstance(value, Tensor):
+        return
+    spread = [-1] + [1] * (value.dim() - 1 - operation.channels % value.dim())
+    layer.node.update_arg(operation.bias, None)
+    with network.graph.inserting_after(layer.node):
+        added = network.graph.call_function(aten.add.Tensor)
+    layer.node.replace_all_uses_with(added)
+    with network.graph.inserting_before(added):
+        added.args = layer.node, network.graph.call_function(aten.view.default, (layer.bias, spread))
 
 
 def _integer_weight(weight: IntegerWeight, storage: Storage, k: int) -> StoredIntegers:

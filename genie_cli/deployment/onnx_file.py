@@ -44,8 +44,7 @@ def needed_opset(storage: Storage | None, program: Program) -> int:
         storage: of its weights; None: they are in float.
         program: the program.
     """
-    wide = {torch.uint16, torch.int16}
-    has_wide = any(wide.intersection(node.args) for node in program.exported.graph.nodes if node.op == "call_function")
+    has_wide = any(torch.uint16 in node.args for node in program.exported.graph.nodes if node.op == "call_function")
     return OPSET_OF_NEW_TYPES if storage == "packed" or has_wide else LOWEST_OPSET
 
 

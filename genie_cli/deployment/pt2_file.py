@@ -14,6 +14,7 @@ from genie_cli.deployment.program import Program
 def pt2_bytes(program: Program, metadata: ExportMetadata) -> bytes:
     """The ``.pt2`` file of a program; the same program gives the same bytes."""
     buffer = io.BytesIO()
+    program.exported.example_inputs = None  # images, larger than the weights of a small network
     torch.export.save(program.exported, buffer, extra_files={KEY: metadata.encoded()})
     return buffer.getvalue()
 

@@ -37,7 +37,7 @@ from genie_cli.runtime.progress import Advanced, Paced, Reporter, StageFinished,
 from genie_cli.runtime.retry import float32_retried
 from genie_cli.runtime.settings import release_freed_memory, settled_objects
 from genie_cli.student.grid import weight_grid
-from genie_cli.student.integer_biases import integer_biases
+from genie_cli.student.integer_biases import integer_layers
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
 
 
@@ -217,7 +217,7 @@ def _quantize_unit(
     else:
         learned = learned.joined(LearnedUnit(_nearest_weights(plan, part), initial, 0))
     if plan.protocol.every_tensor:
-        _round_biases(plan, part, learned.weights, {**learned_before, **learned.activations})
+        learned = _with_integer_biases(plan, part, learned, learned_before)
     carried.add_full(unit.outputs, targets, unit.passing)  # before the next set is made: two and the new one are most
     student = part.student(learned.weights, learned.activations).to(context.device)
     outputs = run_over_stores(student, quantized, part.rows, pool, context)
@@ -290,17 +290,23 @@ def _learn(
     return LearnedUnit(finished.weights, {**initial, **finished.activations}, finished.num_steps)
 
 
-def _round_biases(
-    plan: QuantizationPlan,
-    unit: UnitGraph,
-    weights: Mapping[str, IntegerWeight],
-    activations: Mapping[str, ActivationQuantizer],
-) -> None:
-    """Round the biases of a finished unit, in its own graph and in that of the network."""
-    graph = plan.folded.graph
-    for key, bias in integer_biases(graph, plan.bits.activations, weights, activations).items():
+def _with_integer_biases(
+    plan: QuantizationPlan, unit: UnitGraph, learned: LearnedUnit, before: Mapping[str, ActivationQuantizer]
+) -> LearnedUnit:
+    """A finished unit whose biases are those of an integer kernel, in its own graph and in that of the network.
+
+    Args:
+        plan: what is done, of which network.
+        unit: the unit's graph.
+        learned: its integers and step sizes.
+        before: site name -> quantizer, of the earlier units.
+    """
+    graph, activations = plan.folded.graph, {**before, **learned.activations}
+    layers = integer_layers(graph, plan.bits.activations, learned.weights, activations)
+    for key, bias in layers.biases.items():
         set_tensor(graph, key, bias)
         set_tensor(unit.teacher, key, bias)
+    return replace(learned, weights=layers.weights)
 
 
 def _nearest_weights(plan: QuantizationPlan, unit: UnitGraph) -> dict[str, IntegerWeight]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
@@ -21,7 +22,9 @@ from genie_cli.student.protocol import ActivationSite
 
 PAIR_LIMIT = 32767
 """Largest sum of two products that processors without VNNI add without saturation (int16)."""
-_INT8_MAX, _INT32_MAX = torch.iinfo(torch.int8).max, torch.iinfo(torch.int32).max
+LARGEST_BIAS = 1 << 30
+"""Largest magnitude of a bias's code: the products have room beside it in int32."""
+_INT8_MAX = torch.iinfo(torch.int8).max
 
 
 def centred_codes(weight: IntegerWeight) -> Tensor:
@@ -30,15 +33,22 @@ def centred_codes(weight: IntegerWeight) -> Tensor:
 
 
 def largest_code(source: ActivationQuantizer) -> int:
-    """The largest magnitude of an activation's codes."""
-    return max(source.format.quant_max, -source.format.quant_min)
+    """The largest code of an activation in a kernel that takes unsigned ones, signed ones shifted by a zero point."""
+    return source.format.quant_max - source.format.quant_min
 
 
-def spare_bits(weight: IntegerWeight, source: ActivationQuantizer) -> int:
-    """The largest k for which codes times ``2^k`` fit into int8, and sums of two products into int16."""
+def spare_bits(weight: IntegerWeight, source: ActivationQuantizer, bias: Tensor | None = None) -> int:
+    """The largest k for which a layer's integers stay in their types if its weight's codes are stored times ``2^k``.
+
+    Codes fit into int8, sums of two products into int16, and the bias ``[O]`` into int32.
+    """
     largest = max(1, int(centred_codes(weight).abs().max()))
     limit = min(_INT8_MAX, PAIR_LIMIT // (2 * largest_code(source)))
-    return max(0, (limit // largest).bit_length() - 1)
+    k = max(0, (limit // largest).bit_length() - 1)
+    if bias is not None:
+        while k > 0 and bias_codes(bias, bias_scale(weight, source, k)) is None:
+            k -= 1
+    return k
 
 
 def bias_scale(weight: IntegerWeight, source: ActivationQuantizer, k: int) -> Tensor:
@@ -51,18 +61,32 @@ def bias_codes(bias: Tensor, scale: Tensor) -> Tensor | None:
     if bias.shape != scale.shape:
         return None
     codes = (bias.double() / scale.double()).round()
-    return codes if float(codes.abs().max()) <= _INT32_MAX else None
+    return codes if float(codes.abs().max()) <= LARGEST_BIAS else None
 
 
-def integer_biases(
+@dataclass(frozen=True)
+class IntegerLayers:
+    """Layers whose biases an integer kernel adds as they are.
+
+    Attributes:
+        weights: layer name -> its weight.
+        biases: key of the tensor -> ``[O]``, rounded.
+    """
+
+    weights: dict[str, IntegerWeight]
+    biases: dict[str, Tensor]
+
+
+def integer_layers(
     folded: fx.GraphModule,
     sites: Sequence[ActivationSite],
     weights: Mapping[str, IntegerWeight],
     activations: Mapping[str, ActivationQuantizer],
-) -> dict[str, Tensor]:
-    """The rounded biases of layers: key of the tensor -> ``[O]``.
+) -> IntegerLayers:
+    """Layers with rounded biases.
 
-    A bias that something else reads too, or that int32 does not hold, is left out and stays as it is.
+    A bias may be too large for int32, where the weights of its channel are all but zero. Then they get a grid that is
+    coarse enough. A bias that something else reads too stays as it is.
 
     Args:
         folded: the folded graph.
@@ -72,19 +96,29 @@ def integer_biases(
     """
     readers = Counter(str(node.target) for node in folded.graph.nodes if node.op == "get_attr" for _ in node.users)
     site_of = {site.node: site.name for site in sites}
-    rounded = {}
+    fitted, rounded = dict(weights), {}
     for layer in weight_layers(folded):
         if layer.name not in weights or layer.bias_key is None or readers[layer.bias_key] > 1:
             continue
         source = _source(layer, site_of, activations)
-        if source is None:
+        bias = get_tensor(folded, layer.bias_key)
+        if source is None or bias.shape != weights[layer.name].scale.flatten().shape:
             continue
-        weight, bias = weights[layer.name], get_tensor(folded, layer.bias_key)
-        scale = bias_scale(weight, source, spare_bits(weight, source))
+        weight = fitted[layer.name] = _fitted(weights[layer.name], source, bias)
+        scale = bias_scale(weight, source, spare_bits(weight, source, bias))
         codes = bias_codes(bias, scale)
-        if codes is not None:
-            rounded[layer.bias_key] = codes.to(scale.dtype) * scale
-    return rounded
+        assert codes is not None, "the grid is coarse enough"
+        rounded[layer.bias_key] = codes.to(scale.dtype) * scale
+    return IntegerLayers(fitted, rounded)
+
+
+def _fitted(weight: IntegerWeight, source: ActivationQuantizer, bias: Tensor) -> IntegerWeight:
+    """The weight with scales that are large enough for the bias ``[O]``."""
+    least = (bias.abs().double() / (source.step_size.double() * (LARGEST_BIAS // 2))).float().view(-1, 1)
+    if bool((weight.scale >= least).all()) or bias_codes(bias, bias_scale(weight, source, 0)) is not None:
+        return weight
+    scale = torch.maximum(weight.scale, least)
+    return IntegerWeight.nearest(weight(), scale, weight.zero_point.float(), weight.format)
 
 
 def _source(

@@ -29,7 +29,7 @@ from genie_cli.quantization.result import STAGE, QuantizedNetwork
 from genie_cli.runtime.progress import Advanced, Reporter, StageFinished, StageStarted
 from genie_cli.student.formats import activation_format
 from genie_cli.student.grid import minmax_step_size, weight_grid
-from genie_cli.student.integer_biases import integer_biases
+from genie_cli.student.integer_biases import integer_layers
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
 from genie_cli.student.protocol import BitPlan
 
@@ -75,7 +75,9 @@ def quantize_without_images(teacher: Teacher, plan: QuantizationPlan, report: Re
             set_tensor(graph, layer.bias_key, (bias.double() - shift).to(bias.dtype))
         report(Advanced(STAGE, done, layer.name))
     if plan.protocol.every_tensor:
-        for key, rounded in integer_biases(graph, plan.bits.activations, weights, activations).items():
+        integers = integer_layers(graph, plan.bits.activations, weights, activations)
+        weights = integers.weights
+        for key, rounded in integers.biases.items():
             set_tensor(graph, key, rounded)
     report(StageFinished(STAGE))
     return QuantizedNetwork(plan, weights, activations, (), {}, {})
