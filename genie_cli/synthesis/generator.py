@@ -13,13 +13,17 @@ from genie_cli.config import InputSpec
 _BASE_CHANNELS, _HIDDEN_CHANNELS = 128, 64
 _UPSAMPLING = 4
 _LEAK = 0.2
+_MOST_POSITIONS = 64 * 64
+"""Positions of the largest map that the linear layer makes: with a latent vector of 256, 134 million weights."""
 
 
 class Generator(nn.Module):
     """Linear, BN, up x2, conv, BN, LeakyReLU, up x2, conv, tanh, BN without affine.
 
     The first map has a quarter of the image's height and width, rounded up; an image whose sides are not multiples
-    of four is cut out of the middle of a larger one. The last batch norm (no affine) gives the images
+    of four is cut out of the middle of a larger one. The linear layer has a weight per latent number, channel and
+    position. For images of more than 256x256 it makes a map of half the sides, or a quarter and so on, and each of its
+    values stands at several positions. The last batch norm (no affine) gives the images
     mean 0 and std 1 per channel. The generator always runs in training mode.
     """
 
@@ -28,7 +32,10 @@ class Generator(nn.Module):
         super().__init__()
         self.size = spec.height, spec.width
         self.base = tuple(-(-side // _UPSAMPLING) for side in self.size)
-        self.linear = nn.Linear(latent_dim, _BASE_CHANNELS * math.prod(self.base))
+        self.first = self.base
+        while math.prod(self.first) > _MOST_POSITIONS:
+            self.first = tuple(-(-side // 2) for side in self.first)
+        self.linear = nn.Linear(latent_dim, _BASE_CHANNELS * math.prod(self.first))
         self.bn1 = nn.BatchNorm2d(_BASE_CHANNELS)
         self.conv1 = nn.Conv2d(_BASE_CHANNELS, _HIDDEN_CHANNELS, 3, padding=1)
         self.bn2 = nn.BatchNorm2d(_HIDDEN_CHANNELS)
@@ -38,7 +45,9 @@ class Generator(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """``[B, latent_dim]`` to standardized images ``[B, C, H, W]``, float32."""
-        x = self.linear(latents).view(len(latents), _BASE_CHANNELS, *self.base)
+        x = self.linear(latents).view(len(latents), _BASE_CHANNELS, *self.first)
+        if self.first != self.base:
+            x = F.interpolate(x, size=self.base, mode="nearest")
         x = self.bn1(x.contiguous(memory_format=torch.channels_last))
         x = _upsampled_convolution(x, self.conv1)
         x = _upsampled_convolution(self.activation(self.bn2(x)), self.conv2)
