@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from genie_cli.version import __version__
 
-__all__ = ["__version__", "load"]
+if TYPE_CHECKING:
+    from genie_cli.artifacts.images import ImageSet as ImageSet
+    from genie_cli.library.evaluate import evaluate as evaluate
+    from genie_cli.library.quantize import quantize as quantize
+    from genie_cli.library.quantized_model import QuantizedModel as QuantizedModel
+    from genie_cli.library.synthesize import synthesize as synthesize
+    from genie_cli.student.load import load as load
+
+__all__ = ["ImageSet", "QuantizedModel", "__version__", "evaluate", "load", "quantize", "synthesize"]
+
+_MODULE_OF = {
+    "ImageSet": "artifacts.images",
+    "QuantizedModel": "library.quantized_model",
+    "evaluate": "library.evaluate",
+    "load": "student.load",
+    "quantize": "library.quantize",
+    "synthesize": "library.synthesize",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """`genie_cli.load`, imported on first use: the package itself must import fast, without torch."""
-    if name == "load":
-        from genie_cli.student.load import load
-
-        return load
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """A name of the library, imported on first use: the package itself must import fast, without torch."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

@@ -56,3 +56,14 @@ def format_size(num_bytes: int) -> str:
         if round(abs(size), 2) < 1024:
             return f"{size:.2f} {unit}"
     return f"{size / 1024:.2f} TiB"
+
+
+def file_size(num_bytes: int) -> str:
+    """Three digits and a unit, e.g. ``4.21 kB``."""
+    size, unit = float(num_bytes), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if size < 999.5:
+            break
+        size, unit = size / 1000, larger
+    digits = 0 if size >= 99.95 else 1 if size >= 9.995 else 2
+    return f"{num_bytes} B" if unit == "B" else f"{size:.{digits}f} {unit}"

@@ -22,6 +22,7 @@ SHARED = {
     "genie_cli/errors.py",
     "genie_cli/evaluation/__init__.py",
     "genie_cli/sizes.py",
+    "genie_cli/stages/__init__.py",
     "genie_cli/version.py",
 }
 """Files that no stage needs to depend on; so are those that commands share: how options are read and progress shown."""

@@ -6,6 +6,7 @@ holds pixels. Any quantizer can read any set: `ImageSet.normalized` returns the 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,14 @@ class ImageSet:
     def __len__(self) -> int:
         """Number of images."""
         return len(self.images)
+
+    def save(self, path: str | Path) -> None:
+        """Write the file that ``genie synthesize`` writes, wholly or not at all.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        save_images(Path(path), self.images, self.metadata)
 
     def normalized(
         self,
@@ -117,6 +126,11 @@ def encode_images(images: Tensor, dtype: ImageDtype, input: InputSpec) -> Tensor
     _refuse_not_finite(images, "The images")
     unit = images * _per_channel(input.std, images.device) + _per_channel(input.mean, images.device)
     return (unit * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def image_set(images: Tensor, metadata: ImagesMetadata) -> ImageSet:
+    """Images ``[n, C, H, W]`` as `encode_images` gives them, with the hash of the file that holds them."""
+    return ImageSet(images, metadata, hashlib.sha256(serialize({"images": images}, metadata)).hexdigest())
 
 
 def save_images(path: Path, images: Tensor, metadata: ImagesMetadata) -> None:

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from genie_cli.commands.pace import Pace
 from genie_cli.runtime.progress import Advanced, Event, Note, Paced, Reporter, StageFinished, StageStarted
+from genie_cli.sizes import file_size as file_size
 
 if TYPE_CHECKING:
     from genie_cli.artifacts.images import ImageSet
@@ -179,17 +180,6 @@ def duration(seconds: float) -> str:
     if hours >= 48:
         return f"{hours // 24} d {hours % 24:02d} h"
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
-def file_size(num_bytes: int) -> str:
-    """Three digits and a unit, e.g. ``4.21 kB``."""
-    size, unit = float(num_bytes), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if size < 999.5:
-            break
-        size, unit = size / 1000, larger
-    digits = 0 if size >= 99.95 else 1 if size >= 9.995 else 2
-    return f"{num_bytes} B" if unit == "B" else f"{size:.{digits}f} {unit}"
 
 
 def summary(title: str, rows: Mapping[str, Any]) -> None:

@@ -11,11 +11,9 @@ from genie_cli.commands import options as opt
 from genie_cli.commands.flags import Fields, Used, takes
 
 if TYPE_CHECKING:
-    from torch import Tensor, fx
-
-    from genie_cli.config import InputSpec, ModelConfig
+    from genie_cli.config import ModelConfig
     from genie_cli.config.export import ExportConfig
-    from genie_cli.deployment.metadata import ExportMetadata
+    from genie_cli.stages.export import Exportable
 
 _MOST_NAMES = 8
 """More float islands or layers are counted, not named."""
@@ -24,16 +22,16 @@ _MOST_NAMES = 8
 @takes(Fields("model"), Fields("export"))
 def export(used: Used, params: opt.ParamsFile = None, as_json: opt.AsJson = False) -> None:
     """Write a quantized network as an ONNX or .pt2 file, and check its answers in the runtime."""
-    from genie_cli.artifacts.metrics import encode_metrics
-    from genie_cli.config import ExportConfig
+    from genie_cli.commands.display import tell_of
+    from genie_cli.config import ExportConfig, stage_config
     from genie_cli.deployment.export import check_options, report_path
-    from genie_cli.deployment.export import export as export_network
-    from genie_cli.runtime.atomic import atomic_write_bytes
+    from genie_cli.evaluation.images import open_samples
     from genie_cli.runtime.user_code import code_file
+    from genie_cli.stages.export import check_pixels, exported, save_exported
 
     file = opt.read(params)
     model_config = opt.model_config(file, used["model"])
-    config = opt.stage_config(ExportConfig, file.section("export"), opt.given(used["export"]), where="export")
+    config = stage_config(ExportConfig, file.section("export"), opt.given(used["export"]), where="export")
     check_options(config)
     outputs = {"--out": config.path, "the report of --out": report_path(config.path)}
     images = config.images
@@ -41,73 +39,39 @@ def export(used: Used, params: opt.ParamsFile = None, as_json: opt.AsJson = Fals
     opt.check_files(
         outputs, {"--weights": model_config.weights, "--images": read, "--quantized": config.quantized}, ["--quantized"]
     )
-    network, metadata = _network(model_config, config)
-    pixels = None if images is None or not config.check_images else _pixels(images, config, metadata.input)
-    exported = export_network(network, metadata, config, pixels)
-    atomic_write_bytes(report_path(config.path), encode_metrics(exported.report))
-    atomic_write_bytes(config.path, exported.content)
+    exportable = _exportable(model_config, config)
+    pixels = None
+    if images is not None and config.check_images:
+        pixels, samples = check_pixels(
+            lambda reading: open_samples(images, reading, exportable.input), config.check_images
+        )
+        tell_of(samples)
+    found = exported(exportable, config, pixels)
+    save_exported(found, config)
     if as_json:
-        typer.echo(json.dumps(exported.report, indent=2, sort_keys=True))
+        typer.echo(json.dumps(found.report, indent=2, sort_keys=True))
     else:
-        _show(config, exported.report)
+        _show(config, found.report)
 
 
-def _network(model_config: ModelConfig, config: ExportConfig) -> tuple[fx.GraphModule, ExportMetadata]:
-    """The network, from normalised images to what it returns, and what its file will say of it."""
+def _exportable(model_config: ModelConfig, config: ExportConfig) -> Exportable:
+    """The quantized network, or the one in float."""
     from torch import fx
 
-    from genie_cli.artifacts.metadata import provenance
     from genie_cli.artifacts.quantized import load_quantized
     from genie_cli.commands.display import tell_of
-    from genie_cli.deployment.metadata import ExportMetadata
-    from genie_cli.models.graph.folding import fold_batch_norms
-    from genie_cli.models.graph.outputs import structured
     from genie_cli.models.zoo import load_teacher
+    from genie_cli.stages.export import in_float, in_integers
     from genie_cli.student.load import load
 
     if config.quantized is None:
         teacher = load_teacher(model_config)
         tell_of(teacher)
-        network = structured(fold_batch_norms(teacher.graph).graph.eval())
-        named: dict[str, Any] = {
-            "teacher": teacher.name,
-            "teacher_sha256": teacher.sha256,
-            "logits": None if teacher.logits is None else teacher.logits.name,
-            "input": teacher.input,
-        }
-    else:
-        artifact = load_quantized(config.quantized)
-        loaded = load(model_config.name, config.quantized)
-        assert isinstance(loaded, fx.GraphModule)
-        network, made = loaded, artifact.metadata
-        named = {key: getattr(made, key) for key in ("teacher", "teacher_sha256", "protocol", "preset", "logits")}
-        named |= {"input": made.input, "content_sha256": made.content_sha256}
-        named["weight_bits"] = {name: weight.bits for name, weight in artifact.weights.items()}
-        named["activation_bits"] = {name: step.bits for name, step in artifact.activations.items()}
-    versions = provenance({}, None, named["input"], None, None)
-    metadata = ExportMetadata(
-        format=config.format,
-        storage="float",
-        input_form=config.input,
-        outputs=(),
-        tool_version=versions["tool_version"],
-        torch_version=versions["torch_version"],
-        **named,
-    )
-    return network, metadata
-
-
-def _pixels(images: str, config: ExportConfig, spec: InputSpec) -> Tensor:
-    """The images of the check, uint8 ``[n, C, H, W]``."""
-    from genie_cli.commands.display import tell_of
-    from genie_cli.config import EvaluateConfig
-    from genie_cli.evaluation.images import open_samples
-
-    samples = open_samples(images, EvaluateConfig(), spec)
-    if samples.num_images is None or samples.num_images > config.check_images:
-        samples = open_samples(images, EvaluateConfig(num_images=config.check_images), spec)
-    tell_of(samples)
-    return samples.calibration_pixels(None, 0)
+        return in_float(teacher)
+    artifact = load_quantized(config.quantized)
+    loaded = load(model_config.name, config.quantized)
+    assert isinstance(loaded, fx.GraphModule)
+    return in_integers(loaded, artifact)
 
 
 def _show(config: ExportConfig, report: dict[str, Any]) -> None:

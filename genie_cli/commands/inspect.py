@@ -43,14 +43,14 @@ def inspect(
     from genie_cli.commands.bits_override import parse_overrides
     from genie_cli.commands.describe import describe_model
     from genie_cli.commands.display import tell_of
-    from genie_cli.config import Params, QuantizeConfig
+    from genie_cli.config import Params, QuantizeConfig, stage_config
     from genie_cli.models.zoo import load_untrained
     from genie_cli.quantization.plan import make_plan
     from genie_cli.student.protocol import find_protocol
 
     config = opt.model_config(Params({}), {"name": subject, **used["model"]})
     overrides = parse_overrides(used["quantize"].get("bits_override"))
-    bits = opt.stage_config(QuantizeConfig, {}, opt.given({**used["quantize"], "bits_override": overrides}))
+    bits = stage_config(QuantizeConfig, {}, opt.given({**used["quantize"], "bits_override": overrides}))
     find_protocol(bits.protocol)
     teacher = load_untrained(config)
     tell_of(teacher)

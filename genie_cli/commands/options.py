@@ -1,21 +1,18 @@
-"""Options that are no fields of a configuration, and how flags, params file and presets become a configuration."""
+"""Options that are no fields of a configuration, and how flags, params file become keys of a configuration."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from genie_cli.errors import UsageError
 
 if TYPE_CHECKING:  # pydantic and torch are imported when a command runs, so that --help stays fast
-    from genie_cli.config import Frozen, ModelConfig, Params
-    from genie_cli.config.presets import Preset
-
-    ConfigT = TypeVar("ConfigT", bound=Frozen)
+    from genie_cli.config import ModelConfig, Params
 
 
 def _option(panel: str, name: str, help: str, metavar: str | None = None) -> Any:
@@ -110,28 +107,6 @@ def split_networks(flags: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[
     logits = {"logits": shared.pop("logits")} if "logits" in shared else {}  # those of the first network are read
     first, *others = [{**shared, "name": name, "weights": file} for name, file in zip(names, files, strict=True)]
     return {**first, **logits}, others
-
-
-def stage_config(
-    cls: type[ConfigT],
-    section: Mapping[str, Any],
-    flags: Mapping[str, Any],
-    find_preset: Callable[[str], Preset] | None = None,
-    where: str = "",
-) -> ConfigT:
-    """Defaults < preset < file < flags.
-
-    Raises:
-        UsageError: unknown keys or preset, a value out of range, or a preset without what it needs.
-    """
-    from genie_cli.config import build
-
-    if find_preset is None:
-        return build(cls, section, flags, where=where)
-    name = str(flags.get("preset", section.get("preset", cls.model_fields["preset"].default)))
-    preset = find_preset(name)
-    preset.check_needs(name, {**preset.options, **section, **flags}, where)
-    return build(cls, preset.options, section, flags, where=where)
 
 
 def check_files(

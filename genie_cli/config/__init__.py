@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from genie_cli.config.params import check_keys as check_keys
     from genie_cli.config.params import parse_yaml as parse_yaml
     from genie_cli.config.params import read_params as read_params
+    from genie_cli.config.params import stage_config as stage_config
     from genie_cli.config.quantize import MAX_ACTIVATION_BITS as MAX_ACTIVATION_BITS
     from genie_cli.config.quantize import MAX_BITS as MAX_BITS
     from genie_cli.config.quantize import MIN_BITS as MIN_BITS
@@ -39,7 +40,7 @@ _NAMES = {
     "base": ("Frozen", "InputSpec", "LongStage", "ModelConfig", "Stage"),
     "evaluate": ("EvaluateConfig",),
     "export": ("ExportConfig",),
-    "params": ("COMMON_KEYS", "SECTIONS", "Params", "build", "check_keys", "parse_yaml", "read_params"),
+    "params": ("COMMON_KEYS", "SECTIONS", "Params", "build", "check_keys", "parse_yaml", "read_params", "stage_config"),
     "quantize": ("MAX_ACTIVATION_BITS", "MAX_BITS", "MIN_BITS", "QuantizeConfig", "WeightGrid"),
     "synthesize": ("SynthesizeConfig",),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from genie_cli.config.base import Frozen, ModelConfig
 from genie_cli.config.evaluate import EvaluateConfig
 from genie_cli.config.export import ExportConfig
+from genie_cli.config.presets import Preset
 from genie_cli.config.quantize import QuantizeConfig
 from genie_cli.config.synthesize import SynthesizeConfig
 from genie_cli.errors import InputError, UsageError, look_up, unknown_name
@@ -44,6 +45,33 @@ def build(cls: type[ConfigT], *layers: Mapping[str, Any], where: str = "") -> Co
         return cls(**merged)
     except ValidationError as error:
         raise UsageError(_describe(error, where)) from None
+
+
+def stage_config(
+    cls: type[ConfigT],
+    section: Mapping[str, Any],
+    flags: Mapping[str, Any],
+    find_preset: Callable[[str], Preset] | None = None,
+    where: str = "",
+) -> ConfigT:
+    """The configuration of a stage: defaults < preset < section < flags.
+
+    Args:
+        cls: its class.
+        section: keys of a params file.
+        flags: keys that rank above them.
+        find_preset: finds its presets, where it has any.
+        where: name of the section, for messages.
+
+    Raises:
+        UsageError: unknown keys or preset, a value out of range, or a preset without what it needs.
+    """
+    if find_preset is None:
+        return build(cls, section, flags, where=where)
+    name = str(flags.get("preset", section.get("preset", cls.model_fields["preset"].default)))
+    preset = find_preset(name)
+    preset.check_needs(name, {**preset.options, **section, **flags}, where)
+    return build(cls, preset.options, section, flags, where=where)
 
 
 def check_keys(section: Mapping[str, Any], known: Any, where: str) -> None:

@@ -58,18 +58,35 @@ def open_samples(data: str, config: EvaluateConfig, spec: InputSpec) -> Samples:
         InputError: data that cannot be used.
     """
     samples = _open(data, config, spec)
-    found = samples.num_images
-    if found is not None and config.num_images is not None and config.num_images > found:
-        raise UsageError(f"--num-images {config.num_images} is more than the {found} images of {data}.")
+    check_number(samples, config.num_images, data)
     return samples
+
+
+def check_number(samples: Samples, num_images: int | None, data: str) -> None:
+    """Refuse to take more images than there are; `data` names them.
+
+    Raises:
+        UsageError: fewer images than are wanted.
+    """
+    found = samples.num_images
+    if found is not None and num_images is not None and num_images > found:
+        raise UsageError(f"--num-images {num_images} is more than the {found} images of {data}.")
+
+
+def image_set_samples(images: ImageSet, spec: InputSpec, num_images: int | None, name: str) -> ImageSetSamples:
+    """The first `num_images` (default all) images of a set, called `name` in messages.
+
+    Raises:
+        InputError: channels or size do not fit the network.
+    """
+    channels, height, width = images.images.shape[1:]
+    check_fits(name, (channels, height, width), spec)
+    return ImageSetSamples(images, spec, num_images)
 
 
 def _open(data: str, config: EvaluateConfig, spec: InputSpec) -> Samples:
     if data.endswith(".safetensors") and _is_image_set(data):
-        images = load_images(Path(data).expanduser())
-        channels, height, width = images.images.shape[1:]
-        check_fits(data, (channels, height, width), spec)
-        return ImageSetSamples(images, spec, config.num_images)
+        return image_set_samples(load_images(Path(data).expanduser()), spec, config.num_images, data)
     return open_data(data, spec, config.num_workers, config.num_images, class_order=config.class_order)
 
 

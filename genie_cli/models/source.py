@@ -22,6 +22,8 @@ class Source:
     """Weights when --weights is not given; None: the network as built."""
     named_state: Callable[[str], dict[str, Tensor]] | None = None
     """Weights by a torchvision name."""
+    input_is_known: bool = True
+    """False: `input` stands in where a user's own network says nothing."""
     ignored: tuple[str, ...] = ()
     """Prefixes of keys in weights that the network leaves out."""
 

@@ -52,7 +52,9 @@ def source_of(spec: str) -> Source:
         network: nn.Module = timm.create_model(name, pretrained=False)
         return network
 
-    return Source(build, InputSpec(), lambda: _pretrained(timm, spec, name, has_weights=bool(tags)))
+    return Source(
+        build, InputSpec(), lambda: _pretrained(timm, spec, name, has_weights=bool(tags)), input_is_known=False
+    )
 
 
 def entries(pattern: str) -> list[TimmEntry]:

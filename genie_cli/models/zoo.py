@@ -12,6 +12,7 @@ from genie_cli.config import InputSpec, ModelConfig
 from genie_cli.errors import GenieError, InputError, UsageError, unknown_name
 from genie_cli.models import timm_zoo, torchvision_zoo
 from genie_cli.models.checkpoints import check_numbers, load_into, read_state, state_sha256
+from genie_cli.models.cold_copy import copies
 from genie_cli.models.network_input import RecordedInput, assumptions, describe_input, input_warnings
 from genie_cli.models.preparation import prepared
 from genie_cli.models.reparameterization import reparameterized
@@ -63,10 +64,40 @@ def load_teacher(config: ModelConfig, recorded: RecordedInput | None = None) -> 
         notes = load_into(network, state, what, config.weights_key, source.ignored)
     else:  # a factory may bring weights of its own
         check_numbers(network.state_dict(), f"Model '{config.name}'")
+    return _captured(config, source, network, _made_for(network, recorded), notes)
+
+
+def module_teacher(network: nn.Module, config: ModelConfig, recorded: RecordedInput | None = None) -> Teacher:
+    """The teacher that a module is; the module may have run, and is left as it is.
+
+    Args:
+        network: the network, with its weights, on any device.
+        config: its name, and its input.
+        recorded: the input that an artifact records; it holds where the artifact was made for this very network.
+
+    Raises:
+        UsageError: class scores or an input that the network does not have.
+        InputError: weights that are not finite, or a network that cannot be captured.
+    """
+    first_error = None
+    for copied in copies(network):
+        own = unwrapped(copied)
+        check_numbers(own.state_dict(), f"Network '{config.name}'")
+        source = Source(lambda: own, InputSpec(), None, input_is_known=False)  # noqa: B023
+        try:
+            return _captured(config, source, own, _made_for(own, recorded))
+        except InputError as error:
+            first_error = first_error or error
+    assert first_error is not None
+    raise first_error
+
+
+def _made_for(network: nn.Module, recorded: RecordedInput | None) -> RecordedInput | None:
+    """The recorded input, if it is that of this very network."""
     # the hash of artifacts is that of the network as it is captured
-    if recorded is not None and recorded.teacher_sha256 != state_sha256(prepared(network)[0]):
-        recorded = None
-    return _captured(config, source, network, recorded, notes)
+    if recorded is None or recorded.teacher_sha256 != state_sha256(prepared(network)[0]):
+        return None
+    return recorded
 
 
 @prints_on_stderr()
@@ -97,8 +128,7 @@ def _captured(
     """The teacher of a network that has its weights, with `notes` on them and on its input."""
     name = display_name(config.name)
     spec = describe_input(config, source.input, network, recorded)
-    is_own = ":" in config.name  # else the zoo knows its input
-    assumed = assumptions(name, config, network, spec, recorded) if is_own else []
+    assumed = [] if source.input_is_known else assumptions(name, config, network, spec, recorded)
     warnings = input_warnings(config, network, recorded)
     try:
         merged = reparameterized(name, network, spec) if config.reparameterize else None
@@ -160,7 +190,7 @@ def _find(name: str, weights: str | None) -> Source:
     if name.startswith(timm_zoo.PREFIX):
         return timm_zoo.source_of(name)
     if ":" in name:
-        return Source(lambda: load_code(name, "Model")(), InputSpec(), None)
+        return Source(lambda: load_code(name, "Model")(), InputSpec(), None, input_is_known=False)
     if name == "digits_resnet":
         from genie_cli.models.digits import INPUT_SPEC, digits_resnet
 

@@ -10,9 +10,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from genie_cli.artifacts.images import ImageSet, ImagesMetadata, load_images
-from genie_cli.artifacts.metadata import KEY, provenance
+from genie_cli.artifacts.metadata import KEY, provenance, sniff, validate
+from genie_cli.config import InputSpec
+from genie_cli.data.samples import Samples
 from genie_cli.data.sources import names_source, open_data
 from genie_cli.errors import InputError, UsageError
+from genie_cli.models.network_input import RecordedInput
 from genie_cli.models.teacher import Teacher
 
 
@@ -34,15 +37,38 @@ def open_image_set(images: str, teacher: Teacher, num_images: int | None, seed: 
     data = open_data(images, teacher.input, train=True)
     if num_images is not None and data.num_images is not None and num_images > data.num_images:
         raise UsageError(f"--num-images {num_images} is more than the {data.num_images} images of {images}.")
+    return drawn_image_set(data, teacher.input, num_images, seed)
+
+
+def drawn_image_set(data: Samples, spec: InputSpec, num_images: int | None, seed: int) -> ImageSet:
+    """Real images as an image set: a draw under the seed, or all of them in their order; see `open_image_set`.
+
+    Args:
+        data: the images, prepared for a network.
+        spec: its input.
+        num_images: so many images.
+        seed: of the draw.
+    """
     pixels = data.calibration_pixels(num_images, seed)
     metadata = ImagesMetadata(
-        **provenance({}, seed if num_images is not None and data.is_drawn else None, teacher.input, None, None),
+        **provenance({}, seed if num_images is not None and data.is_drawn else None, spec, None, None),
         teacher_sha256=None,
         num_images=len(pixels),
         dtype="uint8",
     )
     sha256 = hashlib.sha256(pixels.numpy().tobytes()).hexdigest()
     return ImageSet(pixels, metadata, sha256, data.code_sha256, data.notes, data.warnings)
+
+
+def recorded_input(images: str) -> RecordedInput | None:
+    """The input that an image set records; None for anything else, of which `open_image_set` says what is wrong."""
+    if names_source(images):
+        return None
+    try:
+        metadata = validate(ImagesMetadata, sniff(Path(images)), Path(images))
+    except InputError:
+        return None
+    return RecordedInput(images, metadata.teacher_sha256, metadata.input)
 
 
 def _is_source(images: str) -> bool:

@@ -40,6 +40,21 @@ def configure_process(device: torch.device, deterministic: bool) -> None:
 
 
 @contextmanager
+def settings_restored() -> Iterator[None]:
+    """Bring PyTorch's settings of the whole process back to what they were; freed memory goes on being kept."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark
+    mode = torch.get_deterministic_debug_mode()
+    fills = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = before
+        torch.set_deterministic_debug_mode(mode)
+        torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
+
+
+@contextmanager
 def nondeterminism_explained() -> Iterator[None]:
     """Turn PyTorch's refusal of an operation that cannot repeat bit for bit into an error that names the option.
 

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from genie_cli.commands.options import stage_config
-from genie_cli.config import SECTIONS, read_params
+from genie_cli.config import SECTIONS, read_params, stage_config
 from genie_cli.quantization import presets as quantization
 from genie_cli.synthesis import presets as synthesis
 

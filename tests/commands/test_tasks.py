@@ -267,11 +267,11 @@ def test_params_files_hold_metrics_too(genie: Any, code: Path, tmp_path: Path) -
 def test_several_processes_are_refused_what_they_cannot_share() -> None:
     from types import SimpleNamespace
 
-    from genie_cli.commands.evaluate import _check_processes
     from genie_cli.errors import UsageError
     from genie_cli.evaluation.metrics.choose import Metrics
     from genie_cli.evaluation.metrics.detection import Detection
     from genie_cli.evaluation.metrics.fidelity import Fidelity
+    from genie_cli.stages.evaluate import _check_processes
 
     def check(size: int, metrics: Metrics, num_batches: int | None) -> None:
         run, samples = SimpleNamespace(workers=SimpleNamespace(size=size)), SimpleNamespace()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from genie_cli.commands.options import given as used_flags
-from genie_cli.commands.options import model_config, stage_config
+from genie_cli.commands.options import model_config
 from genie_cli.config import (
     COMMON_KEYS,
     SECTIONS,
@@ -25,6 +25,7 @@ from genie_cli.config import (
     build,
     parse_yaml,
     read_params,
+    stage_config,
 )
 from genie_cli.errors import GenieError, InputError, UsageError
 from genie_cli.quantization.presets import find_preset

@@ -1,0 +1,189 @@
+"""Quantization: from a network, images and a configuration to a quantized network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from genie_cli.artifacts.images import ImageSet
+from genie_cli.artifacts.quantized import QuantizedArtifact
+from genie_cli.config import QuantizeConfig
+from genie_cli.errors import UsageError
+from genie_cli.models.graph.layers import weight_layers
+from genie_cli.models.graph.repeatable import check_repeatable
+from genie_cli.models.teacher import Teacher
+from genie_cli.quantization.activations.passing import ImageRows
+from genie_cli.quantization.data_free.quantize import quantize_without_images
+from genie_cli.quantization.disk_need import quantization_need
+from genie_cli.quantization.export import to_artifact
+from genie_cli.quantization.images import calibration_images
+from genie_cli.quantization.plan import QuantizationPlan, check_loss, make_plan
+from genie_cli.quantization.quantize import quantize_network
+from genie_cli.quantization.reconstruction.batches import held_out_share
+from genie_cli.quantization.result import QuantizedNetwork
+from genie_cli.quantization.unsupported import unsupported_quantization
+from genie_cli.runtime.work import NO_WORK
+from genie_cli.stages.run import Run
+from genie_cli.student.overrides import layer_bits
+from genie_cli.student.protocol import find_protocol
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """The result of a quantization, before it is written.
+
+    Attributes:
+        teacher: the network that was quantized.
+        images: those that it was quantized on; None: on none.
+        network: the quantized one.
+    """
+
+    teacher: Teacher
+    images: ImageSet | None
+    network: QuantizedNetwork
+
+    def artifact(self, run: Run) -> QuantizedArtifact:
+        """Integers, step sizes and all other tensors, with where they come from."""
+        return to_artifact(self.network, self.teacher, self.images, run.arithmetic(self.network.plan.config))
+
+
+@contextmanager
+def quantized(
+    run: Run,
+    config: QuantizeConfig,
+    open_network: Callable[[], Teacher],
+    open_images: Callable[[Teacher], ImageSet],
+) -> Iterator[Quantized]:
+    """Quantize a network; inside of the block, in which the result is to be written, unfinished work is kept.
+
+    Args:
+        run: what to run on.
+        config: the recipe.
+        open_network: opens the network.
+        open_images: opens its calibration images; not called where the recipe needs none.
+
+    Raises:
+        UsageError: a protocol, bits or a number of images that do not go with the network or the images.
+        InputError: a network or images that cannot be used.
+        NumbersError: a value that is not finite, in float32 too.
+    """
+    with run.checks():
+        find_protocol(config.protocol)
+        teacher = open_network()
+        check_loss(teacher, config)
+        check_repeatable(teacher, run.device)
+        layer_bits([layer.name for layer in weight_layers(teacher.graph)], config.bits_override or {})
+    run.tell_of(teacher)
+    if config.data_free:
+        with run.checks():
+            plan = make_plan(teacher, config, run.device)
+        _tell_of_plan(run, plan)
+        yield Quantized(teacher, None, _without_images(run, plan, teacher))
+    else:
+        with _on_images(run, config, teacher, open_images) as result:
+            yield result
+
+
+def _without_images(run: Run, plan: QuantizationPlan, teacher: Teacher) -> QuantizedNetwork:
+    run.use_float32("the network is not run")
+    run.check_room(plan.config.out, quantization_need(plan, 0, run.dtype, run.workers.size))
+    with run.working(NO_WORK) as context:
+        return quantize_without_images(teacher, plan, context.report)
+
+
+@contextmanager
+def _on_images(
+    run: Run, config: QuantizeConfig, teacher: Teacher, open_images: Callable[[Teacher], ImageSet]
+) -> Iterator[Quantized]:
+    with run.checks():
+        images = open_images(teacher)
+        run.tell_of(images)
+        inputs = calibration_images(images, teacher, config.num_images, (run.workers.rank, run.workers.size))
+        _check_shares(run, config, len(inputs), len(images))
+        plan = make_plan(teacher, config, run.device)
+    _tell_of_plan(run, plan)
+    _tell_of_images(run, config, images, teacher)
+    determinants: dict[str, Any] = {
+        "command": "quantize",
+        "config": config.determining(),
+        "teacher": teacher.sha256,
+        "input": teacher.input.model_dump(mode="json"),
+        "images": images.sha256,
+    }
+    yield from _learned(run, plan, inputs, determinants, teacher, images)
+
+
+def _learned(
+    run: Run,
+    plan: QuantizationPlan,
+    inputs: ImageRows,
+    determinants: dict[str, Any],
+    teacher: Teacher,
+    images: ImageSet,
+) -> Iterator[Quantized]:
+    config = plan.config
+    run.decide_arithmetic(
+        config,
+        "quantize",
+        lambda context: unsupported_quantization(plan, inputs, context),
+        lambda dtype: run.is_unfinished(config, config.out, determinants, dtype),
+    )
+    need = quantization_need(plan, len(inputs), run.dtype, run.workers.size)
+    parts = (sum(plan.stages), "layers" if config.unit == "layer" else "units")
+    with run.keeping(config, config.out, determinants, need, parts) as work:
+        with run.working(work, _shorter(config)) as context:
+            network = quantize_network(plan, inputs, context)
+        yield Quantized(teacher, images, network)
+
+
+def _check_shares(run: Run, config: QuantizeConfig, num_own: int, num_found: int) -> None:
+    """Refuse images of which none is left to learn on, or fewer than processes share.
+
+    Args:
+        run: the processes.
+        config: the recipe.
+        num_own: images of this process.
+        num_found: images of the set.
+    """
+    if config.reconstruct and round(num_own * held_out_share(config)) >= num_own:
+        raise UsageError(
+            f"--holdout {config.holdout} of {num_own} image(s) leaves none to learn on: lower it, or give more."
+        )
+    num_images = config.num_images or num_found
+    shared = min(config.batch_size, num_images) if config.reconstruct else num_images
+    if run.workers.size > shared:
+        raise UsageError(
+            f"{run.workers.size} processes share {shared} images per step: start at most {shared}, "
+            "or raise --batch-size."
+        )
+
+
+def _tell_of_images(run: Run, config: QuantizeConfig, images: ImageSet, teacher: Teacher) -> None:
+    made_for = {images.metadata.teacher_sha256, *images.metadata.other_teachers}
+    if not made_for & {*teacher.known_sha256, None}:
+        run.note(f"the images were made for another teacher, '{images.metadata.teacher}'.", warning=True)
+    num_images = config.num_images or len(images)
+    if config.reconstruct and config.batch_size > num_images:
+        run.note(f"the batch of {config.batch_size} becomes {num_images}, the number of images.")
+
+
+def _tell_of_plan(run: Run, plan: QuantizationPlan) -> None:
+    """Name, before the work, what stays in float and what is learned in unusually large pieces."""
+    if plan.coverage.is_low:
+        run.note(f"only a part of the network is quantized: {plan.coverage.described()}.", warning=True)
+    elif plan.coverage.in_float or plan.coverage.batch_norms:
+        run.note(f"quantized: {plan.coverage.described()}.")
+    most = plan.config.max_unit_layers
+    large = [f"{unit.name} ({len(unit.layers)} layers)" for unit in plan.units if len(unit.layers) > most]
+    if large and plan.config.unit != "network":
+        run.note(
+            f"no cut brings these reconstruction units down to {most} layers, so that they take more memory and time: "
+            f"{', '.join(large)}."
+        )
+
+
+def _shorter(config: QuantizeConfig) -> list[str]:
+    """The options that make a quantization shorter; without reconstruction it is short."""
+    return ["a smaller --num-steps", *(["--patience"] if config.patience is None else [])]
