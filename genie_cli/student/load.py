@@ -29,16 +29,19 @@ from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
 from genie_cli.student.protocol import ActivationSite, BitPlan, tensor_names
 
 
-def load(model: str | nn.Module, folder: str | Path) -> nn.Module:
+def load(model: str | nn.Module, folder: str | Path, *, keep_weights: bool = True) -> nn.Module:
     """The quantized network in `folder`, ready to run; the teacher's weights are not needed.
 
     Args:
         model: a model SPEC, or the network as a module, which may have run (its weights are ignored and left alone).
         folder: written by ``genie quantize``.
+        keep_weights: weights are dequantized at the first call and kept in floats, which makes later calls faster;
+            False: at each call, which takes less memory.
 
     Returns:
         A module in evaluation mode from ``[B, C, H, W]`` (normalised) to what the network returns: tensors in the
-        same dictionaries, tuples and so on.
+        same dictionaries, tuples and so on. It is moved, cast (``half()``, ``bfloat16()``), copied and pickled as any
+        module; what it keeps is dropped then.
 
     Raises:
         InputError: a damaged folder, or one of another network.
@@ -46,15 +49,23 @@ def load(model: str | nn.Module, folder: str | Path) -> nn.Module:
     """
     artifact = load_quantized(Path(folder))
     if not isinstance(model, nn.Module):
-        return _restored(load_architecture(ModelConfig(name=model)), artifact)
+        return keeping_weights(_restored(load_architecture(ModelConfig(name=model)), artifact), keep_weights)
     first_error = None
     for network in copies(model):
         try:
-            return _restored(unwrapped(network), artifact)
+            return keeping_weights(_restored(unwrapped(network), artifact), keep_weights)
         except InputError as error:
             first_error = first_error or error
     assert first_error is not None
     raise first_error
+
+
+def keeping_weights(network: fx.GraphModule, is_kept: bool) -> fx.GraphModule:
+    """Say in place whether evaluation mode keeps dequantized weights, and return the network."""
+    for module in network.modules():
+        if isinstance(module, IntegerWeight):
+            module.keeps_value = is_kept
+    return network
 
 
 def _restored(network: nn.Module, artifact: QuantizedArtifact) -> fx.GraphModule:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, Self
+
 import torch
 from torch import Tensor, nn
 
@@ -10,10 +13,16 @@ from genie_cli.student.grid import dequantize_weight, fake_quantize, quantize_we
 
 
 class IntegerWeight(nn.Module):
-    """A weight stored as integer codes, dequantized whenever it is read.
+    """A weight stored as integer codes, dequantized when it is read.
+
+    The values are computed in float32. They have the dtype that the module was last cast to, as by ``half()``; the
+    scale stays in float32, so that a cast and its way back lose nothing. Where `keeps_value`, the value of evaluation
+    mode is kept for the next call; training mode, a cast or a move, and other codes, drop it. It is never pickled.
 
     Attributes:
         format: of the codes; one that fits into uint8, or into int8 where the codes are signed.
+        dtype: of the values.
+        keeps_value: evaluation mode keeps the value; it takes as much memory as the weight in floats.
     """
 
     codes: Tensor
@@ -25,6 +34,9 @@ class IntegerWeight(nn.Module):
         super().__init__()
         assert format.bits <= 8, f"codes of {format} do not fit into 8 bits"
         self.format = format
+        self.dtype = torch.float32
+        self.keeps_value = False
+        self._kept: Tensor | None = None
         self.register_buffer("codes", codes.to(torch.int8 if format.signed else torch.uint8))
         self.register_buffer("scale", scale.float())
         self.register_buffer("zero_point", zero_point.to(torch.int32))
@@ -35,8 +47,33 @@ class IntegerWeight(nn.Module):
         return cls(quantize_weight(weight, scale, zero_point, format), scale, zero_point, format)
 
     def forward(self) -> Tensor:
-        """The weight, float32 ``[O, ...]``."""
-        return dequantize_weight(self.codes.float(), self.scale, self.zero_point.float())
+        """The weight ``[O, ...]``."""
+        if self._kept is not None:
+            return self._kept
+        with torch.inference_mode(False):  # else a value that is kept could not be used where gradients are asked for
+            value = dequantize_weight(self.codes.float(), self.scale, self.zero_point.float()).to(self.dtype)
+        if self.keeps_value and not self.training and not torch.compiler.is_compiling():
+            self._kept = value
+        return value
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; the value that is kept is dropped."""
+        self._kept = None
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._kept = None
+        self.dtype, scale = _cast(self, "scale", fn, recurse, self.dtype)
+        self.scale = scale
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._kept = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the value that is kept."""
+        return {**vars(self), "_kept": None}
 
     def extra_repr(self) -> str:
         """Shape and format."""
@@ -45,6 +82,8 @@ class IntegerWeight(nn.Module):
 
 class ActivationQuantizer(nn.Module):
     """Rounds a tensor to its grid: ``step_size * clip(round(x / step_size))``.
+
+    It is computed in float32 and has the dtype of its input; the step size stays in float32 where the module is cast.
 
     Attributes:
         format: of the codes.
@@ -62,9 +101,35 @@ class ActivationQuantizer(nn.Module):
         """Quantize and dequantize `x`, any shape."""
         return fake_quantize(x, self.step_size, self.format)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        _, self.step_size = _cast(self, "step_size", fn, recurse, torch.float32)
+        return self
+
     def extra_repr(self) -> str:
         """The format."""
         return str(self.format)
+
+
+def _cast(
+    module: nn.Module, name: str, fn: Callable[[Tensor], Tensor], recurse: bool, dtype: torch.dtype
+) -> tuple[torch.dtype, Tensor]:
+    """Apply `fn` to a module of buffers, of which the one called `name` stays in float32.
+
+    Args:
+        module: it.
+        name: of the buffer.
+        fn: moves or casts a tensor, as `torch.nn.Module._apply` calls it.
+        recurse: as there.
+        dtype: that the module's values have now.
+
+    Returns:
+        The dtype that `fn` casts such values to, and the buffer, moved alone.
+    """
+    before = module.get_buffer(name)
+    nn.Module._apply(module, fn, recurse)
+    after = module.get_buffer(name)
+    cast = fn(torch.empty(0, dtype=dtype, device=before.device))
+    return cast.dtype, before.to(after.device) if after.dtype != before.dtype else after
 
 
 class FloatWeight(nn.Module):
