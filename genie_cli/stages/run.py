@@ -7,16 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from genie_cli.artifacts.images import ImageSet
 from genie_cli.artifacts.metadata import Arithmetic
 from genie_cli.config import LongStage, Stage
-from genie_cli.data.samples import Samples
 from genie_cli.errors import DeviceError, GenieError, WorkerError
-from genie_cli.models.teacher import Teacher
 from genie_cli.runtime.arithmetic import ChosenArithmetic, decide_arithmetic
 from genie_cli.runtime.arithmetic_speed import Passes
 from genie_cli.runtime.context import RunContext
@@ -29,6 +26,11 @@ from genie_cli.runtime.shortage import BatchSplitter, is_out_of_memory
 from genie_cli.runtime.work import NO_WORK, Work
 from genie_cli.sizes import file_size
 from genie_cli.work.room import DiskNeed, check_room
+
+if TYPE_CHECKING:  # a synthesis does not run what opens data
+    from genie_cli.artifacts.images import ImageSet
+    from genie_cli.data.samples import Samples
+    from genie_cli.models.teacher import Teacher
 
 
 @dataclass
