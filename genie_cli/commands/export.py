@@ -24,16 +24,21 @@ _MOST_NAMES = 8
 @takes(Fields("model"), Fields("export"))
 def export(used: Used, params: opt.ParamsFile = None, as_json: opt.AsJson = False) -> None:
     """Write a quantized network as an ONNX or .pt2 file, and check its answers in the runtime."""
-    from genie_cli.artifacts.metrics import encode_metrics
     from genie_cli.config import ExportConfig
+
+    file = opt.read(params)
+    model_config = opt.model_config(file, used["model"])
+    config = opt.stage_config(ExportConfig, file.section("export"), opt.given(used["export"]), where="export")
+    _run(model_config, config, as_json)
+
+
+def _run(model_config: ModelConfig, config: ExportConfig, as_json: bool) -> None:
+    from genie_cli.artifacts.metrics import encode_metrics
     from genie_cli.deployment.export import check_options, report_path
     from genie_cli.deployment.export import export as export_network
     from genie_cli.runtime.atomic import atomic_write_bytes
     from genie_cli.runtime.user_code import code_file
 
-    file = opt.read(params)
-    model_config = opt.model_config(file, used["model"])
-    config = opt.stage_config(ExportConfig, file.section("export"), opt.given(used["export"]), where="export")
     check_options(config)
     outputs = {"--out": config.path, "the report of --out": report_path(config.path)}
     images = config.images

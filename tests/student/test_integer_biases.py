@@ -61,7 +61,7 @@ def test_spare_bits_are_the_most_that_fit(
     k = spare_bits(weight, source, bias)
     assert k == 0 or fits(k)
     assert not fits(k + 1)
-    assert PAIR_LIMIT == INT16.max
+    assert INT16.max == PAIR_LIMIT
 
 
 def test_a_bias_has_the_nearest_code_of_its_channel() -> None:
