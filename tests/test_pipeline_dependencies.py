@@ -106,7 +106,7 @@ def test_all_pipelines_have_stages_that_run_genie() -> None:
     assert {name.partition(":")[0] for name in STAGES} == {
         "root", "images", "ablation", "zero-shot", "all-layers", "few-shot", "num-images"
     }  # fmt: skip
-    assert {command for command, _ in STAGES.values()} == {"synthesize", "quantize", "evaluate", "report"}
+    assert {command for command, _ in STAGES.values()} == {"synthesize", "quantize", "evaluate", "export", "report"}
 
 
 @pytest.mark.parametrize("stage", STAGES)

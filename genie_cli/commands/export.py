@@ -22,16 +22,21 @@ _MOST_NAMES = 8
 @takes(Fields("model"), Fields("export"))
 def export(used: Used, params: opt.ParamsFile = None, as_json: opt.AsJson = False) -> None:
     """Write a quantized network as an ONNX or .pt2 file, and check its answers in the runtime."""
-    from genie_cli.commands.display import tell_of
     from genie_cli.config import ExportConfig, stage_config
+
+    file = opt.read(params)
+    model_config = opt.model_config(file, used["model"])
+    config = stage_config(ExportConfig, file.section("export"), opt.given(used["export"]), where="export")
+    _run(model_config, config, as_json)
+
+
+def _run(model_config: ModelConfig, config: ExportConfig, as_json: bool) -> None:
+    from genie_cli.commands.display import tell_of
     from genie_cli.deployment.export import check_options, report_path
     from genie_cli.evaluation.images import open_samples
     from genie_cli.runtime.user_code import code_file
     from genie_cli.stages.export import check_pixels, exported, save_exported
 
-    file = opt.read(params)
-    model_config = opt.model_config(file, used["model"])
-    config = stage_config(ExportConfig, file.section("export"), opt.given(used["export"]), where="export")
     check_options(config)
     outputs = {"--out": config.path, "the report of --out": report_path(config.path)}
     images = config.images

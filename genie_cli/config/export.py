@@ -28,7 +28,7 @@ class ExportConfig(Frozen):
     """Images that the file is checked on: an image set, or real images as in `genie evaluate --data`."""
     check_images: Annotated[int, Flag("Images")] = Field(64, ge=0)
     """The file is run on so many of the images, at most."""
-    min_agreement: Annotated[float, Flag("Images")] = Field(0.98, ge=0, le=1)
+    min_agreement: Annotated[float, Flag("Images")] = Field(0.95, ge=0, le=1)
     """Share of answers that must be those of the network in genie; else nothing is written, and the exit code is 7."""
     out: Annotated[Path | None, Flag("Output", default="model.onnx or model.pt2")] = None
     """File to write, .onnx or .pt2; model.export.json is written beside it."""

@@ -19,10 +19,25 @@ from genie_cli.models.graph.outputs import named_outputs
 
 NUM_NOISE = 8
 """Images of noise, which every file is run on."""
+MOST_FLIPS = 100
+"""More images with another class are counted in the agreement, not listed."""
 _BATCH = 32
 _CLOSE = 0.05
 """Two values agree that differ by less than this share of the output's largest magnitude."""
 _CPU_INFO = Path("/proc/cpuinfo")
+
+
+@dataclass(frozen=True)
+class Flip:
+    """An image that the file puts into another class.
+
+    Attributes:
+        image: its number.
+        margin: in genie, the largest score minus the second largest one.
+    """
+
+    image: int
+    margin: float
 
 
 @dataclass(frozen=True)
@@ -34,12 +49,14 @@ class OutputDifference:
         mean: difference.
         magnitude: largest magnitude in genie, which the differences are to be seen beside.
         agreement: of class scores the share of images with the same class; else of values that are close.
+        flips: of class scores the images with another class, the widest margins first, at most `MOST_FLIPS`.
     """
 
     largest: float
     mean: float
     magnitude: float
     agreement: float
+    flips: tuple[Flip, ...] = ()
 
 
 def noise_pixels(spec: InputSpec) -> Tensor:
@@ -90,20 +107,29 @@ def compare(
 def _difference(
     found: Sequence[np.ndarray[Any, Any]], wanted: Sequence[np.ndarray[Any, Any]], is_scores: bool
 ) -> OutputDifference:
+    flips: tuple[Flip, ...] = ()
     own = [part.astype(np.float64) for part in found]
     other = [part.astype(np.float64) for part in wanted]
     distances = np.concatenate([np.abs(a - b).ravel() for a, b in zip(own, other, strict=True)])
     magnitude = max(float(np.abs(part).max(initial=0)) for part in other)
     if is_scores and other[0].ndim == 2 and other[0].shape[1] > 1:
         same = np.concatenate([a.argmax(1) == b.argmax(1) for a, b in zip(own, other, strict=True)])
+        flips = _flips(np.concatenate(other), same)
     else:
         same = distances <= _CLOSE * magnitude
     if not distances.size:
         return OutputDifference(0.0, 0.0, 0.0, 1.0)
     is_finite = bool(np.isfinite(distances).all())
     return OutputDifference(
-        float(distances.max()), float(distances.mean()), magnitude, float(same.mean()) if is_finite else 0.0
+        float(distances.max()), float(distances.mean()), magnitude, float(same.mean()) if is_finite else 0.0, flips
     )
+
+
+def _flips(scores: np.ndarray[Any, Any], same: np.ndarray[Any, Any]) -> tuple[Flip, ...]:
+    """The images that are not the `same`, bools ``[n]``, with their scores ``[n, classes]`` in genie."""
+    second, first = np.partition(scores, -2, axis=1)[:, -2:].T
+    found = [Flip(int(image), float(first[image] - second[image])) for image in np.flatnonzero(~same)]
+    return tuple(sorted(found, key=lambda flip: -flip.margin)[:MOST_FLIPS])
 
 
 def worst_agreement(differences: Mapping[str, OutputDifference], logits: str | None) -> float:

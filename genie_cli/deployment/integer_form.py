@@ -26,7 +26,7 @@ import torch
 import torch.ao.quantization.fx._decomposed  # registers the operations
 from torch import Tensor, fx, nn
 
-from genie_cli.models.graph.integer_operations import grid_source, is_clip, keeps_grid
+from genie_cli.models.graph.integer_operations import gives_floats, grid_source, is_clip, keeps_grid
 from genie_cli.models.graph.operations import operation_of
 from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.student.integer_biases import (
@@ -233,9 +233,9 @@ def _is_packed(weight: IntegerWeight, storage: Storage) -> bool:
 def _has_integer_kernel(network: fx.GraphModule, node: fx.Node) -> bool:
     """True for a layer that an integer kernel can compute: all that reads it are quantizers, perhaps behind a clip.
 
-    A linear layer has an integer kernel whose results are floats.
+    A linear layer needs none.
     """
-    if node.target is aten.linear.default:
+    if gives_floats(node):
         return True
     while len(node.users) == 1 and is_clip(reader := next(iter(node.users))):
         node = reader

@@ -7,7 +7,6 @@ scale ``/ 2^k`` are the same weights.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -86,7 +85,7 @@ def integer_layers(
     """Layers with rounded biases.
 
     A bias may be too large for int32, where the weights of its channel are all but zero. Then they get a grid that is
-    coarse enough. A bias that something else reads too stays as it is.
+    coarse enough. (Each layer of a captured graph has tensors of its own.)
 
     Args:
         folded: the folded graph.
@@ -94,11 +93,10 @@ def integer_layers(
         weights: the layers to look at, by name.
         activations: site name -> quantizer, of all that these layers read.
     """
-    readers = Counter(str(node.target) for node in folded.graph.nodes if node.op == "get_attr" for _ in node.users)
     site_of = {site.node: site.name for site in sites}
     fitted, rounded = dict(weights), {}
     for layer in weight_layers(folded):
-        if layer.name not in weights or layer.bias_key is None or readers[layer.bias_key] > 1:
+        if layer.name not in weights or layer.bias_key is None:
             continue
         source = _source(layer, site_of, activations)
         bias = get_tensor(folded, layer.bias_key)

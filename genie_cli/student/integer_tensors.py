@@ -9,7 +9,8 @@ these exceptions:
 - Any other function (SiLU, sigmoid, softmax, an affine map) is computed in float, a float island: what it reads of a
   kernel and what a kernel reads of it are quantized, what one island hands to the next is not.
 
-The network's input and outputs are quantized too.
+The network's input and outputs are quantized too, but for an output that a linear layer writes: its integer kernel
+gives its sums as floats. Class scores of 8 bits would often be equal.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Iterator
 from torch import Tensor, fx
 
 from genie_cli.models.graph.cuts import data_nodes
-from genie_cli.models.graph.integer_operations import is_arithmetic, is_clip, keeps_grid
+from genie_cli.models.graph.integer_operations import gives_floats, is_arithmetic, is_clip, keeps_grid
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.student.outputs import computed_from_images
 
@@ -55,6 +56,8 @@ def _is_stored(node: fx.Node, kernels: set[fx.Node]) -> bool:
     if node.op == "placeholder":
         return True
     if node in kernels:
+        if gives_floats(node) and all(reader.op == "output" for reader in _readers(node)):
+            return False
         (reader, *others) = node.users
         return bool(others) or not (is_clip(reader) and reader in kernels)
     return any(reader in kernels or reader.op == "output" for reader in _readers(node))

@@ -363,7 +363,7 @@ def test_inspect_quantized(genie: Any, quantized: Path) -> None:
     assert (fields["kind"], fields["preset"], fields["teacher"]) == ("quantized_weights", "minmax", "digits_resnet")
     assert fields["weights"]["fc"] == {"axis": 0, "bits": 8, "grid": "asymmetric", "shape": [10, 64]}
     lines = [" ".join(line.split()) for line in genie("inspect", quantized).stdout.splitlines()]
-    assert "layer2.0.conv1 32x16x3x3 4" in lines
+    assert "layer2.0.conv1 32x16x3x3 4 asymmetric" in lines
     assert "layer2.0.conv1.input 4 unsigned" in lines
 
 

@@ -6,19 +6,25 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
+from genie_cli.config import InputSpec
 from genie_cli.deployment.integer_form import (
     PAIR_LIMIT,
     _exact_bias,
     _integer_bias,
     _integer_weight,
+    integer_form,
     layer_name,
     spare_bits,
 )
-from genie_cli.student.build import _safe
+from genie_cli.models.graph.capture import capture
+from genie_cli.models.graph.folding import fold_batch_norms
+from genie_cli.models.graph.operations import operation_of
+from genie_cli.student.build import _safe, insert_quantizers
 from genie_cli.student.formats import activation_format, weight_format
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
+from genie_cli.student.protocol import ActivationSite, BitPlan
 
 
 def integer_weight(bits: int, seed: int) -> IntegerWeight:
@@ -26,6 +32,11 @@ def integer_weight(bits: int, seed: int) -> IntegerWeight:
     codes = torch.randint(0, 2**bits, (4, 3, 3, 3), generator=generator)
     zero_point = torch.randint(0, 2**bits, (4, 1), generator=generator)
     return IntegerWeight(codes, torch.rand(4, 1, generator=generator) + 0.01, zero_point, weight_format(bits))
+
+
+def linear_weight() -> IntegerWeight:
+    codes = torch.arange(32).view(4, 8) % 16
+    return IntegerWeight(codes, torch.full((4, 1), 0.1), torch.full((4, 1), 8), weight_format(4))
 
 
 @given(st.integers(2, 8), st.integers(0, 2**16), st.sampled_from(["int8", "packed"]), st.booleans())
@@ -71,6 +82,29 @@ def test_a_bias_too_large_for_int32_is_none() -> None:
 @pytest.mark.parametrize("bias", [torch.tensor([0.3, -1e-20, 0.0, 2.5e7])])
 def test_a_bias_in_float_is_exact(bias: Tensor) -> None:
     assert torch.equal(_exact_bias(bias)(), bias)
+
+
+@pytest.mark.parametrize("kind", ["conv", "linear"])
+def test_a_bias_that_int32_does_not_hold_is_added_behind_its_layer(kind: str) -> None:
+    """The layer keeps its values, and reads no bias that a runtime would round."""
+    torch.manual_seed(0)
+    layer = nn.Conv2d(3, 4, 3) if kind == "conv" else nn.Linear(8, 4)
+    images = torch.rand(2, 3, 8, 8)
+    folded = fold_batch_norms(capture(nn.Sequential(nn.ReLU(), layer), InputSpec(size=8))).graph
+    (relu,) = (node.name for node in folded.graph.nodes if node.target is torch.ops.aten.relu.default)
+    (own,) = (node.name for node in folded.graph.nodes if operation_of(node) is not None)
+    tiny = ActivationQuantizer(1e-12, activation_format(8, signed=False))
+    behind = ActivationQuantizer(0.01, activation_format(8, signed=True))
+    weight = integer_weight(4, 0) if kind == "conv" else linear_weight()
+    plan = BitPlan({"1": 4}, (ActivationSite("1.input", relu, 8), ActivationSite("1.output", own, 8)))
+    student = insert_quantizers(folded, plan, {"1": weight}, {"1.input": tiny, "1.output": behind})
+    form = integer_form(student, "int8", integer_biases=True)
+    torch.testing.assert_close(form(images), student(images), rtol=1e-5, atol=1e-6)
+    (found,) = (node for node in form.graph.nodes if operation_of(node) is not None)
+    operation = operation_of(found)
+    assert operation is not None and operation.bias is not None
+    assert found.args[operation.bias] is None
+    assert [user.target for user in found.users] == [torch.ops.aten.add.Tensor]
 
 
 @given(st.text("a_d.0", min_size=1))

@@ -25,6 +25,8 @@ from genie_cli.app import app
 from genie_cli.config import QuantizeConfig
 
 ROOT = Path(__file__).parents[2]
+EACH = ("quantize", "evaluate", "export")
+"""Stages that run for each preset and scheme."""
 IMAGENET = [
     "model.name=resnet18",
     "synthesize.num_images=1024",
@@ -94,6 +96,9 @@ def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (outputs / "quantized" / run / "weights.safetensors").write_text(run)
         (outputs / "metrics").mkdir(exist_ok=True)
         (outputs / "metrics" / f"{run}.json").write_text('{"top1": 1.0}')
+        (outputs / "exported").mkdir(exist_ok=True)
+        (outputs / "exported" / f"{run}.onnx").write_text(run)
+        (outputs / "exported" / f"{run}.export.json").write_text('{"agreement": 1.0}')
     (outputs / "performance").mkdir()
     for name in ("synthesize", *(f"quantize-{run}" for run in _runs())):
         (outputs / "performance" / f"{name}.json").write_text('{"seconds": 1.0}')
@@ -137,7 +142,7 @@ def test_changing_one_scheme_runs_only_that_scheme(project: Path) -> None:
 
 def test_adding_a_preset_runs_only_the_new_one(project: Path) -> None:
     _edit(project, "genie-m]", "genie-m, brecq]", "dvc.yaml")
-    new = {f"{stage}@brecq-{scheme}" for stage in ("quantize", "evaluate") for scheme in ("w4a4", "w2a4", "w2a2")}
+    new = {f"{stage}@brecq-{scheme}" for stage in EACH for scheme in ("w4a4", "w2a4", "w2a2")}
     assert {stage for stage in _pending(project) if "@" in stage} == new
 
 
@@ -145,13 +150,18 @@ def test_adding_a_scheme_runs_only_the_new_one(project: Path) -> None:
     _edit(project, "  schemes:\n", "  schemes:\n    w8a8:\n      weight_bits: 8\n      activation_bits: 8\n")
     # the report depends on the folder of all metrics, which the new evaluation will change
     presets = ("minmax", "qdrop", "genie-m")
-    new = {f"{stage}@{preset}-w8a8" for stage in ("quantize", "evaluate") for preset in presets}
+    new = {f"{stage}@{preset}-w8a8" for stage in EACH for preset in presets}
     assert {stage for stage in _pending(project) if "@" in stage} == new
 
 
 def test_changing_evaluation_code_runs_only_evaluation(project: Path) -> None:
     _edit(project, "import annotations", "import annotations\n", "genie_cli/evaluation/evaluate.py")
     assert {stage.partition("@")[0] for stage in _pending(project)} == {"evaluate"}
+
+
+def test_changing_the_export_runs_only_the_export(project: Path) -> None:
+    _edit(project, "storage: int8", "storage: packed")
+    assert {stage.partition("@")[0] for stage in _pending(project)} == {"export"}
 
 
 def test_changing_the_data_runs_only_evaluation(project: Path) -> None:
@@ -234,7 +244,7 @@ def stages(profile: Path) -> dict[str, PipelineStage]:
 @pytest.fixture
 def only_configured(monkeypatch: pytest.MonkeyPatch) -> None:
     """The stage commands do all but the work: their options become a configuration."""
-    for name in ("synthesize", "quantize", "evaluate"):
+    for name in ("synthesize", "quantize", "evaluate", "export"):
         monkeypatch.setattr(importlib.import_module(f"genie_cli.commands.{name}"), "_run", lambda *_: None)
 
 
@@ -267,7 +277,7 @@ def test_the_command_line_takes_every_command(stages: dict[str, PipelineStage], 
             continue
         outcome = CliRunner().invoke(app, words[3:])
         assert outcome.exit_code == 0, (command, outcome.output, outcome.exception)
-    assert seen.keys() == {"synthesize", "quantize", "evaluate", "report"}
+    assert seen.keys() == {"synthesize", "quantize", "evaluate", "export", "report"}
     assert seen["quantize"] > 40
 
 
@@ -329,4 +339,4 @@ def test_another_seed_is_only_more_stages(checkout: Path, tmp_path: Path) -> Non
 
 def test_the_demo_does_not_mind_missing_data(checkout: Path) -> None:
     pending = _pending(checkout, "dvc.yaml")
-    assert {name.partition("@")[0] for name in pending} == {"synthesize", "quantize", "evaluate", "report"}
+    assert {name.partition("@")[0] for name in pending} == {"synthesize", "quantize", "evaluate", "export", "report"}

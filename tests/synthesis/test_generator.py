@@ -36,7 +36,7 @@ def test_images_have_the_size_asked_for_and_are_normalised(size: int, num_channe
 def test_oblong_images_are_the_middle_of_a_map_of_multiples_of_four(height: int, width: int):
     torch.manual_seed(0)
     generator = Generator(8, InputSpec(size=(height, width))).train()
-    assert generator.linear.weight.shape == (128 * -(-height // 4) * -(-width // 4), 8)
+    assert generator.base == (-(-height // 4), -(-width // 4))
     images = generator(torch.randn(2, 8))
     assert images.shape == (2, 3, height, width)
     latents = torch.randn(2, 8)
@@ -48,6 +48,19 @@ def test_oblong_images_are_the_middle_of_a_map_of_multiples_of_four(height: int,
     # both are standardized, each over its own pixels
     shared = torch.corrcoef(torch.stack([cut[:, 0].flatten(), own[:, 0].flatten()]))[0, 1]
     assert shared > 0.999 or height * width < 8
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("size", "first"),
+    [(32, (8, 8)), (224, (56, 56)), (256, (64, 64)), (260, (33, 33)), ((360, 480), (45, 60)), ((1024, 2048), (32, 64))],
+)
+def test_the_first_layer_of_large_images_makes_a_smaller_map(size: int | tuple[int, int], first: tuple[int, int]):
+    with torch.device("meta"):
+        generator = Generator(256, InputSpec(size=size))
+    assert generator.first == first
+    assert generator.linear.weight.shape == (128 * first[0] * first[1], 256)
+    assert generator.linear.weight.numel() <= 2**27
 
 
 def test_parameters_are_those_of_the_authors():

@@ -122,6 +122,11 @@ def is_arithmetic(node: fx.Node, activations: set[fx.Node]) -> bool:
     return node.target in _ARITHMETIC and all(source in activations for source in _operands(node))
 
 
+def gives_floats(node: fx.Node) -> bool:
+    """True for a layer whose integer kernel can give its sums as floats, without a quantizer behind it."""
+    return node.target is aten.linear.default
+
+
 def is_clip(node: fx.Node) -> bool:
     """True for a function that an integer kernel applies by the clipping of its codes: ReLU, ReLU6, a clamp."""
     return node.target in _CLIPS and len(node.all_input_nodes) == 1
