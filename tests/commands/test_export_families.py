@@ -39,12 +39,12 @@ def test_files_of_a_family(genie: Genie, images: Path, family: str, protocol: st
     )  # fmt: skip
     for format in ("onnx", "pt2"):
         file = tmp_path / f"model.{format}"
-        genie("export", *model, "--quantized", tmp_path / "q", "--format", format, "--images", images, "--out", file)
+        q = ("--quantized", tmp_path / "q", "--images", images, "--min-agreement", 0)  # of classes, which are random
+        genie("export", *model, *q, "--format", format, "--out", file)
         report = json.loads((tmp_path / "model.export.json").read_text())
         (difference,) = report["differences"].values()
-        assert report["agreement"] >= 0.95
         assert difference["mean"] <= 0.02 * difference["magnitude"]
-        assert report["num_bytes"] < 0.4 * report["num_float_bytes"]
+        assert report["num_bytes"] < 0.45 * report["num_float_bytes"]
         if format == "onnx" and protocol == "integer":
             assert report["num_integer_layers"] == report["num_layers"] > 15
         if format == "onnx" and protocol == "integer" and family in ("resnet18", "mobilenet_v2"):
