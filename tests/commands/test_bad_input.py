@@ -310,7 +310,7 @@ def of_many_processes(size: int, *args: str) -> Callable[[Place], list[str]]:
         yield Agreeing(0, size)
 
     def arguments(place: Place) -> list[str]:
-        place.monkeypatch.setattr("genie_cli.runtime.distribution.joined_workers", joined)
+        place.monkeypatch.setattr("genie_cli.commands.running.joined_workers", joined)
         return place.quantize(*args)
 
     return arguments
