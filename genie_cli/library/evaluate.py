@@ -34,7 +34,7 @@ def evaluate(
     """Measure a network, or a quantized one beside its teacher, as ``genie evaluate`` does.
 
     >>> genie_cli.evaluate(model, "imagefolder:val")["top1"]  # doctest: +SKIP
-    >>> genie_cli.evaluate(network, (pixels, labels), "quantized")["top1_drop"]  # doctest: +SKIP
+    >>> genie_cli.evaluate(network, (pixels, labels), "quantized")["drop"]  # doctest: +SKIP
 
     Args:
         network: a `QuantizedModel`, which is measured beside its own teacher; or a module with its weights, or a model
@@ -50,7 +50,7 @@ def evaluate(
 
     Returns:
         The figures that ``genie evaluate --json`` prints: ``model``, ``metric``, ``num_images``, those of the metric,
-        such as ``top1``, and with a quantized network ``teacher_top1``, ``top1_drop`` and ``agreement``.
+        such as ``top1``, and with a quantized network ``teacher_top1``, ``drop`` and ``agreement``.
 
     Raises:
         UsageError: an unknown option, or a metric that does not go with the data or the network.
