@@ -61,22 +61,18 @@ def _run(model_config: ModelConfig, config: ExportConfig, as_json: bool) -> None
 
 def _exportable(model_config: ModelConfig, config: ExportConfig) -> Exportable:
     """The quantized network, or the one in float."""
-    from torch import fx
-
     from genie_cli.artifacts.quantized import load_quantized
     from genie_cli.commands.display import tell_of
     from genie_cli.models.zoo import load_teacher
     from genie_cli.stages.export import in_float, in_integers
-    from genie_cli.student.load import load
+    from genie_cli.student.load import load_simulated
 
     if config.quantized is None:
         teacher = load_teacher(model_config)
         tell_of(teacher)
         return in_float(teacher)
     artifact = load_quantized(config.quantized)
-    loaded = load(model_config.name, config.quantized)
-    assert isinstance(loaded, fx.GraphModule)
-    return in_integers(loaded, artifact)
+    return in_integers(load_simulated(model_config.name, artifact), artifact)
 
 
 def _show(config: ExportConfig, report: dict[str, Any]) -> None:

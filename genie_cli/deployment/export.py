@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from genie_cli.config.export import ExportConfig
 from genie_cli.deployment.check import compare, has_vnni, noise_pixels, worst_agreement
-from genie_cli.deployment.integer_form import Storage, integer_form, quantized_layers
+from genie_cli.deployment.integer_form import Storage, integer_form, may_saturate
 from genie_cli.deployment.kernels import kernels_of
 from genie_cli.deployment.metadata import ExportMetadata
 from genie_cli.deployment.onnx_file import onnx_bytes
@@ -22,6 +22,7 @@ from genie_cli.deployment.pt2_file import pt2_bytes
 from genie_cli.deployment.runtimes import FORMATS, open_runtime
 from genie_cli.errors import AgreementError, UsageError
 from genie_cli.student.modules import ActivationQuantizer, FloatWeight, IntegerWeight
+from genie_cli.student.quantized_layers import quantized_layers
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,18 @@ def report_path(path: Path) -> Path:
     return path.with_suffix(".export.json")
 
 
-def export(network: fx.GraphModule, metadata: ExportMetadata, config: ExportConfig, pixels: Tensor | None) -> Exported:
+def export(
+    network: fx.GraphModule,
+    reference: fx.GraphModule,
+    metadata: ExportMetadata,
+    config: ExportConfig,
+    pixels: Tensor | None,
+) -> Exported:
     """Make the file of a network, and run it.
 
     Args:
-        network: quantized as `genie_cli.load` returns it, or in float, folded; in evaluation mode, on the CPU.
+        network: quantized and computed in floats, or in float, folded; in evaluation mode, on the CPU.
+        reference: the network whose answers the file has to give.
         metadata: what the file says of itself; its outputs are filled in.
         config: format, storage, input and the bound of the check.
         pixels: images to check it on besides noise, uint8 ``[n, C, H, W]``; None: noise alone.
@@ -79,11 +87,11 @@ def export(network: fx.GraphModule, metadata: ExportMetadata, config: ExportConf
     runtime = open_runtime(content, config.format, str(config.path))
     noise = noise_pixels(metadata.input)
     images = noise if pixels is None else pixels
-    differences = compare(runtime, network, images, metadata.input, config.input, metadata.logits)
+    differences = compare(runtime, reference, images, metadata.input, config.input, metadata.logits)
     noise_differences = (
         differences
         if pixels is None
-        else compare(runtime, network, noise, metadata.input, config.input, metadata.logits)
+        else compare(runtime, reference, noise, metadata.input, config.input, metadata.logits)
     )
     agreement = worst_agreement(differences, metadata.logits)
     report: dict[str, Any] = {
@@ -99,7 +107,7 @@ def export(network: fx.GraphModule, metadata: ExportMetadata, config: ExportConf
     }
     if storage is not None:
         layers = list(quantized_layers(network))
-        saturating = [layer.name for layer in layers if layer.may_saturate] if storage == "int8" else []
+        saturating = [layer.name for layer in layers if may_saturate(layer)] if storage == "int8" else []
         report["num_float_bytes"] = len(_made(_in_float(network), None, metadata, write, config)[0])
         report["saturates_without_vnni"] = saturating
         report["processor_has_vnni"] = has_vnni()

@@ -17,17 +17,13 @@ stand behind the moves too, where they change nothing and tell the runtime that 
 from __future__ import annotations
 
 import copy
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.ao.quantization.fx._decomposed  # registers the operations
 from torch import Tensor, fx, nn
 
-from genie_cli.models.graph.integer_operations import gives_floats, grid_source, is_clip, keeps_grid
-from genie_cli.models.graph.operations import operation_of
+from genie_cli.models.graph.integer_operations import grid_source, keeps_grid
 from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.student.integer_biases import (
     PAIR_LIMIT,
@@ -35,9 +31,9 @@ from genie_cli.student.integer_biases import (
     bias_scale,
     centred_codes,
     largest_code,
-    spare_bits,
 )
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
+from genie_cli.student.quantized_layers import QuantizedLayer, has_integer_kernel, quantized_layers, quantizer_of
 
 Storage = Literal["int8", "packed"]
 
@@ -99,86 +95,19 @@ class QuantizeDequantize(nn.Module):
         return values
 
 
-@dataclass(frozen=True)
-class QuantizedLayer:
-    """A weight layer of a quantized network.
-
-    Attributes:
-        node: that computes it.
-        name: of the layer.
-        target: of the module that gives its weight.
-        weight: that module.
-        source: the quantizer of its input; None: it reads a tensor in float.
-        bias: the node of its bias, or None.
-        spare_bits: k of `student.integer_biases.spare_bits`; 0 without a quantized input.
-    """
-
-    node: fx.Node
-    name: str
-    target: str
-    weight: IntegerWeight
-    source: ActivationQuantizer | None
-    bias: fx.Node | None
-    spare_bits: int
-
-    @property
-    def may_saturate(self) -> bool:
-        """True if two products of its integers may exceed int16, which processors without VNNI add them in."""
-        if self.source is None:
-            return False
-        largest = int(centred_codes(self.weight).abs().max()) << self.spare_bits
-        return 2 * largest_code(self.source) * min(largest, _INT8.max) > PAIR_LIMIT
-
-
-def quantized_layers(student: fx.GraphModule) -> Iterator[QuantizedLayer]:
-    """The layers of a quantized network whose weights are integers, in data-flow order."""
-    for node in student.graph.nodes:
-        operation = operation_of(node)
-        if operation is None:
-            continue
-        weight_node = node.args[operation.weight]
-        weight = _module(student, weight_node)
-        if not isinstance(weight, IntegerWeight):
-            continue
-        source = _quantizer(student, node.args[operation.inputs[0]]) if len(operation.inputs) == 1 else None
-        has_bias = operation.bias is not None and len(node.args) > operation.bias
-        bias = node.args[operation.bias] if has_bias and operation.bias is not None else None
-        bias = bias if isinstance(bias, fx.Node) and bias.op == "get_attr" else None
-        value = None if bias is None else get_tensor(student, str(bias.target))
-        target = str(weight_node.target)
-        yield QuantizedLayer(
-            node,
-            layer_name(target),
-            target,
-            weight,
-            source,
-            bias,
-            0 if source is None else spare_bits(weight, source, value),
-        )
-
-
-def layer_name(target: str) -> str:
-    """The layer or site of a quantizer that `insert_quantizers` has put into a network, by the module's path."""
-    escaped = target.partition(".")[2].partition(".")[0]
-    return re.sub("_([_d])", lambda match: "_" if match[1] == "_" else ".", escaped)
-
-
-def _quantizer(student: fx.GraphModule, node: object) -> ActivationQuantizer | None:
-    """The quantizer on whose grid the values of a node are."""
-    found = _module(student, grid_source(node)) if isinstance(node, fx.Node) else None
-    return found if isinstance(found, ActivationQuantizer) else None
-
-
-def _module(student: fx.GraphModule, node: object) -> nn.Module | None:
-    is_module = isinstance(node, fx.Node) and node.op == "call_module"
-    return student.get_submodule(str(node.target)) if is_module else None  # type: ignore[attr-defined]
+def may_saturate(layer: QuantizedLayer) -> bool:
+    """True if two products of a layer's integers may exceed int16, which processors without VNNI add them in."""
+    if layer.source is None:
+        return False
+    largest = int(centred_codes(layer.weight).abs().max()) << layer.spare_bits
+    return 2 * largest_code(layer.source) * min(largest, _INT8.max) > PAIR_LIMIT
 
 
 def integer_form(student: fx.GraphModule, storage: Storage, integer_biases: bool) -> fx.GraphModule:
     """A copy of a quantized network that computes with integers and quantize and dequantize operations.
 
     Args:
-        student: the network as `genie_cli.load` returns it; it is left alone.
+        student: the network, computed in floats; it is left alone.
         storage: of the weights.
         integer_biases: biases behind quantized inputs become int32; else they stay in float, as they are.
     """
@@ -190,7 +119,7 @@ def integer_form(student: fx.GraphModule, storage: Storage, integer_biases: bool
             continue
         value = get_tensor(network, str(layer.bias.target))
         stored = _integer_bias(value, layer.weight, layer.source, layer.spare_bits)
-        if _is_packed(layer.weight, storage) or not _has_integer_kernel(network, layer.node):
+        if _is_packed(layer.weight, storage) or not has_integer_kernel(network, layer.node):
             stored = _exact_bias(value)
         elif stored is not None:
             spare[layer.target] = layer.spare_bits
@@ -218,7 +147,7 @@ def _repeat_quantizers(network: fx.GraphModule) -> None:
         if not keeps_grid(node) or not isinstance(node.meta.get("val"), Tensor):
             continue
         source = grid_source(node)
-        if _quantizer(network, source) is None:
+        if quantizer_of(network, source) is None:
             continue
         with network.graph.inserting_after(node):
             again = network.graph.call_module(str(source.target))
@@ -230,22 +159,10 @@ def _is_packed(weight: IntegerWeight, storage: Storage) -> bool:
     return storage == "packed" and weight.format.bits <= PACKED_BITS
 
 
-def _has_integer_kernel(network: fx.GraphModule, node: fx.Node) -> bool:
-    """True for a layer that an integer kernel can compute: all that reads it are quantizers, perhaps behind a clip.
-
-    A linear layer needs none.
-    """
-    if gives_floats(node):
-        return True
-    while len(node.users) == 1 and is_clip(reader := next(iter(node.users))):
-        node = reader
-    return all(isinstance(_module(network, reader), ActivationQuantizer) for reader in node.users)
-
-
 def _move_bias_behind(network: fx.GraphModule, layer: QuantizedLayer) -> None:
     """Add a bias ``[O]`` in float to what a layer without it returns."""
-    operation, value = operation_of(layer.node), layer.node.meta.get("val")
-    assert operation is not None and operation.bias is not None and layer.bias is not None
+    operation, value = layer.operation, layer.node.meta.get("val")
+    assert operation.bias is not None and layer.bias is not None
     if operation.channels is None or not isinstance(value, Tensor):
         return
     spread = [-1] + [1] * (value.dim() - 1 - operation.channels % value.dim())

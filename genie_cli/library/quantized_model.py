@@ -20,7 +20,7 @@ from genie_cli.models.graph.outputs import structured
 from genie_cli.models.teacher import Teacher
 from genie_cli.runtime.atomic import check_writable
 from genie_cli.stages.export import check_pixels, exported, in_integers, save_exported
-from genie_cli.student.load import keeping_weights, load_student
+from genie_cli.student.load import computing, keeping_weights, load_student
 
 
 class QuantizedModel:
@@ -42,7 +42,7 @@ class QuantizedModel:
         It takes normalised images ``[B, C, H, W]`` and returns what the network returns. It is the caller's own: what
         is done to it changes neither what is saved nor what is exported.
         """
-        return keeping_weights(self._network(), True)
+        return keeping_weights(computing(self._network(), self.artifact), True)
 
     @property
     def report(self) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from genie_cli.models.network_input import RecordedInput
 from genie_cli.models.teacher import Teacher
 from genie_cli.runtime.work import NO_WORK
 from genie_cli.stages.run import Run
-from genie_cli.student.load import load_student
+from genie_cli.student.load import computing, load_student
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def _opened(
     samples = open_data(spec)
     network, reference = teacher.graph, None
     if other.artifact is not None:
-        network, reference = load_student(teacher, other.artifact), teacher.graph
+        network, reference = computing(load_student(teacher, other.artifact), other.artifact), teacher.graph
     elif other.exported is not None:
         network, reference = as_student(*other.exported, teacher), teacher.graph
     elif config.folded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from genie_cli.models.graph.folding import fold_batch_norms
 from genie_cli.models.graph.outputs import structured
 from genie_cli.models.teacher import Teacher
 from genie_cli.runtime.atomic import atomic_write_bytes
+from genie_cli.student.load import computing
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,13 @@ class Exportable:
     """A network that can be exported.
 
     Attributes:
-        network: from normalised images to what it returns; on the CPU, in evaluation mode.
+        network: from normalised images to what it returns; on the CPU, in evaluation mode; in floats.
+        reference: the network whose answers the file has to give.
         facts: what its file says of it, as fields of `ExportMetadata`.
     """
 
     network: fx.GraphModule
+    reference: fx.GraphModule
     facts: dict[str, Any]
 
     @property
@@ -49,17 +53,18 @@ def in_float(teacher: Teacher) -> Exportable:
         "logits": None if teacher.logits is None else teacher.logits.name,
         "input": teacher.input,
     }
-    return Exportable(structured(fold_batch_norms(teacher.graph).graph.eval()), facts)
+    network = structured(fold_batch_norms(teacher.graph).graph.eval())
+    return Exportable(network, network, facts)
 
 
 def in_integers(network: fx.GraphModule, artifact: QuantizedArtifact) -> Exportable:
-    """A quantized network as `genie_cli.load` returns it, and the artifact that it was loaded from."""
+    """A quantized network as `load_simulated` returns it, and the artifact that it was loaded from."""
     made = artifact.metadata
     facts = {key: getattr(made, key) for key in ("teacher", "teacher_sha256", "protocol", "preset", "logits")}
     facts |= {"input": made.input, "content_sha256": made.content_sha256}
     facts["weight_bits"] = {name: weight.bits for name, weight in artifact.weights.items()}
     facts["activation_bits"] = {name: step.bits for name, step in artifact.activations.items()}
-    return Exportable(network, facts)
+    return Exportable(network, computing(copy.deepcopy(network), artifact), facts)
 
 
 def exported(exportable: Exportable, config: ExportConfig, pixels: Tensor | None) -> Exported:
@@ -85,7 +90,7 @@ def exported(exportable: Exportable, config: ExportConfig, pixels: Tensor | None
         torch_version=versions["torch_version"],
         **exportable.facts,
     )
-    return export(exportable.network, metadata, config, pixels)
+    return export(exportable.network, exportable.reference, metadata, config, pixels)
 
 
 def check_pixels(open_data: Callable[[EvaluateConfig], Samples], num_images: int) -> tuple[Tensor, Samples]:

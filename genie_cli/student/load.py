@@ -25,8 +25,9 @@ from genie_cli.models.unwrapping import unwrapped
 from genie_cli.models.zoo import load_architecture
 from genie_cli.student.build import insert_quantizers
 from genie_cli.student.formats import activation_format, weight_format
+from genie_cli.student.integer_kernels import use_integer_kernels
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
-from genie_cli.student.protocol import ActivationSite, BitPlan, tensor_names
+from genie_cli.student.protocol import PROTOCOLS, ActivationSite, BitPlan, tensor_names
 
 
 def load(model: str | nn.Module, folder: str | Path, *, keep_weights: bool = True) -> nn.Module:
@@ -40,24 +41,37 @@ def load(model: str | nn.Module, folder: str | Path, *, keep_weights: bool = Tru
 
     Returns:
         A module in evaluation mode from ``[B, C, H, W]`` (normalised) to what the network returns: tensors in the
-        same dictionaries, tuples and so on. It is moved, cast (``half()``, ``bfloat16()``), copied and pickled as any
-        module; what it keeps is dropped then.
+        same dictionaries, tuples and so on. Under protocol ``integer`` it computes as integer kernels do. It is moved,
+        cast (``half()``, ``bfloat16()``), copied and pickled as any module; what it keeps is dropped then.
 
     Raises:
         InputError: a damaged folder, or one of another network.
         UsageError: unknown model.
     """
     artifact = load_quantized(Path(folder))
+    return keeping_weights(computing(load_simulated(model, artifact), artifact), keep_weights)
+
+
+def load_simulated(model: str | nn.Module, artifact: QuantizedArtifact) -> fx.GraphModule:
+    """As `load`, with layers that compute in floats, under any protocol."""
     if not isinstance(model, nn.Module):
-        return keeping_weights(_restored(load_architecture(ModelConfig(name=model)), artifact), keep_weights)
+        return _restored(load_architecture(ModelConfig(name=model)), artifact)
     first_error = None
     for network in copies(model):
         try:
-            return keeping_weights(_restored(unwrapped(network), artifact), keep_weights)
+            return _restored(unwrapped(network), artifact)
         except InputError as error:
             first_error = first_error or error
     assert first_error is not None
     raise first_error
+
+
+def computing(student: fx.GraphModule, artifact: QuantizedArtifact) -> fx.GraphModule:
+    """The network of a folder, in place, as it is evaluated: under protocol ``integer`` as integer kernels compute."""
+    protocol = PROTOCOLS.get(artifact.metadata.protocol)
+    if protocol is not None and protocol.every_tensor:
+        use_integer_kernels(student)
+    return student
 
 
 def keeping_weights(network: fx.GraphModule, is_kept: bool) -> fx.GraphModule:
@@ -77,7 +91,9 @@ def _restored(network: nn.Module, artifact: QuantizedArtifact) -> fx.GraphModule
 
 
 def load_student(teacher: Teacher, artifact: QuantizedArtifact) -> fx.GraphModule:
-    """The quantized network of this very teacher, with the outputs of its graph; `structured` puts the rest on.
+    """The quantized network of this very teacher, computed in floats, with the outputs of its graph.
+
+    `structured` puts the rest on.
 
     Raises:
         InputError: the artifact was made for another teacher.

@@ -63,8 +63,7 @@ class IntegerWeight(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._kept = None
-        self.dtype, scale = _cast(self, "scale", fn, recurse, self.dtype)
-        self.scale = scale
+        self.dtype = cast_values(self, fn, recurse, self.dtype)
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -102,7 +101,7 @@ class ActivationQuantizer(nn.Module):
         return fake_quantize(x, self.step_size, self.format)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        _, self.step_size = _cast(self, "step_size", fn, recurse, torch.float32)
+        cast_values(self, fn, recurse, torch.float32)
         return self
 
     def extra_repr(self) -> str:
@@ -110,26 +109,27 @@ class ActivationQuantizer(nn.Module):
         return str(self.format)
 
 
-def _cast(
-    module: nn.Module, name: str, fn: Callable[[Tensor], Tensor], recurse: bool, dtype: torch.dtype
-) -> tuple[torch.dtype, Tensor]:
-    """Apply `fn` to a module of buffers, of which the one called `name` stays in float32.
+def cast_values(module: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool, dtype: torch.dtype) -> torch.dtype:
+    """Apply `fn` to a module of buffers, of which those in floats stay in float32.
 
     Args:
         module: it.
-        name: of the buffer.
         fn: moves or casts a tensor, as `torch.nn.Module._apply` calls it.
         recurse: as there.
         dtype: that the module's values have now.
 
     Returns:
-        The dtype that `fn` casts such values to, and the buffer, moved alone.
+        The dtype that `fn` casts such values to.
     """
-    before = module.get_buffer(name)
+    before = {name: buffer for name, buffer in module.named_buffers(recurse=False) if buffer.is_floating_point()}
     nn.Module._apply(module, fn, recurse)
-    after = module.get_buffer(name)
-    cast = fn(torch.empty(0, dtype=dtype, device=before.device))
-    return cast.dtype, before.to(after.device) if after.dtype != before.dtype else after
+    device = None
+    for name, buffer in before.items():
+        after = module.get_buffer(name)
+        device = buffer.device
+        if after.dtype != buffer.dtype:
+            setattr(module, name, buffer.to(after.device))
+    return fn(torch.empty(0, dtype=dtype, device=device)).dtype
 
 
 class FloatWeight(nn.Module):

@@ -35,6 +35,8 @@ def test_a_network_in_integers_gives_the_answers_of_genie(
     report = json.loads((tmp_path / "q.export.json").read_text())
     flips = report["differences"]["output"]["flips"]
     assert report["agreement"] >= 0.995
+    if report["processor_has_vnni"]:  # else products of 8-bit weights may saturate
+        assert report["differences"]["output"]["mean"] < 1e-3 * report["differences"]["output"]["magnitude"]
     assert len(flips) == round((1 - report["agreement"]) * 2000)
     assert [flip["margin"] for flip in flips] == sorted((flip["margin"] for flip in flips), reverse=True)
     assert not FLOAT_LAYERS & report["operators"].keys()

@@ -16,7 +16,6 @@ import copy
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -24,6 +23,7 @@ from torch import Tensor, fx
 from genie_cli.models.graph.capture import aten
 from genie_cli.models.graph.channels import follow_channels
 from genie_cli.models.graph.folding import FoldedGraph
+from genie_cli.models.graph.integer_operations import clip_bounds
 from genie_cli.models.graph.layers import WeightLayer, input_axis, output_axis, weight_layers
 from genie_cli.models.graph.tensors import get_tensor, set_tensor
 
@@ -139,24 +139,6 @@ def layer_pairs(graph_module: fx.GraphModule) -> list[LayerPair]:
     by_node = {layer.node: layer for layer in layers}
     pairs = (_pair_of(graph_module, layer, by_node) for layer in layers)
     return [pair for pair in pairs if pair is not None]
-
-
-def clip_bounds(node: fx.Node) -> tuple[float | None, float | None] | None:
-    """Lower and upper bound of a clip by numbers, each None where it is missing; None for any other operation."""
-    if node.kwargs:
-        return None
-    if node.target is aten.relu6.default:
-        return 0.0, 6.0
-    if node.target is aten.hardtanh.default:
-        bounds: list[Any] = [*node.args[1:], *(-1.0, 1.0)[len(node.args) - 1 :]]
-    elif node.target is aten.clamp.default:
-        bounds = [*node.args[1:], None, None][:2]
-    else:
-        return None
-    if any(isinstance(bound, fx.Node) for bound in bounds):
-        return None
-    low, high = (None if bound is None else float(bound) for bound in bounds)
-    return low, high
 
 
 def channel_bounds(graph_module: fx.GraphModule, node: fx.Node) -> tuple[Tensor, Tensor] | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 
 from genie_cli.models.graph.capture import aten
 from genie_cli.models.graph.channels import zero_padding
@@ -58,6 +59,12 @@ _CHOOSING: tuple[Any, ...] = (
     aten.max_pool3d.default,
     aten.max_pool3d_with_indices.default,
 )
+_MEANS: tuple[Any, ...] = (aten.mean.dim,)
+_ADAPTIVE_MEANS: tuple[Any, ...] = (
+    aten.adaptive_avg_pool1d.default,
+    aten.adaptive_avg_pool2d.default,
+    aten.adaptive_avg_pool3d.default,
+)
 _ARITHMETIC: tuple[Any, ...] = (
     # two tensors
     aten.add.Tensor,
@@ -71,13 +78,11 @@ _ARITHMETIC: tuple[Any, ...] = (
     aten.cat.default,
     aten.stack.default,
     # poolings that average
-    aten.adaptive_avg_pool1d.default,
-    aten.adaptive_avg_pool2d.default,
-    aten.adaptive_avg_pool3d.default,
+    *_ADAPTIVE_MEANS,
+    *_MEANS,
     aten.avg_pool1d.default,
     aten.avg_pool2d.default,
     aten.avg_pool3d.default,
-    aten.mean.dim,
     # resizing that interpolates
     aten.upsample_bicubic2d.vec,
     aten.upsample_bilinear2d.vec,
@@ -122,6 +127,21 @@ def is_arithmetic(node: fx.Node, activations: set[fx.Node]) -> bool:
     return node.target in _ARITHMETIC and all(source in activations for source in _operands(node))
 
 
+def positions_averaged(node: fx.Node) -> int | None:
+    """The number of positions that a node takes the mean over, if it takes that over all of each channel; else None."""
+    source = node.args[0] if node.target in (*_MEANS, *_ADAPTIVE_MEANS) else None
+    value = source.meta.get("val") if isinstance(source, fx.Node) else None
+    if not isinstance(value, Tensor) or value.dim() < 3 or not all(isinstance(side, int) for side in value.shape[2:]):
+        return None
+    if node.target in _MEANS:
+        dims = node.args[1] if len(node.args) > 1 else None
+        is_whole = isinstance(dims, list | tuple) and {dim % value.dim() for dim in dims} == {*range(2, value.dim())}
+    else:
+        sides = node.args[1]
+        is_whole = isinstance(sides, list | tuple) and all(side == 1 for side in sides)
+    return math.prod(value.shape[2:]) if is_whole else None
+
+
 def gives_floats(node: fx.Node) -> bool:
     """True for a layer whose integer kernel can give its sums as floats, without a quantizer behind it."""
     return node.target is aten.linear.default
@@ -130,6 +150,23 @@ def gives_floats(node: fx.Node) -> bool:
 def is_clip(node: fx.Node) -> bool:
     """True for a function that an integer kernel applies by the clipping of its codes: ReLU, ReLU6, a clamp."""
     return node.target in _CLIPS and len(node.all_input_nodes) == 1
+
+
+def clip_bounds(node: fx.Node) -> tuple[float | None, float | None] | None:
+    """Lower and upper bound of a clip by numbers, each None where it is missing; None for any other operation."""
+    if node.kwargs or not is_clip(node):
+        return None
+    given: list[Any] = list(node.args[1:])
+    if node.target is aten.relu.default:
+        given = [0.0, None]
+    elif node.target is aten.relu6.default:
+        given = [0.0, 6.0]
+    elif node.target is aten.hardtanh.default:
+        given += (-1.0, 1.0)[len(given) :]
+    elif node.target is aten.clamp_max.default:
+        given = [None, *given]
+    low, high = (None if bound is None else float(bound) for bound in [*given, None, None][:2])
+    return low, high
 
 
 def _operands(node: fx.Node) -> list[Any]:

@@ -23,8 +23,9 @@ from genie_cli.models.graph.batch_norm import BatchNormSite, batch_norm_sites
 from genie_cli.models.graph.capture import aten
 from genie_cli.models.graph.channels import follow_channels, zero_padding
 from genie_cli.models.graph.cuts import data_nodes
-from genie_cli.models.graph.equalization import channel_bounds, clip_bounds
+from genie_cli.models.graph.equalization import channel_bounds
 from genie_cli.models.graph.folding import FoldedGraph
+from genie_cli.models.graph.integer_operations import clip_bounds
 from genie_cli.models.graph.layers import output_axis, weight_layers
 from genie_cli.models.graph.tensors import get_tensor
 
@@ -276,7 +277,7 @@ def _moved(node: fx.Node, x: ActivationStatistics) -> ActivationStatistics | Non
 
 def _bent(graph_module: fx.GraphModule, node: fx.Node, x: ActivationStatistics) -> ChannelStatistics | None:
     """The statistics behind an elementwise operation of one tensor."""
-    ends = (0.0, None) if node.target is aten.relu.default else clip_bounds(node)
+    ends = clip_bounds(node)
     if ends is not None:
         low, high = ends
         return clip(

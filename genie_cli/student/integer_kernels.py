@@ -1,0 +1,371 @@
+"""Let a quantized network compute as the integer kernels of ONNX Runtime do, to the same codes.
+
+Simulated in floats, a layer's sums differ from a kernel's integers by the rounding of floats. A few sums in a hundred
+thousand lie so near to the middle between two codes that they get the other one, and behind many layers every image
+has other codes. Here kernels read codes and give codes. Floats hold their sums exactly up to 2^24; larger ones keep
+24 bits.
+
+- A layer (``QLinearConv``, ``QGemm``): the int32 sum with its bias, converted to float32, times ``input scale * weight
+  scale / output scale``, is rounded to the nearest even integer. Where no quantizer stands behind a linear layer, it is
+  not divided and not rounded.
+- An addition (``QLinearAdd``): ``fma(a, A, fma(b, B, offset))`` of unsigned codes, where A and B are the scales over
+  that of the sum.
+- A mean over all positions (``QLinearGlobalAveragePool``): the sum times ``input scale / (output scale * number)``.
+
+All other operations compute with values, as they did: their kernels look values up, or compute in float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor, fx, nn
+
+from genie_cli.models.graph.integer_operations import clip_bounds, gives_floats, positions_averaged
+from genie_cli.models.graph.tensors import get_tensor
+from genie_cli.student.integer_biases import bias_codes, bias_scale, centred_codes
+from genie_cli.student.modules import ActivationQuantizer, IntegerWeight, cast_values
+from genie_cli.student.quantized_layers import (
+    QuantizedLayer,
+    module_of,
+    output_quantizer,
+    quantized_layers,
+    quantizer_of,
+)
+
+aten = torch.ops.aten
+
+_KINDS = {"linear", *(f"conv{kind}{sides}d" for kind in ("", "_transpose") for sides in (1, 2, 3))}
+_EXACT = 1 << 24
+"""Below it float32 holds all integers."""
+
+
+class _InFloat32(nn.Module):
+    """A module whose floats stay in float32 where it is cast.
+
+    Attributes:
+        dtype: that the module was last cast to.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtype = torch.float32
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.dtype = cast_values(self, fn, recurse, self.dtype)
+        return self
+
+
+class Quantize(_InFloat32):
+    """From values to the codes of a quantizer, in float32."""
+
+    step_size: Tensor
+
+    def __init__(self, quantizer: ActivationQuantizer) -> None:
+        """Take the grid of `quantizer`."""
+        super().__init__()
+        self._format = quantizer.format
+        self.register_buffer("step_size", quantizer.step_size.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The codes of `x`, any shape."""
+        return (x.float() / self.step_size).round_().clamp_(self._format.quant_min, self._format.quant_max)
+
+
+class Dequantize(_InFloat32):
+    """From codes to values."""
+
+    step_size: Tensor
+
+    def __init__(self, quantizer: ActivationQuantizer) -> None:
+        """Take the grid of `quantizer`."""
+        super().__init__()
+        self.register_buffer("step_size", quantizer.step_size.clone())
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """The values of `codes`, any shape."""
+        return (codes * self.step_size).to(self.dtype)
+
+
+class Constant(_InFloat32):
+    """A tensor."""
+
+    value: Tensor
+
+    def __init__(self, value: Tensor) -> None:
+        """Keep `value`."""
+        super().__init__()
+        self.register_buffer("value", value)
+
+    def forward(self) -> Tensor:
+        """The tensor."""
+        return self.value
+
+
+class WeightCodes(IntegerWeight):
+    """The codes of a weight less its zero points, times ``2^k``, in float32 whatever the network is cast to."""
+
+    @classmethod
+    def of(cls, layer: QuantizedLayer) -> WeightCodes:
+        """Take the codes of a layer."""
+        weight = layer.weight
+        unit = torch.full_like(weight.scale, float(1 << layer.spare_bits))
+        return cls(weight.codes, unit, weight.zero_point, weight.format)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self.dtype = torch.float32
+        return self
+
+
+class Requantize(_InFloat32):
+    """From integer sums to codes, or to values where no quantizer follows."""
+
+    multiplier: Tensor
+    bias: Tensor | None
+
+    def __init__(self, multiplier: Tensor, bias: Tensor | None, bounds: tuple[int, int] | None) -> None:
+        """Say how codes follow from sums; the tensors broadcast over the sums.
+
+        Args:
+            multiplier: from a sum with its bias to a code.
+            bias: int32; None: the sums have it.
+            bounds: the smallest and the largest code; None: values are wanted, which are not rounded.
+        """
+        super().__init__()
+        self._bounds = bounds
+        self.register_buffer("multiplier", multiplier)
+        self.register_buffer("bias", bias)
+
+    def forward(self, sums: Tensor) -> Tensor:
+        """The codes or values of `sums`, float32, any shape."""
+        if self.bias is not None:
+            sums = sums.to(torch.int32).add_(self.bias).to(torch.float32)
+        scaled = sums * self.multiplier
+        return scaled.to(self.dtype) if self._bounds is None else scaled.round_().clamp_(*self._bounds)
+
+
+class RequantizeMean(_InFloat32):
+    """From the mean of codes over positions to codes."""
+
+    multiplier: Tensor
+
+    def __init__(self, number: int, multiplier: Tensor, bounds: tuple[int, int]) -> None:
+        """Say how codes follow.
+
+        Args:
+            number: of positions.
+            multiplier: from the sum over them to a code, ``[1]``.
+            bounds: the smallest and the largest code.
+        """
+        super().__init__()
+        self._number, self._bounds = number, bounds
+        self.register_buffer("multiplier", multiplier)
+
+    def forward(self, means: Tensor) -> Tensor:
+        """The codes of `means`, any shape."""
+        return (means * self._number).round_().mul_(self.multiplier).round_().clamp_(*self._bounds)
+
+
+class Addition(_InFloat32):
+    """From the codes of two tensors to those of their sum.
+
+    A fused multiply-add is exact in float64, and rounded to float32.
+    """
+
+    ratios: Tensor
+    offset: Tensor
+
+    def __init__(
+        self, a: ActivationQuantizer, b: ActivationQuantizer, output: ActivationQuantizer, bounds: tuple[int, int]
+    ) -> None:
+        """Take the grids of both tensors and of the sum.
+
+        Args:
+            a: of the first one.
+            b: of the second one.
+            output: of the sum.
+            bounds: the smallest and the largest code of the sum.
+        """
+        super().__init__()
+        ratio_a, ratio_b = (quantizer.step_size / output.step_size for quantizer in (a, b))
+        self._low_a, self._low_b, self._low = (quantizer.format.quant_min for quantizer in (a, b, output))
+        self._bounds = bounds
+        self.register_buffer("ratios", torch.stack([ratio_a, ratio_b]))
+        self.register_buffer("offset", -self._low + (ratio_a * self._low_a + ratio_b * self._low_b))
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """The codes of the sum of `a` and `b`, codes of shapes that broadcast."""
+        ratio_a, ratio_b = self.ratios.double()
+        inner = (b * ratio_b).add_(self.offset.double() - ratio_b * self._low_b).float()
+        outer: Tensor = (a * ratio_a).sub_(ratio_a * self._low_a).add_(inner).float()
+        return outer.round_().add_(self._low).clamp_(*self._bounds)
+
+
+@dataclass(frozen=True)
+class _Output:
+    """Where the result of a kernel goes.
+
+    Attributes:
+        node: of its quantizer.
+        quantizer: it.
+        bounds: the smallest and the largest code that the quantizer and the clips before it leave.
+    """
+
+    node: fx.Node
+    quantizer: ActivationQuantizer
+    bounds: tuple[int, int]
+
+
+def use_integer_kernels(network: fx.GraphModule) -> None:
+    """Let layers, additions and means of a quantized network compute as integer kernels do, in place.
+
+    One stays as it is where no quantizer gives what it reads or takes what it returns, or where int32 does not hold its
+    bias: runtimes compute it in float.
+    """
+    _Rewrite(network).run()
+
+
+class _Rewrite:
+    """The replacement of operations by kernels."""
+
+    def __init__(self, network: fx.GraphModule) -> None:
+        self._network, self._graph = network, network.graph
+        self._codes: dict[fx.Node, fx.Node] = {}
+        """Node of a quantizer -> node of its codes."""
+        self._num_modules = 0
+
+    def run(self) -> None:
+        """Replace all that can be replaced; what they are is read before the first change."""
+        layers = [(layer, self._output(layer.node)) for layer in quantized_layers(self._network)]
+        additions = [node for node in self._graph.nodes if node.target is aten.add.Tensor and not node.kwargs]
+        means = [(node, number) for node in self._graph.nodes if (number := positions_averaged(node)) is not None]
+        others = {node: (self._inputs(node), self._output(node)) for node in (*additions, *(node for node, _ in means))}
+        self._divide_quantizers()
+        for layer, output in layers:
+            self._replace_layer(layer, output)
+        for node in additions:
+            inputs, output = others[node]
+            if len(inputs) == 2 and output is not None:
+                self._replace_addition(node, (inputs[0], inputs[1]), output)
+        for node, number in means:
+            inputs, output = others[node]
+            if inputs and output is not None:
+                self._replace_mean(node, number, inputs[0], output)
+        self._graph.eliminate_dead_code()
+        self._network.delete_all_unused_submodules()
+        self._network.train(self._network.training)  # the new modules too
+        self._graph.lint()
+        self._network.recompile()
+
+    def _inputs(self, node: fx.Node) -> list[ActivationQuantizer]:
+        """The quantizers of what a node reads, those that there are."""
+        found = (quantizer_of(self._network, source) for source in node.args)
+        return [quantizer for quantizer in found if quantizer is not None]
+
+    def _output(self, node: fx.Node) -> _Output | None:
+        """Where the result of a node goes; None where others read it than one quantizer, perhaps behind clips."""
+        reader = output_quantizer(self._network, node)
+        if reader is None:
+            return None
+        quantizer = quantizer_of(self._network, reader)
+        assert quantizer is not None
+        low, high = quantizer.format.quant_min, quantizer.format.quant_max
+        clip = reader.args[0]
+        while clip is not node:
+            assert isinstance(clip, fx.Node)
+            bounds = clip_bounds(clip)
+            if bounds is None:
+                return None
+            lowest, highest = (None if b is None else round(b / float(quantizer.step_size)) for b in bounds)
+            low = low if lowest is None else min(max(low, lowest), high)
+            high = high if highest is None else max(min(high, highest), low)
+            clip = clip.args[0]
+        return _Output(reader, quantizer, (low, high))
+
+    def _divide_quantizers(self) -> None:
+        """Make each quantizer a node of its codes and, in its place, one of its values."""
+        for node in list(self._graph.nodes):
+            quantizer = module_of(self._network, node)
+            if isinstance(quantizer, ActivationQuantizer):
+                self._codes[node] = self._insert(node, Quantize(quantizer), *node.args)
+                self._network.set_submodule(str(node.target), Dequantize(quantizer))
+                node.args = (self._codes[node],)
+
+    def _replace_layer(self, layer: QuantizedLayer, output: _Output | None) -> None:
+        node, operation, value = layer.node, layer.operation, layer.node.meta.get("val")
+        if layer.source is None or operation.kind not in _KINDS or not isinstance(value, Tensor):
+            return
+        if output is None and not gives_floats(node):
+            return
+        scale = bias_scale(layer.weight, layer.source, layer.spare_bits)
+        given = torch.zeros_like(scale) if layer.bias is None else self._tensor(layer.bias)
+        bias = bias_codes(given, scale)
+        if bias is None:
+            return
+        place = operation.inputs[0]
+        node.update_arg(place, self._codes_of(node, node.args[place], layer.source))
+        self._network.set_submodule(layer.target, WeightCodes.of(layer))
+        is_exact = _largest_sum(layer, bias) < _EXACT
+        if layer.bias is not None and operation.bias is not None:
+            node.update_arg(operation.bias, self._insert(node, Constant(bias.float())) if is_exact else None)
+        assert operation.channels is not None
+        spread = [-1] + [1] * (value.dim() - 1 - operation.channels % value.dim())
+        multiplier = scale if output is None else scale / output.quantizer.step_size
+        bounds = None if output is None else output.bounds
+        added = None if is_exact else bias.to(torch.int32).view(spread)
+        requantize = Requantize(multiplier.view(spread), added, bounds)
+        if output is not None:
+            self._give(output, requantize, node)
+            return
+        with self._graph.inserting_after(node):
+            behind = self._graph.call_module(self._added(requantize))
+        behind.meta = dict(node.meta)
+        node.replace_all_uses_with(behind)
+        behind.args = (node,)
+
+    def _replace_addition(
+        self, node: fx.Node, inputs: tuple[ActivationQuantizer, ActivationQuantizer], output: _Output
+    ) -> None:
+        codes = [self._codes_of(node, source, own) for source, own in zip(node.args, inputs, strict=True)]
+        self._give(output, Addition(*inputs, output.quantizer, output.bounds), *codes)
+
+    def _replace_mean(self, node: fx.Node, number: int, source: ActivationQuantizer, output: _Output) -> None:
+        multiplier = source.step_size / (output.quantizer.step_size * number)
+        node.update_arg(0, self._codes_of(node, node.args[0], source))
+        self._give(output, RequantizeMean(number, multiplier, output.bounds), node)
+
+    def _codes_of(self, reader: fx.Node, source: object, quantizer: ActivationQuantizer) -> fx.Node:
+        """The codes of what `reader` reads; values that were moved since are quantized again, which changes none."""
+        assert isinstance(source, fx.Node)
+        return self._codes.get(source) or self._insert(reader, Quantize(quantizer), source)
+
+    def _give(self, output: _Output, module: nn.Module, *arguments: fx.Node) -> None:
+        """Let `module` compute the codes of an output."""
+        codes = self._codes[output.node]
+        self._network.set_submodule(str(codes.target), module)
+        codes.args = arguments
+
+    def _insert(self, before: fx.Node, module: nn.Module, *arguments: object) -> fx.Node:
+        with self._graph.inserting_before(before):
+            return self._graph.call_module(self._added(module), arguments)  # type: ignore[arg-type]
+
+    def _added(self, module: nn.Module) -> str:
+        target = f"kernels.k{self._num_modules}"
+        self._num_modules += 1
+        self._network.add_submodule(target, module)
+        return target
+
+    def _tensor(self, node: fx.Node) -> Tensor:
+        return get_tensor(self._network, str(node.target))
+
+
+def _largest_sum(layer: QuantizedLayer, bias: Tensor) -> int:
+    """A bound of the magnitudes of a layer's sums, whatever it reads."""
+    assert layer.source is not None
+    format = layer.source.format
+    weights = centred_codes(layer.weight).abs().flatten(1).sum(1) << layer.spare_bits
+    return int((weights * max(-format.quant_min, format.quant_max) + bias.abs()).max())
