@@ -23,7 +23,7 @@ import torch
 import torch.ao.quantization.fx._decomposed  # registers the operations
 from torch import Tensor, fx, nn
 
-from genie_cli.models.graph.integer_operations import grid_source, keeps_grid
+from genie_cli.models.graph.integer_operations import clip_bounds, grid_source, keeps_grid
 from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.student.integer_biases import (
     PAIR_LIMIT,
@@ -33,7 +33,13 @@ from genie_cli.student.integer_biases import (
     largest_code,
 )
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
-from genie_cli.student.quantized_layers import QuantizedLayer, has_integer_kernel, quantized_layers, quantizer_of
+from genie_cli.student.quantized_layers import (
+    QuantizedLayer,
+    has_integer_kernel,
+    kernel_output,
+    quantized_layers,
+    quantizer_of,
+)
 
 Storage = Literal["int8", "packed"]
 
@@ -73,19 +79,20 @@ class StoredIntegers(nn.Module):
 
 
 class QuantizeDequantize(nn.Module):
-    """An activation quantizer as two operations with unsigned integers between them.
+    """An activation quantizer as two operations with unsigned integers between them, which may be clipped.
 
     Signed codes are shifted by a zero point. Integer kernels want all activations of one type: with mixed ones ONNX
     Runtime computes some layers in float.
     """
 
-    def __init__(self, quantizer: ActivationQuantizer) -> None:
-        """Take the grid of `quantizer`."""
+    def __init__(self, quantizer: ActivationQuantizer, bounds: tuple[int, int] | None) -> None:
+        """Take the grid of `quantizer`, and the smallest and the largest of its codes that are left; None: all are."""
         super().__init__()
         format = quantizer.format
+        low, high = bounds or (format.quant_min, format.quant_max)
         self._scale = float(quantizer.step_size)
         self._zero_point = -format.quant_min
-        self._range = 0, format.quant_max - format.quant_min
+        self._range = low - format.quant_min, high - format.quant_min
         self._dtype = torch.uint8 if format.bits <= BYTE else torch.uint16
 
     def forward(self, x: Tensor) -> Tensor:
@@ -130,15 +137,32 @@ def integer_form(student: fx.GraphModule, storage: Storage, integer_biases: bool
         network.add_submodule(target, stored)
         with network.graph.inserting_before(layer.node):
             layer.node.replace_input_with(layer.bias, network.graph.call_module(target))
+    bounds = _clip_codes(network)
     _repeat_quantizers(network)
     for name, module in list(network.named_modules()):
         if isinstance(module, IntegerWeight):
             network.set_submodule(name, _integer_weight(module, storage, spare.get(name, 0)))
         elif isinstance(module, ActivationQuantizer):
-            network.set_submodule(name, QuantizeDequantize(module))
+            network.set_submodule(name, QuantizeDequantize(module, bounds.get(name)))
     network.graph.eliminate_dead_code()
     network.recompile()
     return network.eval()
+
+
+def _clip_codes(network: fx.GraphModule) -> dict[str, tuple[int, int]]:
+    """Take out the clips before quantizers: quantizer's target -> the codes that the clips leave.
+
+    A kernel of a runtime takes in a clip of its codes. Behind a clip of values that bounds more than the quantizer
+    does, it would be computed in float.
+    """
+    found = {}
+    for node in list(network.graph.nodes):
+        output = None if clip_bounds(node) is not None else kernel_output(network, node)
+        if output is not None and output.node.args[0] is not node:
+            output.node.args = (node,)
+            found[str(output.node.target)] = output.bounds
+    network.graph.eliminate_dead_code()
+    return found
 
 
 def _repeat_quantizers(network: fx.GraphModule) -> None:

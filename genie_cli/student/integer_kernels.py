@@ -18,20 +18,20 @@ All other operations compute with values, as they did: their kernels look values
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Self
 
 import torch
 from torch import Tensor, fx, nn
 
-from genie_cli.models.graph.integer_operations import clip_bounds, gives_floats, positions_averaged
+from genie_cli.models.graph.integer_operations import gives_floats, positions_averaged
 from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.student.integer_biases import bias_codes, bias_scale, centred_codes
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight, cast_values
 from genie_cli.student.quantized_layers import (
+    KernelOutput,
     QuantizedLayer,
+    kernel_output,
     module_of,
-    output_quantizer,
     quantized_layers,
     quantizer_of,
 )
@@ -205,21 +205,6 @@ class Addition(_InFloat32):
         return outer.round_().add_(self._low).clamp_(*self._bounds)
 
 
-@dataclass(frozen=True)
-class _Output:
-    """Where the result of a kernel goes.
-
-    Attributes:
-        node: of its quantizer.
-        quantizer: it.
-        bounds: the smallest and the largest code that the quantizer and the clips before it leave.
-    """
-
-    node: fx.Node
-    quantizer: ActivationQuantizer
-    bounds: tuple[int, int]
-
-
 def use_integer_kernels(network: fx.GraphModule) -> None:
     """Let layers, additions and means of a quantized network compute as integer kernels do, in place.
 
@@ -240,10 +225,11 @@ class _Rewrite:
 
     def run(self) -> None:
         """Replace all that can be replaced; what they are is read before the first change."""
-        layers = [(layer, self._output(layer.node)) for layer in quantized_layers(self._network)]
+        layers = [(layer, kernel_output(self._network, layer.node)) for layer in quantized_layers(self._network)]
         additions = [node for node in self._graph.nodes if node.target is aten.add.Tensor and not node.kwargs]
         means = [(node, number) for node in self._graph.nodes if (number := positions_averaged(node)) is not None]
-        others = {node: (self._inputs(node), self._output(node)) for node in (*additions, *(node for node, _ in means))}
+        nodes = [*additions, *(node for node, _ in means)]
+        others = {node: (self._inputs(node), kernel_output(self._network, node)) for node in nodes}
         self._divide_quantizers()
         for layer, output in layers:
             self._replace_layer(layer, output)
@@ -266,26 +252,6 @@ class _Rewrite:
         found = (quantizer_of(self._network, source) for source in node.args)
         return [quantizer for quantizer in found if quantizer is not None]
 
-    def _output(self, node: fx.Node) -> _Output | None:
-        """Where the result of a node goes; None where others read it than one quantizer, perhaps behind clips."""
-        reader = output_quantizer(self._network, node)
-        if reader is None:
-            return None
-        quantizer = quantizer_of(self._network, reader)
-        assert quantizer is not None
-        low, high = quantizer.format.quant_min, quantizer.format.quant_max
-        clip = reader.args[0]
-        while clip is not node:
-            assert isinstance(clip, fx.Node)
-            bounds = clip_bounds(clip)
-            if bounds is None:
-                return None
-            lowest, highest = (None if b is None else round(b / float(quantizer.step_size)) for b in bounds)
-            low = low if lowest is None else min(max(low, lowest), high)
-            high = high if highest is None else max(min(high, highest), low)
-            clip = clip.args[0]
-        return _Output(reader, quantizer, (low, high))
-
     def _divide_quantizers(self) -> None:
         """Make each quantizer a node of its codes and, in its place, one of its values."""
         for node in list(self._graph.nodes):
@@ -295,7 +261,7 @@ class _Rewrite:
                 self._network.set_submodule(str(node.target), Dequantize(quantizer))
                 node.args = (self._codes[node],)
 
-    def _replace_layer(self, layer: QuantizedLayer, output: _Output | None) -> None:
+    def _replace_layer(self, layer: QuantizedLayer, output: KernelOutput | None) -> None:
         node, operation, value = layer.node, layer.operation, layer.node.meta.get("val")
         if layer.source is None or operation.kind not in _KINDS or not isinstance(value, Tensor):
             return
@@ -328,12 +294,12 @@ class _Rewrite:
         behind.args = (node,)
 
     def _replace_addition(
-        self, node: fx.Node, inputs: tuple[ActivationQuantizer, ActivationQuantizer], output: _Output
+        self, node: fx.Node, inputs: tuple[ActivationQuantizer, ActivationQuantizer], output: KernelOutput
     ) -> None:
         codes = [self._codes_of(node, source, own) for source, own in zip(node.args, inputs, strict=True)]
         self._give(output, Addition(*inputs, output.quantizer, output.bounds), *codes)
 
-    def _replace_mean(self, node: fx.Node, number: int, source: ActivationQuantizer, output: _Output) -> None:
+    def _replace_mean(self, node: fx.Node, number: int, source: ActivationQuantizer, output: KernelOutput) -> None:
         multiplier = source.step_size / (output.quantizer.step_size * number)
         node.update_arg(0, self._codes_of(node, node.args[0], source))
         self._give(output, RequantizeMean(number, multiplier, output.bounds), node)
@@ -343,7 +309,7 @@ class _Rewrite:
         assert isinstance(source, fx.Node)
         return self._codes.get(source) or self._insert(reader, Quantize(quantizer), source)
 
-    def _give(self, output: _Output, module: nn.Module, *arguments: fx.Node) -> None:
+    def _give(self, output: KernelOutput, module: nn.Module, *arguments: fx.Node) -> None:
         """Let `module` compute the codes of an output."""
         codes = self._codes[output.node]
         self._network.set_submodule(str(codes.target), module)

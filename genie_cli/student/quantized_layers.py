@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import fx, nn
 
-from genie_cli.models.graph.integer_operations import gives_floats, grid_source, is_clip
+from genie_cli.models.graph.integer_operations import clip_bounds, gives_floats, grid_source
 from genie_cli.models.graph.operations import WeightOperation, operation_of
 from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.student.integer_biases import spare_bits
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
+
+_FAR = 1e9
+"""Beyond all codes."""
 
 
 @dataclass(frozen=True)
@@ -74,17 +78,54 @@ def layer_name(target: str) -> str:
     return re.sub("_([_d])", lambda match: "_" if match[1] == "_" else ".", escaped)
 
 
-def output_quantizer(student: fx.GraphModule, node: fx.Node) -> fx.Node | None:
-    """The quantizer that alone reads what a node computes, perhaps behind clips; None where others read it."""
-    while len(node.users) == 1 and is_clip(reader := next(iter(node.users))):
-        node = reader
-    quantizers = [reader for reader in node.users if isinstance(module_of(student, reader), ActivationQuantizer)]
-    return quantizers[0] if len(quantizers) == len(node.users) == 1 else None
+@dataclass(frozen=True)
+class KernelOutput:
+    """The quantizer that the result of a kernel goes to.
+
+    Attributes:
+        node: of its quantizer.
+        quantizer: it.
+        bounds: the smallest and the largest code that the quantizer and the clips before it leave.
+    """
+
+    node: fx.Node
+    quantizer: ActivationQuantizer
+    bounds: tuple[int, int]
+
+
+def kernel_output(student: fx.GraphModule, node: fx.Node) -> KernelOutput | None:
+    """The quantizer that alone reads what a node computes, perhaps behind clips; None where others read it.
+
+    A kernel clips codes: rounding keeps the order, so that a clip before a quantizer is one of its codes.
+    """
+    clips: list[tuple[float | None, float | None]] = []
+    while len(node.users) == 1:
+        (node,) = node.users
+        quantizer = module_of(student, node)
+        if isinstance(quantizer, ActivationQuantizer):
+            return KernelOutput(node, quantizer, _code_bounds(quantizer, clips))
+        clip = clip_bounds(node)
+        if clip is None:
+            break
+        clips.append(clip)
+    return None
+
+
+def _code_bounds(quantizer: ActivationQuantizer, clips: Sequence[tuple[float | None, float | None]]) -> tuple[int, int]:
+    """The smallest and the largest code behind clips of the values, the first clip first."""
+    low, high = -math.inf, math.inf
+    for lower, upper in clips:  # as torch, which takes the upper bound where the lower one is above it
+        lower, upper = -math.inf if lower is None else lower, math.inf if upper is None else upper
+        low, high = min(max(low, lower), upper), min(max(high, lower), upper)
+    ends = (max(-_FAR, min(_FAR, end / float(quantizer.step_size))) for end in (low, high))
+    smallest, largest = quantizer.format.quant_min, quantizer.format.quant_max
+    first, last = (max(smallest, min(largest, round(end))) for end in ends)
+    return first, last
 
 
 def has_integer_kernel(student: fx.GraphModule, node: fx.Node) -> bool:
     """True for a layer that an integer kernel can compute: one with a quantizer behind it, or a linear layer."""
-    return gives_floats(node) or output_quantizer(student, node) is not None
+    return gives_floats(node) or kernel_output(student, node) is not None
 
 
 def quantizer_of(student: fx.GraphModule, node: object) -> ActivationQuantizer | None:

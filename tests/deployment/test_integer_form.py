@@ -18,6 +18,7 @@ from genie_cli.deployment.integer_form import (
 )
 from genie_cli.models.graph.capture import capture
 from genie_cli.models.graph.folding import fold_batch_norms
+from genie_cli.models.graph.integer_operations import is_clip
 from genie_cli.models.graph.operations import operation_of
 from genie_cli.student.build import _safe, insert_quantizers
 from genie_cli.student.formats import activation_format, weight_format
@@ -110,3 +111,21 @@ def test_a_bias_that_int32_does_not_hold_is_added_behind_its_layer(kind: str) ->
 @given(st.text("a_d.0", min_size=1))
 def test_names_of_modules_are_those_of_layers(name: str) -> None:
     assert layer_name(f"weight_quantizers.{_safe(name)}") == name
+
+
+@pytest.mark.parametrize("clip", [nn.ReLU6(), nn.ReLU(), nn.Hardtanh(-0.3, 0.77)], ids=str)
+@pytest.mark.parametrize("is_signed", [False, True])
+def test_a_clip_is_one_of_codes(clip: nn.Module, is_signed: bool) -> None:
+    """Its bounds lie between two codes; the values are those of the clip and the quantizer behind it."""
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 8, 8) * 4
+    folded = fold_batch_norms(capture(nn.Sequential(nn.Conv2d(3, 4, 3), clip), InputSpec(size=8))).graph
+    (node,) = (node.name for node in folded.graph.nodes if is_clip(node))
+    quantizer = ActivationQuantizer(0.83, activation_format(4, is_signed))
+    plan = BitPlan({"0": 4}, (ActivationSite("0.output", node, 4),))
+    student = insert_quantizers(folded, plan, {"0": integer_weight(4, 0)}, {"0.output": quantizer})
+    form = integer_form(student, "int8", integer_biases=False)
+    assert not [node for node in form.graph.nodes if is_clip(node)]
+    found = form(images)
+    torch.testing.assert_close(found, student(images), rtol=1e-5, atol=1e-6)
+    assert len(found.unique()) > 1

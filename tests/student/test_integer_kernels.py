@@ -138,7 +138,7 @@ def convolved(codes: Integers, weight: Integers, layer: nn.Module) -> Integers:
 
 
 class Layer(nn.Module):
-    """A layer with or without a clip behind it, whose output is quantized."""
+    """A layer with or without a clip behind it; its output is quantized."""
 
     def __init__(self, layer: nn.Module, clip: nn.Module) -> None:
         super().__init__()
