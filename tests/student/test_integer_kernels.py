@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,8 @@ from genie_cli.quantization.presets import preset_options
 from genie_cli.student.build import insert_quantizers
 from genie_cli.student.formats import activation_format, weight_format
 from genie_cli.student.integer_biases import bias_codes, bias_scale, spare_bits
-from genie_cli.student.integer_kernels import Addition, Requantize, RequantizeMean, WeightCodes, use_integer_kernels
+from genie_cli.student.integer_kernels import use_integer_kernels
+from genie_cli.student.kernel_modules import Addition, Requantize, RequantizeMean, WeightCodes
 from genie_cli.student.load import computing, load, load_student
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
 from genie_cli.student.protocol import PROTOCOLS, BitPlan, assign_bits
@@ -58,11 +60,10 @@ def rounded(sums: Integers, multiplier: Floats, low: int, high: int) -> Integers
 class Quantized:
     """A network of one input with random quantizers, in floats and as integer kernels compute it."""
 
-    def __init__(self, network: nn.Module, weight_bits: int, activation_bits: int, seed: int, size: int = 6) -> None:
-        self.generator = draws(seed)
-        self.folded = fold_batch_norms(
-            capture(network.eval(), InputSpec(size=size, num_channels=4, mean=(0,) * 4, std=(1,) * 4))
-        ).graph
+    def __init__(self, folded: fx.GraphModule, weight_bits: int, activation_bits: int, seed: int) -> None:
+        self.generator, self.folded = draws(seed), folded
+        (source,) = (node for node in folded.graph.nodes if node.op == "placeholder")
+        size = source.meta["val"].shape[-1]
         self.plan = assign_bits(self.folded, PROTOCOLS["integer"], weight_bits, activation_bits)
         example = torch.randn(8, 4, size, size, generator=self.generator)
         self.weights = {layer.name: self._weight(layer.name, layer.weight_key) for layer in weight_layers(self.folded)}
@@ -137,6 +138,11 @@ def convolved(codes: Integers, weight: Integers, layer: nn.Module) -> Integers:
     return as_int32(sums.numpy().astype(np.int64))
 
 
+def folded(network: nn.Module, size: int) -> fx.GraphModule:
+    spec = InputSpec(size=size, num_channels=4, mean=(0,) * 4, std=(1,) * 4)
+    return fold_batch_norms(capture(network.eval(), spec)).graph
+
+
 class Layer(nn.Module):
     """A layer with or without a clip behind it; its output is quantized."""
 
@@ -158,6 +164,14 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@cache
+def behind_clip(kind: str, clip: Callable[[], nn.Module]) -> tuple[nn.Module, fx.GraphModule]:
+    """A layer, and the graph of it with a clip behind it."""
+    torch.manual_seed(0)
+    layer = LAYERS[kind]()
+    return layer, folded(Layer(layer, clip()), 6)
+
+
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("clip", [nn.Identity, nn.ReLU])
 @given(weight_bits=st.integers(2, 8), activation_bits=st.integers(2, 8), seed=st.integers(0, 2**16))
@@ -165,9 +179,8 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 def test_a_convolution_gives_the_codes_of_integers(
     kind: str, clip: Callable[[], nn.Module], weight_bits: int, activation_bits: int, seed: int
 ) -> None:
-    torch.manual_seed(seed)
-    layer = LAYERS[kind]()
-    net = Quantized(Layer(layer, clip()), weight_bits, activation_bits, seed)
+    layer, graph = behind_clip(kind, clip)
+    net = Quantized(graph, weight_bits, activation_bits, seed)
     (source, output) = (site.name for site in net.plan.activations)
     weight, bias, multiplier, bounds = net.layer("layer", source, output)
     sums = as_int32(convolved(net.codes(source, net.images), weight, layer) + bias[:, None, None])
@@ -176,11 +189,16 @@ def test_a_convolution_gives_the_codes_of_integers(
     assert np.array_equal(found, rounded(sums, multiplier[:, None, None], low, bounds[1]))
 
 
+@cache
+def one_linear_layer() -> fx.GraphModule:
+    torch.manual_seed(0)
+    return folded(nn.Sequential(nn.Flatten(), nn.Linear(16, 5)), 2)
+
+
 @given(seed=st.integers(0, 2**16))
 @settings(max_examples=20, deadline=None)
 def test_a_linear_layer_gives_its_sums_as_floats(seed: int) -> None:
-    torch.manual_seed(seed)
-    net = Quantized(nn.Sequential(nn.Flatten(), nn.Linear(16, 5)), 4, 4, seed, size=2)
+    net = Quantized(one_linear_layer(), 4, 4, seed)
     (source,) = (site.name for site in net.plan.activations)
     weight, bias, multiplier, _ = net.layer("1", source, None)
     sums = net.codes(source, net.images.flatten(1)) @ weight.T + bias
@@ -252,7 +270,7 @@ class Block(nn.Module):
 @pytest.fixture(scope="module")
 def block() -> Quantized:
     torch.manual_seed(0)
-    return Quantized(Block(), 4, 8, 0, size=8)
+    return Quantized(folded(Block(), 8), 4, 8, 0)
 
 
 def test_kernels_change_no_more_than_roundings(block: Quantized) -> None:
@@ -302,9 +320,9 @@ def test_a_folder_says_how_it_is_computed(protocol: str, digits_teacher: Teacher
 
 def test_a_plan_without_sites_stays_as_it_is() -> None:
     torch.manual_seed(0)
-    folded = fold_batch_norms(capture(nn.Sequential(nn.Conv2d(3, 4, 3)), InputSpec(size=6))).graph
+    graph = fold_batch_norms(capture(nn.Sequential(nn.Conv2d(3, 4, 3)), InputSpec(size=6))).graph
     weight = IntegerWeight(torch.ones(4, 3, 3, 3), torch.ones(4, 1), torch.zeros(4, 1), weight_format(4, "symmetric"))
-    student = insert_quantizers(folded, BitPlan({"0": 4}, ()), {"0": weight}, {}).eval()
+    student = insert_quantizers(graph, BitPlan({"0": 4}, ()), {"0": weight}, {}).eval()
     images = torch.randn(2, 3, 6, 6)
     expected = student(images)
     use_integer_kernels(student)
