@@ -45,6 +45,7 @@ from genie_cli.student.quantized_layers import (
 aten = torch.ops.aten
 
 _KINDS = {"linear", *(f"conv{kind}{sides}d" for kind in ("", "_transpose") for sides in (1, 2, 3))}
+_BYTE = 8
 _EXACT = 1 << 24
 """Below it float32 holds all integers."""
 
@@ -52,8 +53,8 @@ _EXACT = 1 << 24
 def use_integer_kernels(network: fx.GraphModule) -> None:
     """Let layers, additions and means of a quantized network compute as integer kernels do, in place.
 
-    One stays as it is where no quantizer gives what it reads or takes what it returns, or where int32 does not hold its
-    bias: runtimes compute it in float.
+    One stays as it is where no quantizer gives what it reads or takes what it returns, where codes have more than
+    8 bits, or where int32 does not hold its bias: runtimes compute it in float.
     """
     _Rewrite(network).run()
 
@@ -79,11 +80,11 @@ class _Rewrite:
             self._replace_layer(layer, output)
         for node in additions:
             inputs, output = others[node]
-            if len(inputs) == 2 and output is not None:
+            if len(inputs) == 2 and output is not None and _are_bytes(*inputs, output):
                 self._replace_addition(node, (inputs[0], inputs[1]), output)
         for node, number in means:
             inputs, output = others[node]
-            if inputs and output is not None:
+            if inputs and output is not None and _are_bytes(inputs[0], output):
                 self._replace_mean(node, number, inputs[0], output)
         self._graph.eliminate_dead_code()
         self._network.delete_all_unused_submodules()
@@ -109,7 +110,10 @@ class _Rewrite:
         node, operation, value = layer.node, layer.operation, layer.node.meta.get("val")
         if layer.source is None or operation.kind not in _KINDS or not isinstance(value, Tensor):
             return
-        if output is None and not gives_floats(node):
+        if (output is None and not gives_floats(node)) or not _are_bytes(layer.source, output):
+            return
+        has_bias = operation.bias is not None and any(node.args[operation.bias : operation.bias + 1])
+        if has_bias != (layer.bias is not None):  # a bias that is computed
             return
         scale = bias_scale(layer.weight, layer.source, layer.spare_bits)
         given = torch.zeros_like(scale) if layer.bias is None else self._tensor(layer.bias)
@@ -171,6 +175,12 @@ class _Rewrite:
 
     def _tensor(self, node: fx.Node) -> Tensor:
         return get_tensor(self._network, str(node.target))
+
+
+def _are_bytes(*tensors: ActivationQuantizer | KernelOutput | None) -> bool:
+    """True if the codes of all quantizers that there are have 8 bits at most."""
+    quantizers = (tensor.quantizer if isinstance(tensor, KernelOutput) else tensor for tensor in tensors)
+    return all(quantizer is None or quantizer.format.bits <= _BYTE for quantizer in quantizers)
 
 
 def _largest_sum(layer: QuantizedLayer, bias: Tensor) -> int:

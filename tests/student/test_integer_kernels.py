@@ -284,6 +284,15 @@ def test_kernels_change_no_more_than_roundings(block: Quantized) -> None:
     assert "ActivationQuantizer" not in kinds
 
 
+def test_more_than_eight_bits_stay_in_float() -> None:
+    """Runtimes have no integer kernel for them."""
+    torch.manual_seed(0)
+    net = Quantized(folded(Block(), 8), 4, 16, 0)
+    kinds = {type(module).__name__ for module in net.computed.modules()}
+    assert not kinds & {"WeightCodes", "Addition", "RequantizeMean"}
+    assert torch.allclose(net.computed(net.images), net.simulated(net.images), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
 def test_a_cast_network_has_the_same_codes(dtype: torch.dtype, block: Quantized) -> None:
     """Its input and output are rounded, nothing between them."""
