@@ -118,6 +118,11 @@ class QuantizeConfig(LongStage):
     """Exponent of the rounding regularizer at the last step."""
     batch_size: Annotated[int, Flag("Recipe")] = Field(32, ge=1)
     """Images in each step."""
+    augmentation: Annotated[Literal["none", "flips", "shifts", "cutmix"], Flag("Recipe")] = "none"
+    """Changed copies of the images to learn on besides: none, flips, shifts or cutmix.
+
+    flips: mirrored left to right. shifts: moved by up to an eighth of each side. cutmix: with a rectangle of another
+    image. Steps stay as many, memory for activations doubles."""
     holdout: Annotated[float, Flag("Recipe")] = Field(0.0, ge=0, lt=1)
     """Share of the images never trained on; with --patience 0.125."""
     patience: Annotated[int | None, Flag("Recipe", default="all steps")] = Field(None, ge=2)

@@ -15,6 +15,7 @@ from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.repeatable import check_repeatable
 from genie_cli.models.teacher import Teacher
 from genie_cli.quantization.activations.passing import ImageRows
+from genie_cli.quantization.augmentation import AugmentedImages
 from genie_cli.quantization.data_free.quantize import quantize_without_images
 from genie_cli.quantization.disk_need import quantization_need
 from genie_cli.quantization.export import to_artifact
@@ -24,6 +25,7 @@ from genie_cli.quantization.quantize import quantize_network
 from genie_cli.quantization.reconstruction.batches import held_out_share
 from genie_cli.quantization.result import QuantizedNetwork
 from genie_cli.quantization.unsupported import unsupported_quantization
+from genie_cli.runtime.determinism import derive_seed
 from genie_cli.runtime.work import NO_WORK
 from genie_cli.stages.run import Run
 from genie_cli.student.overrides import layer_bits
@@ -100,8 +102,11 @@ def _on_images(
     with run.checks():
         images = open_images(teacher)
         run.tell_of(images)
-        inputs = calibration_images(images, teacher, config.num_images, (run.workers.rank, run.workers.size))
-        _check_shares(run, config, len(inputs), len(images))
+        given = calibration_images(images, teacher, config.num_images, (run.workers.rank, run.workers.size))
+        _check_shares(run, config, len(given), len(images))
+        inputs: ImageRows = given
+        if config.reconstruct and config.augmentation != "none":
+            inputs = AugmentedImages(given, config.augmentation, derive_seed(config.seed, run.workers.rank))
         plan = make_plan(teacher, config, run.device)
     _tell_of_plan(run, plan)
     _tell_of_images(run, config, images, teacher)

@@ -20,7 +20,14 @@ def held_out_share(config: QuantizeConfig) -> float:
 
 
 def held_out_rows(num_images: int, config: QuantizeConfig) -> Tensor:
-    """Rows drawn by the seed, ``[k]`` int64; at least one image is trained on."""
+    """Rows drawn by the seed, ``[k]`` int64; at least one image is trained on.
+
+    Where the second half of the rows are copies of the first (`quantization/augmentation.py`), a row that is held out
+    takes its copy along.
+    """
+    if config.reconstruct and config.augmentation != "none":
+        originals = held_out_rows(num_images // 2, config.model_copy(update={"augmentation": "none"}))
+        return torch.cat([originals, originals + num_images // 2])
     count = min(round(num_images * held_out_share(config)), num_images - 1)
     generator = make_generator(torch.device("cpu"), config.seed, "held out")
     return torch.randperm(num_images, generator=generator)[:count].sort().values
