@@ -106,16 +106,10 @@ def export(
         "differences_on_noise": {name: asdict(difference) for name, difference in noise_differences.items()},
     }
     if storage is not None:
-        layers = list(quantized_layers(network))
-        saturating = [layer.name for layer in layers if may_saturate(layer)] if storage == "int8" else []
         report["num_float_bytes"] = len(_made(_in_float(network), None, metadata, write, config)[0])
-        report["saturates_without_vnni"] = saturating
-        report["processor_has_vnni"] = has_vnni()
+        report |= _saturation(network, storage)
     if config.format == "onnx":
-        kernels = kernels_of(content, str(config.path))
-        report["num_layers"], report["num_integer_layers"] = kernels.num_layers, kernels.integer_layers
-        report["integer_layers"], report["operators"] = kernels.integer_share, dict(kernels.operators)
-        report["float_islands"] = list(kernels.float_islands)
+        report |= _kernel_facts(content, str(config.path))
     if agreement < config.min_agreement:
         raise AgreementError(
             f"{runtime.name} {runtime.version} answers {agreement:.1%} of {len(images)} images as genie does, less "
@@ -124,6 +118,25 @@ def export(
             "of the network's own kind in --images, or a lower bound."
         )
     return Exported(content, report)
+
+
+def _saturation(network: fx.GraphModule, storage: Storage) -> dict[str, Any]:
+    """The layers that may saturate on other processors, and whether this one is such."""
+    layers = quantized_layers(network) if storage == "int8" else ()
+    names = [layer.name for layer in layers if may_saturate(layer)]
+    return {"saturates_without_vnni": names, "processor_has_vnni": has_vnni()}
+
+
+def _kernel_facts(content: bytes, where: str) -> dict[str, Any]:
+    """The kernels that ONNX Runtime takes for a file."""
+    kernels = kernels_of(content, where)
+    return {
+        "num_layers": kernels.num_layers,
+        "num_integer_layers": kernels.integer_layers,
+        "integer_layers": kernels.integer_share,
+        "operators": dict(kernels.operators),
+        "float_islands": list(kernels.float_islands),
+    }
 
 
 _Write = Callable[[Program, ExportMetadata], bytes]

@@ -169,6 +169,8 @@ def _tell_of_images(run: Run, config: QuantizeConfig, images: ImageSet, teacher:
     made_for = {images.metadata.teacher_sha256, *images.metadata.other_teachers}
     if not made_for & {*teacher.known_sha256, None}:
         run.note(f"the images were made for another teacher, '{images.metadata.teacher}'.", warning=True)
+    if config.augmentation != "none" and not config.reconstruct:
+        run.note("--augmentation changes nothing here: this recipe learns on no images.")
     num_images = config.num_images or len(images)
     if config.reconstruct and config.batch_size > num_images:
         run.note(f"the batch of {config.batch_size} becomes {num_images}, the number of images.")

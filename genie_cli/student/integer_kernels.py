@@ -25,7 +25,7 @@ from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.student.integer_biases import bias_codes, bias_scale, centred_codes
 from genie_cli.student.kernel_modules import (
     Addition,
-    Constant,
+    BiasCodes,
     Dequantize,
     Quantize,
     Requantize,
@@ -125,7 +125,7 @@ class _Rewrite:
         self._network.set_submodule(layer.target, WeightCodes.of(layer))
         is_exact = _largest_sum(layer, bias) < _EXACT
         if layer.bias is not None and operation.bias is not None:
-            node.update_arg(operation.bias, self._insert(node, Constant(bias.float())) if is_exact else None)
+            node.update_arg(operation.bias, self._insert(node, BiasCodes(bias.float())) if is_exact else None)
         assert operation.channels is not None
         spread = [-1] + [1] * (value.dim() - 1 - operation.channels % value.dim())
         multiplier = scale if output is None else scale / output.quantizer.step_size

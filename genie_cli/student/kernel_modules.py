@@ -10,27 +10,10 @@ from collections.abc import Callable
 from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from genie_cli.student.modules import ActivationQuantizer, IntegerWeight, cast_values
+from genie_cli.student.modules import ActivationQuantizer, InFloat32, IntegerWeight
 from genie_cli.student.quantized_layers import QuantizedLayer
-
-
-class InFloat32(nn.Module):
-    """A module whose floats stay in float32 where it is cast.
-
-    Attributes:
-        dtype: that the module was last cast to.
-    """
-
-    def __init__(self) -> None:
-        """Start in float32."""
-        super().__init__()
-        self.dtype = torch.float32
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self.dtype = cast_values(self, fn, recurse, self.dtype)
-        return self
 
 
 class Quantize(InFloat32):
@@ -64,18 +47,18 @@ class Dequantize(InFloat32):
         return (codes * self.step_size).to(self.dtype)
 
 
-class Constant(InFloat32):
-    """A tensor."""
+class BiasCodes(InFloat32):
+    """The codes of a bias, in float32."""
 
     value: Tensor
 
     def __init__(self, value: Tensor) -> None:
-        """Keep `value`."""
+        """Keep `value` ``[O]``."""
         super().__init__()
         self.register_buffer("value", value)
 
     def forward(self) -> Tensor:
-        """The tensor."""
+        """The codes ``[O]``."""
         return self.value
 
 

@@ -12,7 +12,31 @@ from genie_cli.student.formats import NumberFormat
 from genie_cli.student.grid import dequantize_weight, fake_quantize, quantize_weight
 
 
-class IntegerWeight(nn.Module):
+class InFloat32(nn.Module):
+    """A module whose floats stay in float32 where it is cast.
+
+    Attributes:
+        dtype: that the module was last cast to, which its values have.
+    """
+
+    def __init__(self) -> None:
+        """Start in float32."""
+        super().__init__()
+        self.dtype = torch.float32
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = {name: buffer for name, buffer in self.named_buffers(recurse=False) if buffer.is_floating_point()}
+        device = next((buffer.device for buffer in before.values()), None)
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            after = self.get_buffer(name)
+            if after.dtype != buffer.dtype:
+                setattr(self, name, buffer.to(after.device))
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=device)).dtype
+        return self
+
+
+class IntegerWeight(InFloat32):
     """A weight stored as integer codes, dequantized when it is read.
 
     The values are computed in float32. They have the dtype that the module was last cast to, as by ``half()``; the
@@ -34,7 +58,6 @@ class IntegerWeight(nn.Module):
         super().__init__()
         assert format.bits <= 8, f"codes of {format} do not fit into 8 bits"
         self.format = format
-        self.dtype = torch.float32
         self.keeps_value = False
         self._kept: Tensor | None = None
         self.register_buffer("codes", codes.to(torch.int8 if format.signed else torch.uint8))
@@ -63,8 +86,7 @@ class IntegerWeight(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._kept = None
-        self.dtype = cast_values(self, fn, recurse, self.dtype)
-        return self
+        return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._kept = None
@@ -79,7 +101,7 @@ class IntegerWeight(nn.Module):
         return f"{tuple(self.codes.shape)}, {self.format}"
 
 
-class ActivationQuantizer(nn.Module):
+class ActivationQuantizer(InFloat32):
     """Rounds a tensor to its grid: ``step_size * clip(round(x / step_size))``.
 
     It is computed in float32 and has the dtype of its input; the step size stays in float32 where the module is cast.
@@ -100,36 +122,9 @@ class ActivationQuantizer(nn.Module):
         """Quantize and dequantize `x`, any shape."""
         return fake_quantize(x, self.step_size, self.format)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        cast_values(self, fn, recurse, torch.float32)
-        return self
-
     def extra_repr(self) -> str:
         """The format."""
         return str(self.format)
-
-
-def cast_values(module: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool, dtype: torch.dtype) -> torch.dtype:
-    """Apply `fn` to a module of buffers, of which those in floats stay in float32.
-
-    Args:
-        module: it.
-        fn: moves or casts a tensor, as `torch.nn.Module._apply` calls it.
-        recurse: as there.
-        dtype: that the module's values have now.
-
-    Returns:
-        The dtype that `fn` casts such values to.
-    """
-    before = {name: buffer for name, buffer in module.named_buffers(recurse=False) if buffer.is_floating_point()}
-    nn.Module._apply(module, fn, recurse)
-    device = None
-    for name, buffer in before.items():
-        after = module.get_buffer(name)
-        device = buffer.device
-        if after.dtype != buffer.dtype:
-            setattr(module, name, buffer.to(after.device))
-    return fn(torch.empty(0, dtype=dtype, device=device)).dtype
 
 
 class FloatWeight(nn.Module):

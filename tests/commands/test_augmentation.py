@@ -31,3 +31,10 @@ def test_an_unknown_kind_is_refused(kind: str, genie: Genie, tmp_path: Path) -> 
     result = genie("quantize", "--model", "digits_resnet", "--augmentation", kind, "--out", tmp_path / "q", code=2)
     assert "augmentation" in result.stderr
     assert "cutmix" in result.stderr
+
+
+def test_a_recipe_that_learns_on_no_images_says_so(genie: Genie, tmp_path: Path) -> None:
+    recipe = ("quantize", "--model", "digits_resnet", "--images", "digits", "--num-images", 8, "--preset", "minmax")
+    result = genie(*recipe, "--augmentation", "flips", "--out", tmp_path / "q")
+    assert "--augmentation changes nothing" in result.stderr
+    assert "--augmentation" not in genie(*recipe, "--out", tmp_path / "r").stderr
