@@ -19,14 +19,14 @@ def quantize(
     used: Used, settings: opt.QuantizeSettings = None, scheme: opt.Scheme = None, params: opt.ParamsFile = None
 ) -> None:
     """Quantize a network's weights and activations on synthesized images (GENIE-M)."""
-    from genie_cli.commands.bits_override import parse_overrides
+    from genie_cli.commands.bits_override import override_keys
     from genie_cli.config import QuantizeConfig, stage_config
     from genie_cli.quantization.presets import find_preset
 
     file = opt.read(params)
     model_config = opt.model_config(file, used["model"])
-    overrides = parse_overrides(used["quantize"].get("bits_override"))
-    flags = opt.given({**used["quantize"], "bits_override": overrides}, settings)
+    overrides = override_keys(used["quantize"].pop("bits_override", None))
+    flags = opt.given({**used["quantize"], **overrides}, settings)
     section = {**file.section("quantize"), **(file.scheme(scheme) if scheme is not None else {})}
     config = stage_config(QuantizeConfig, section, flags, find_preset, "quantize")
     _run(model_config, config)
@@ -93,6 +93,8 @@ def _recipe(config: QuantizeConfig, network: QuantizedNetwork) -> str:
     if config.weight_grid != "asymmetric":
         recipe += f", {config.weight_grid} weights"
     recipe += "".join(f", {pattern}={w},{a or 'none'}" for pattern, (w, a) in (config.bits_override or {}).items())
+    if config.bits_table is not None:
+        recipe += ", bits of a table"
     if config.reconstruct:
         by_layer = config.unit == "layer"
         recipe += f", {config.num_steps} steps per {'layer' if by_layer else 'unit'}"

@@ -10,10 +10,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from genie_cli.config.base import LongStage
+from genie_cli.config.bit_table import MAX_ACTIVATION_BITS as MAX_ACTIVATION_BITS
+from genie_cli.config.bit_table import MAX_BITS as MAX_BITS
+from genie_cli.config.bit_table import MIN_BITS as MIN_BITS
+from genie_cli.config.bit_table import ActivationBits, BitTable, as_bit_table, gives_table
 from genie_cli.config.marks import NOT_DETERMINING, Flag
 from genie_cli.sizes import parse_size
 
-MIN_BITS, MAX_BITS, MAX_ACTIVATION_BITS = 2, 8, 16
 _ROUNDING_LR, _ACTIVATION_STEP_LR, _PAPER_STEPS = 1e-3, 4e-5, 20000
 """The paper's rates of the softbits and the activation step sizes, and the steps that they are for."""
 _LARGEST_ROUNDING_LR = 0.1
@@ -23,18 +26,6 @@ _LARGEST_WEIGHT_LR = 0.01
 
 MemorySize = Annotated[int, BeforeValidator(parse_size), Field(ge=1)]
 """Bytes, also written as ``2GiB`` or ``500 MB``."""
-
-
-def _read_bits(value: Any) -> Any:
-    """The bits of activations as they were written: a number, or ``none``."""
-    text = value.strip().lower() if isinstance(value, str) else ""
-    return None if text == "none" else int(text) if text.isascii() and text.isdigit() else value
-
-
-ActivationBits = Annotated[
-    Annotated[int, Field(ge=MIN_BITS, le=MAX_ACTIVATION_BITS)] | None, BeforeValidator(_read_bits)
-]
-"""Bits of activations; None, also written as ``none``: they stay in float."""
 WeightGrid = Literal["asymmetric", "symmetric"]
 """The relation of a weight's codes to zero: a zero point per channel, or signed codes of which 0 is zero."""
 
@@ -59,12 +50,17 @@ class QuantizeConfig(LongStage):
     protocol: Annotated[str, Flag("Recipe")] = "genie"
     """Who gets which bits: genie, qdrop, ait, hardware, integer. `genie inspect MODEL --protocol NAME` prints it."""
     bits_override: Annotated[
-        dict[str, tuple[int, ActivationBits]] | None, Flag("Recipe", metavar="PATTERN=W,A", repeated=True)
+        dict[str, tuple[int, ActivationBits]] | None, Flag("Recipe", metavar="PATTERN=W,A|FILE", repeated=True)
     ] = None
-    """Bits of weight and input of the layers that match, such as 'layer1.*=8,8'; may be repeated.
+    """Bits of weight and input of the layers that match, such as 'layer1.*=8,8' (may be repeated), or a bits.yaml.
 
     They rank above the protocol. A params file holds shell-style patterns over layer names, quoted where they begin
-    with a star: `{layer1.*: [8, 8]}`. An input of none bits stays in float. Later patterns win."""
+    with a star: `{layer1.*: [8, 8]}`. An input of none bits stays in float. Later patterns win. A file's path, or a
+    table with weights and activations, is taken for `bits_table`."""
+    bits_table: Annotated[BitTable | None, BeforeValidator(as_bit_table), NOT_DETERMINING] = None
+    """Bits of weights by layer and of activations by site, or a file of them; they rank above all others.
+
+    Artifacts have the bits of each layer and site in their metadata, and do not repeat the table."""
     preset: Annotated[str, Flag("Recipe")] = "genie-m"
     """Named recipe: genie-m, minmax, mse, dfq, adaround, adaquant, brecq, qdrop, lsq, ait."""
     num_steps: Annotated[int, Flag("Recipe")] = Field(20000, ge=1)
@@ -153,6 +149,15 @@ class QuantizeConfig(LongStage):
             return self.activation_step_lr
         return _ACTIVATION_STEP_LR * math.sqrt(max(1.0, _PAPER_STEPS / self.num_steps))
 
+    @model_validator(mode="before")
+    @classmethod
+    def _table_of_overrides(cls, values: Any) -> Any:
+        """Take a file or a table that is given as `bits_override` for `bits_table`."""
+        given = values.get("bits_override") if isinstance(values, Mapping) else None
+        if gives_table(given):
+            return {**values, "bits_override": None, "bits_table": given}
+        return values
+
     @model_validator(mode="after")
     def _fits_together(self) -> QuantizeConfig:
         if self.loss == "kl" and self.unit != "network":
@@ -160,7 +165,9 @@ class QuantizeConfig(LongStage):
         if self.reconstruct and self.rounding == "nearest":
             if self.activation_step_lr == 0:
                 raise ValueError("rounding = 'nearest' with activation_step_lr = 0 leaves nothing to learn")
-            if self.activation_bits is None and all(bits is None for _, bits in (self.bits_override or {}).values()):
+            table = self.bits_table.activations if self.bits_table is not None else {}
+            asked = [*(bits for _, bits in (self.bits_override or {}).values()), *table.values()]
+            if self.activation_bits is None and all(bits is None for bits in asked):
                 raise ValueError("rounding = 'nearest' with activation_bits = none leaves nothing to learn")
         return self
 

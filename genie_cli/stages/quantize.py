@@ -116,8 +116,14 @@ def _on_images(
         "teacher": teacher.sha256,
         "input": teacher.input.model_dump(mode="json"),
         "images": images.sha256,
+        **_own_bits(config),
     }
     yield from _learned(run, plan, inputs, determinants, teacher, images)
+
+
+def _own_bits(config: QuantizeConfig) -> dict[str, Any]:
+    """The table of bits, where there is one: artifacts have it in the entries of their layers and sites."""
+    return {} if config.bits_table is None else {"bits_table": config.bits_table.model_dump(mode="json")}
 
 
 def _learned(
