@@ -199,6 +199,15 @@ def save_quantized(folder: Path, artifact: QuantizedArtifact) -> None:
         InputError: the folder cannot be written.
         ValueError: parts of the artifact do not fit each other, or a parameter is not finite.
     """
+    atomic_write_folder(folder, folder_files(artifact))
+
+
+def folder_files(artifact: QuantizedArtifact) -> dict[str, bytes]:
+    """The files of a quantized folder: name -> content.
+
+    Raises:
+        ValueError: parts of the artifact do not fit each other, or a parameter is not finite.
+    """
     metadata = artifact.metadata.model_copy(update={"kind": "quantized_weights"})
     listed = {
         "weights": {k: w.entry for k, w in artifact.weights.items()},
@@ -221,12 +230,11 @@ def save_quantized(folder: Path, artifact: QuantizedArtifact) -> None:
         _join(site, "step_size"): torch.tensor([step.step_size], dtype=torch.float32)
         for site, step in artifact.activations.items()
     }
-    files = {
+    return {
         WEIGHTS_FILE: serialize(tensors, metadata),
         STEP_SIZES_FILE: serialize(step_sizes, metadata.model_copy(update={"kind": "step_sizes"})),
         METRICS_FILE: encode_metrics(artifact.metrics),
     }
-    atomic_write_folder(folder, files)
 
 
 def load_quantized(folder: Path) -> QuantizedArtifact:

@@ -160,7 +160,7 @@ def assign_bits(
     """
     layers = weight_layers(folded)
     own = layer_bits([layer.name for layer in layers], overrides)
-    images = _images(folded, {layer.node for layer in layers})
+    images = image_tensors(folded, {layer.node for layer in layers})
     edges = _edges(layers, images)
     exempt_weights = {*edges.first, *edges.last} if protocol.edge_weights_8bit else set()
     exempt_inputs = edges.second if protocol.second_input_8bit else set()
@@ -281,7 +281,7 @@ def _behind(node: fx.Node) -> set[fx.Node]:
     return found
 
 
-def _images(folded: fx.GraphModule, layers: set[fx.Node]) -> set[fx.Node]:
+def image_tensors(folded: fx.GraphModule, layers: set[fx.Node]) -> set[fx.Node]:
     """The network's input, and what is computed from it before the first weight layer."""
     images: set[fx.Node] = set()
     for node in folded.graph.nodes:
