@@ -24,6 +24,7 @@ from genie_cli.commands import (
     presets,
     quantize,
     report,
+    sensitivity,
     synthesize,
     verify,
 )
@@ -107,6 +108,7 @@ app = typer.Typer(
     "otherwise, 130 interrupted.",
 )
 app.command("synthesize")(synthesize.synthesize)
+app.command("sensitivity")(sensitivity.sensitivity)
 app.command("quantize")(quantize.quantize)
 app.command("evaluate")(evaluate.evaluate)
 app.command("export")(export.export)

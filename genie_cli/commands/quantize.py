@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from genie_cli.commands import options as opt
@@ -43,9 +44,11 @@ def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
     with running(config) as run:
         with run.checks():
             if run.workers.is_first:
-                outputs = {"--out": config.out, "--performance": config.performance}
+                table = bits_path(config.out) if config.has_target else None
+                outputs = {"--out": config.out, "--performance": config.performance, "the bits of --out": table}
                 images = code_file(config.images) if names_source(config.images) else config.images
-                opt.check_files(outputs, {"--weights": model_config.weights, "--images": images}, ["--out"])
+                read = {"--weights": model_config.weights, "--images": images, "--sensitivity": config.sensitivity}
+                opt.check_files(outputs, read, ["--out"])
         with quantized(
             run,
             config,
@@ -56,12 +59,23 @@ def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
                 _finish(run, config, result)
 
 
+def bits_path(out: Path) -> Path:
+    """The table of bits that a search writes beside a quantized folder."""
+    return out.with_name(f"{out.name}.bits.yaml")
+
+
 def _finish(run: CommandRun, config: QuantizeConfig, result: Quantized) -> None:
     from genie_cli.artifacts.quantized import save_quantized
     from genie_cli.commands.display import duration, file_size, summary
 
     network, teacher = result.network, result.teacher
     save_quantized(config.out, result.artifact(run))
+    if result.search is not None:
+        from genie_cli.quantization.bits.search import table_of
+        from genie_cli.runtime.atomic import atomic_write_text
+
+        table = table_of(network.plan.bits).text(f"bits found by genie quantize for {teacher.name}")
+        atomic_write_text(bits_path(config.out), table)
     size = sum(file.stat().st_size for file in config.out.iterdir())
     taken = sum(unit.num_steps for unit in network.units)
     run.write_performance(config.performance, {"steps": taken, "activations": network.memory})
@@ -69,6 +83,8 @@ def _finish(run: CommandRun, config: QuantizeConfig, result: Quantized) -> None:
     if result.images is not None:
         rows["images"] = f"{config.num_images or len(result.images)} of {config.images}"
     rows["recipe"] = _recipe(config, network)
+    if result.search is not None:
+        rows["bits"] = f"{result.search.described()}; {bits_path(config.out)}"
     if network.units:
         rows["units"] = str(len(network.units))
     rows["quantized"] = network.plan.coverage.described()
@@ -84,7 +100,8 @@ def _finish(run: CommandRun, config: QuantizeConfig, result: Quantized) -> None:
     rows["memory"] = f"{run.peak_memory()} at most{f'; activations {stored}' if stored else ''}"
     rows["written"] = f"{config.out} ({file_size(size)})"
     own = "" if config.activation_bits is None else f"a{config.activation_bits}"
-    summary(f"Quantized w{config.weight_bits}{own or ', activations in float'}", rows)
+    weights = f"w{config.weight_bits}" if result.search is None else "within the budget, w2-8"
+    summary(f"Quantized {weights}{own or ', activations in float'}", rows)
 
 
 def _recipe(config: QuantizeConfig, network: QuantizedNetwork) -> str:

@@ -15,7 +15,7 @@ from genie_cli.config.bit_table import MAX_BITS as MAX_BITS
 from genie_cli.config.bit_table import MIN_BITS as MIN_BITS
 from genie_cli.config.bit_table import ActivationBits, BitTable, as_bit_table, gives_table
 from genie_cli.config.marks import NOT_DETERMINING, Flag
-from genie_cli.sizes import parse_size
+from genie_cli.sizes import parse_count, parse_size
 
 _ROUNDING_LR, _ACTIVATION_STEP_LR, _PAPER_STEPS = 1e-3, 4e-5, 20000
 """The paper's rates of the softbits and the activation step sizes, and the steps that they are for."""
@@ -26,6 +26,18 @@ _LARGEST_WEIGHT_LR = 0.01
 
 MemorySize = Annotated[int, BeforeValidator(parse_size), Field(ge=1)]
 """Bytes, also written as ``2GiB`` or ``500 MB``."""
+Count = Annotated[int, BeforeValidator(parse_count), Field(ge=1)]
+"""A number, also written as ``2.1G``."""
+
+
+def _read_widths(value: Any) -> Any:
+    """Widths as they were written: ``2,4,8``, or a list."""
+    return tuple(value.split(",")) if isinstance(value, str) else (value,) if isinstance(value, int) else value
+
+
+Widths = Annotated[
+    tuple[Annotated[int, Field(ge=MIN_BITS, le=MAX_BITS)], ...], BeforeValidator(_read_widths), Field(min_length=1)
+]
 WeightGrid = Literal["asymmetric", "symmetric"]
 """The relation of a weight's codes to zero: a zero point per channel, or signed codes of which 0 is zero."""
 
@@ -61,6 +73,22 @@ class QuantizeConfig(LongStage):
     """Bits of weights by layer and of activations by site, or a file of them; they rank above all others.
 
     Artifacts have the bits of each layer and site in their metadata, and do not repeat the table."""
+    target_size: Annotated[MemorySize | None, Flag("Recipe", metavar="SIZE")] = None
+    """Most bytes of the folder on the disk, e.g. 600kB: the bits of each layer are searched.
+
+    Activations keep theirs, which take no bytes. Layers that the protocol or an override exempts keep their bits."""
+    target_ratio: Annotated[float | None, Flag("Recipe", metavar="SHARE")] = Field(None, gt=0, le=1)
+    """The same as a share of the network in float32, e.g. 0.12."""
+    target_bitops: Annotated[Count | None, Flag("Recipe", metavar="COUNT")] = None
+    """Most bit operations per image, e.g. 2.1G: the bits of layers and activations are searched."""
+    widths: Annotated[Widths | None, Flag("Recipe", "--bits", default="all of 2 to 8", metavar="B,B...")] = None
+    """Bits that the search chooses from, such as 2,4,8 for runtimes that know only these."""
+    repair: Annotated[bool, Flag("Recipe")] = True
+    """After a search and its learning, change bits by one where learning came out otherwise, and learn again.
+
+    The budget is kept. Of the two networks the one whose outputs are nearer to the teacher's is written."""
+    sensitivity: Annotated[Path | None, Flag("Recipe", default="estimated"), NOT_DETERMINING] = None
+    """Costs that the search goes by, a file of `genie sensitivity`."""
     preset: Annotated[str, Flag("Recipe")] = "genie-m"
     """Named recipe: genie-m, minmax, mse, dfq, adaround, adaquant, brecq, qdrop, lsq, ait."""
     num_steps: Annotated[int, Flag("Recipe")] = Field(20000, ge=1)
@@ -149,6 +177,16 @@ class QuantizeConfig(LongStage):
             return self.activation_step_lr
         return _ACTIVATION_STEP_LR * math.sqrt(max(1.0, _PAPER_STEPS / self.num_steps))
 
+    @property
+    def has_target(self) -> bool:
+        """True if bits are to be searched within a budget."""
+        return not (self.target_size is None and self.target_ratio is None and self.target_bitops is None)
+
+    @property
+    def own_widths(self) -> tuple[int, ...]:
+        """`widths` in their order, or all."""
+        return tuple(sorted(set(self.widths or range(MIN_BITS, MAX_BITS + 1))))
+
     @model_validator(mode="before")
     @classmethod
     def _table_of_overrides(cls, values: Any) -> Any:
@@ -169,6 +207,23 @@ class QuantizeConfig(LongStage):
             asked = [*(bits for _, bits in (self.bits_override or {}).values()), *table.values()]
             if self.activation_bits is None and all(bits is None for bits in asked):
                 raise ValueError("rounding = 'nearest' with activation_bits = none leaves nothing to learn")
+        return self
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> QuantizeConfig:
+        """Refuse budgets that contradict each other, and parts of a search without one."""
+        if self.target_size is not None and self.target_ratio is not None:
+            raise ValueError("target_size and target_ratio both say how large the network may be: give one")
+        if not self.has_target:
+            for name in ("widths", "sensitivity"):
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f"{name} belongs to a search for bits: give target_size, target_ratio or target_bitops too"
+                    )
+        elif self.bits_table is not None:
+            raise ValueError("a table of bits leaves nothing to search: leave out the target, or the table")
+        elif self.data_free:
+            raise ValueError("a search for bits needs images, and this preset uses none: give another preset")
         return self
 
     @field_validator("bits_override", mode="before")

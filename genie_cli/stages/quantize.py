@@ -27,6 +27,7 @@ from genie_cli.quantization.result import QuantizedNetwork
 from genie_cli.quantization.unsupported import unsupported_quantization
 from genie_cli.runtime.determinism import derive_seed
 from genie_cli.runtime.work import NO_WORK
+from genie_cli.stages.bits import Search, repaired, searched
 from genie_cli.stages.run import Run
 from genie_cli.student.overrides import layer_bits
 from genie_cli.student.protocol import find_protocol
@@ -40,11 +41,13 @@ class Quantized:
         teacher: the network that was quantized.
         images: those that it was quantized on; None: on none.
         network: the quantized one.
+        search: how its bits were found; None: the recipe said them.
     """
 
     teacher: Teacher
     images: ImageSet | None
     network: QuantizedNetwork
+    search: Search | None = None
 
     def artifact(self, run: Run) -> QuantizedArtifact:
         """Integers, step sizes and all other tensors, with where they come from."""
@@ -110,15 +113,20 @@ def _on_images(
         plan = make_plan(teacher, config, run.device)
     _tell_of_plan(run, plan)
     _tell_of_images(run, config, images, teacher)
+    search = None
+    if config.has_target:
+        search = searched(run, plan, given, images)
+        plan = search.plan
     determinants: dict[str, Any] = {
         "command": "quantize",
         "config": config.determining(),
         "teacher": teacher.sha256,
         "input": teacher.input.model_dump(mode="json"),
         "images": images.sha256,
-        **_own_bits(config),
+        **_own_bits(plan.config),
     }
-    yield from _learned(run, plan, inputs, determinants, teacher, images)
+    for network in _learned(run, plan, inputs, determinants, search):
+        yield Quantized(teacher, images, network, search)
 
 
 def _own_bits(config: QuantizeConfig) -> dict[str, Any]:
@@ -131,9 +139,8 @@ def _learned(
     plan: QuantizationPlan,
     inputs: ImageRows,
     determinants: dict[str, Any],
-    teacher: Teacher,
-    images: ImageSet,
-) -> Iterator[Quantized]:
+    search: Search | None,
+) -> Iterator[QuantizedNetwork]:
     config = plan.config
     run.decide_arithmetic(
         config,
@@ -142,11 +149,14 @@ def _learned(
         lambda dtype: run.is_unfinished(config, config.out, determinants, dtype),
     )
     need = quantization_need(plan, len(inputs), run.dtype, run.workers.size)
-    parts = (sum(plan.stages), "layers" if config.unit == "layer" else "units")
+    has_repair = search is not None and config.repair and config.reconstruct
+    parts = (sum(plan.stages) * (2 if has_repair else 1), "layers" if config.unit == "layer" else "units")
     with run.keeping(config, config.out, determinants, need, parts) as work:
         with run.working(work, _shorter(config)) as context:
             network = quantize_network(plan, inputs, context)
-        yield Quantized(teacher, images, network)
+            if search is not None and has_repair:
+                network = repaired(network, search, inputs, context)
+        yield network
 
 
 def _check_shares(run: Run, config: QuantizeConfig, num_own: int, num_found: int) -> None:
