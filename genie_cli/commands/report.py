@@ -11,7 +11,7 @@ _TITLES = {
     "weight_bits": "W bits", "activation_bits": "A bits", "top1": "top-1 %", "teacher_top1": "teacher %",
     "agreement": "agreement %", "miou": "mIoU %", "teacher_miou": "teacher %", "pixel_accuracy": "pixels %",
     "map": "mAP %", "teacher_map": "teacher %", "map50": "mAP@50 %", "map75": "mAP@75 %", "sqnr_db": "SQNR dB",
-    "relative_error": "rel. error",
+    "relative_error": "rel. error", "num_bytes": "bytes",
 }  # fmt: skip
 """Short names, so that the table fits a terminal of 80 columns."""
 _TEXTS = ("scheme", "model", "metric", "preset")
@@ -35,6 +35,9 @@ def report(
             "--by-bits", help="A column for each bit width: rows are called without the part w4a4 of their names."
         ),
     ] = False,
+    with_size: Annotated[
+        bool, typer.Option("--with-size", help="A column with the bytes of each quantized folder, for plots.")
+    ] = False,
     out: Annotated[Path, typer.Option("--out", help="Folder to write table.md, table.json and table.csv into.")] = Path(
         "report"
     ),
@@ -44,7 +47,7 @@ def report(
     from genie_cli.evaluation import aggregation, comparison
     from genie_cli.runtime.atomic import atomic_write_text
 
-    rows = comparison.read_rows(metrics)
+    rows = comparison.read_rows(metrics, with_size)
     if over_seeds:
         rows = aggregation.over_seeds(rows)
     columns = comparison.columns_of(rows)
@@ -68,13 +71,14 @@ _Shown = tuple[str, list[dict[str, Any]], list[str]]
 
 def _by_scheme(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> tuple[_Files, _Shown]:
     from genie_cli.evaluation.comparison import as_csv, as_json, as_markdown, shown_figure
-    from genie_cli.evaluation.keys import figures_of
+    from genie_cli.evaluation.keys import NUM_BYTES, figures_of
     from genie_cli.evaluation.pivot import mean_and_spread
 
     files = {"table.md": as_markdown(rows, columns), "table.json": as_json(rows), "table.csv": as_csv(rows, columns)}
     figures = _shown_figures(rows)
     runs = ["runs"] if "runs" in columns else []
-    shown = [*_texts(rows, *([] if runs else ["preset"])), "weight_bits", "activation_bits", *runs, *figures]
+    sizes = [NUM_BYTES] if NUM_BYTES in columns else []
+    shown = [*_texts(rows, *([] if runs else ["preset"])), "weight_bits", "activation_bits", *sizes, *runs, *figures]
     cells = []
     for row in rows:
         texts = {key: shown_figure(row, row[key]) for key in figures if isinstance(row.get(key), int | float)}

@@ -26,6 +26,16 @@ _LARGEST_WEIGHT_LR = 0.01
 
 MemorySize = Annotated[int, BeforeValidator(parse_size), Field(ge=1)]
 """Bytes, also written as ``2GiB`` or ``500 MB``."""
+
+
+def _read_target(value: Any) -> Any:
+    """A size, or the word that stands for that of the uniform network."""
+    return UNIFORM if isinstance(value, str) and value.strip().lower() == UNIFORM else parse_size(value)
+
+
+UNIFORM = "uniform"
+TargetSize = Annotated[Annotated[int, Field(ge=1)] | Literal["uniform"], BeforeValidator(_read_target)]
+"""Bytes, also written as ``600kB``; or ``uniform``."""
 Count = Annotated[int, BeforeValidator(parse_count), Field(ge=1)]
 """A number, also written as ``2.1G``."""
 
@@ -73,10 +83,11 @@ class QuantizeConfig(LongStage):
     """Bits of weights by layer and of activations by site, or a file of them; they rank above all others.
 
     Artifacts have the bits of each layer and site in their metadata, and do not repeat the table."""
-    target_size: Annotated[MemorySize | None, Flag("Recipe", metavar="SIZE")] = None
+    target_size: Annotated[TargetSize | None, Flag("Recipe", metavar="SIZE")] = None
     """Most bytes of the folder on the disk, e.g. 600kB: the bits of each layer are searched.
 
-    Activations keep theirs, which take no bytes. Layers that the protocol or an override exempts keep their bits."""
+    `uniform` is the size that the network has with `weight_bits` everywhere. Activations keep their bits, which take no
+    bytes, and so do the layers that the protocol or an override exempts."""
     target_ratio: Annotated[float | None, Flag("Recipe", metavar="SHARE")] = Field(None, gt=0, le=1)
     """The same as a share of the network in float32, e.g. 0.12."""
     target_bitops: Annotated[Count | None, Flag("Recipe", metavar="COUNT")] = None

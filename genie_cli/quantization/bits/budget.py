@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from genie_cli.config import QuantizeConfig
+from genie_cli.config.quantize import UNIFORM
 from genie_cli.models.graph.tensors import named_tensors
 
 
@@ -26,12 +27,19 @@ class Budget:
     size_option: str = "--target-size"
 
 
-def budget_of(config: QuantizeConfig, folded: fx.GraphModule) -> Budget:
-    """The budget that a recipe gives; a ratio is of the folded network's tensors in float32."""
-    num_bytes, option = config.target_size, "--target-size"
+def budget_of(config: QuantizeConfig, folded: fx.GraphModule, uniform_bytes: int) -> Budget:
+    """The budget that a recipe gives.
+
+    Args:
+        config: the recipe.
+        folded: the folded network; a ratio is of its tensors in float32.
+        uniform_bytes: size of the network with the recipe's bits everywhere.
+    """
     if config.target_ratio is not None:
-        num_bytes, option = int(config.target_ratio * float_bytes(folded)), "--target-ratio"
-    return Budget(num_bytes, config.target_bitops, option)
+        return Budget(int(config.target_ratio * float_bytes(folded)), config.target_bitops, "--target-ratio")
+    num_bytes = uniform_bytes if config.target_size == UNIFORM else config.target_size
+    assert not isinstance(num_bytes, str)
+    return Budget(num_bytes, config.target_bitops)
 
 
 def float_bytes(folded: fx.GraphModule) -> int:

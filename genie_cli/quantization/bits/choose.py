@@ -80,14 +80,15 @@ def make_problem(plan: QuantizationPlan, images: ImageSet | None, kernels: str) 
         symmetric_weights=low.symmetric_weights & high.symmetric_weights,
     )
     arithmetic = Arithmetic(dtype=LONGEST_ARITHMETIC, kernels=kernels, deterministic=False)
+    size = folder_size(replace(plan, bits=largest), images, arithmetic)
     blank = dict.fromkeys(config.own_widths, 0.0)
     return Problem(
         plan.bits,
         {name: dict(blank) for name in plan.bits.weights if name in layers},
         {site.name: dict(blank) for site in plan.bits.activations if site.name in sites},
-        folder_size(replace(plan, bits=largest), images, arithmetic),
+        size,
         layer_operations(graph, plan.bits),
-        budget_of(config, graph),
+        budget_of(config, graph, size.num_bytes(plan.bits.weights)),
     )
 
 

@@ -87,7 +87,7 @@ def test_a_tensor_that_two_layers_read_has_one_entry() -> None:
     [
         (
             Budget(10, None),
-            r"--target-size: 10 bytes is below the smallest network that there is, 257 bytes with 2 bits",
+            r"--target-size: 10 bytes is below the smallest network that there is, 256 bytes with 2 bits",
         ),
         (Budget(10, None, "--target-ratio"), "--target-ratio: 10 bytes is below"),
         (Budget(None, 5), r"--target-bitops: 5 bit operations is below the smallest network .* 8400 bit operations"),
@@ -99,7 +99,7 @@ def test_budgets_below_the_smallest_network(budget: Budget, told: str) -> None:
 
 
 def test_the_smallest_that_is_said_is_found() -> None:
-    assert set(solve(problem([0.5] * 15, Budget(257, None), False)).weights.values()) == {2, 8}
+    assert set(solve(problem([0.5] * 15, Budget(256, None), False)).weights.values()) == {2, 8}
 
 
 def test_budgets_above_the_largest_are_told_and_give_the_largest() -> None:
