@@ -124,7 +124,7 @@ def check_budget(problem: Problem) -> str | None:
             raise UsageError(
                 f"{option}: {shown(wanted)} is below the smallest network that there is, {shown(measure(least))} with "
                 f"{_widths(least, problem)} wherever protocol and overrides leave the choice: raise it"
-                f"{'' if min(_free(least, problem)) == 2 else ', or allow fewer --bits'}."
+                f"{'' if min(_free(least, problem)) == 2 else ', or allow fewer bits with --bits'}."
             )
         if wanted >= measure(most):
             notes.append(

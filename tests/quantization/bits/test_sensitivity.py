@@ -38,7 +38,7 @@ def digits() -> Teacher:
 
 @functools.cache
 def of_digits() -> tuple[QuantizationPlan, Candidates, Tensor]:
-    images = normalize_pixels(split(train=True)[0][:48], INPUT_SPEC)
+    images = normalize_pixels(split(train=True)[0][:24], INPUT_SPEC)
     plan = plan_of(digits(), QuantizeConfig(protocol="ait"))
     return plan, make_candidates(plan, images, run_context()), images
 
