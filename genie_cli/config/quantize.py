@@ -98,7 +98,7 @@ class QuantizeConfig(LongStage):
     """After a search and its learning, change bits by one where learning came out otherwise, and learn again.
 
     The budget is kept. Of the two networks the one whose outputs are nearer to the teacher's is written."""
-    sensitivity: Annotated[Path | None, Flag("Recipe", default="estimated"), NOT_DETERMINING] = None
+    sensitivity: Annotated[Path | None, Flag("Recipe", default="the estimate"), NOT_DETERMINING] = None
     """Costs that the search goes by, a file of `genie sensitivity`."""
     preset: Annotated[str, Flag("Recipe")] = "genie-m"
     """Named recipe: genie-m, minmax, mse, dfq, adaround, adaquant, brecq, qdrop, lsq, ait."""

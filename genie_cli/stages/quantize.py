@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from genie_cli.artifacts.images import ImageSet
@@ -150,6 +150,8 @@ def _learned(
     )
     need = quantization_need(plan, len(inputs), run.dtype, run.workers.size)
     has_repair = search is not None and config.repair and config.reconstruct
+    if has_repair:  # the units of both rounds are kept
+        need = replace(need, beside_output=2 * need.beside_output)
     parts = (sum(plan.stages) * (2 if has_repair else 1), "layers" if config.unit == "layer" else "units")
     with run.keeping(config, config.out, determinants, need, parts) as work:
         with run.working(work, _shorter(config)) as context:
