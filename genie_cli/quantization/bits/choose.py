@@ -106,7 +106,7 @@ def choose(problem: Problem, weights: Costs, activations: Costs) -> Choice:
     """
     found = [
         {
-            name: {width: costs[name][width] for width in free[name]}
+            name: _falling({width: costs[name][width] for width in free[name]})
             for name, costs in ((name, costs_of(given, free, what)) for name in free)
         }
         for given, free, what in (
@@ -116,6 +116,15 @@ def choose(problem: Problem, weights: Costs, activations: Costs) -> Choice:
     ]
     problem = replace(problem, weights=found[0], activations=found[1])
     return Choice(problem, solve(problem))
+
+
+def _falling(costs: dict[int, float]) -> dict[int, float]:
+    """The same costs where none is below that of a larger width, as noise of an estimate may have it."""
+    fallen, largest = {}, 0.0
+    for width in sorted(costs, reverse=True):
+        largest = max(largest, costs[width])
+        fallen[width] = largest
+    return dict(sorted(fallen.items()))
 
 
 def chosen_plan(plan: QuantizationPlan, bits: BitPlan, device: torch.device) -> QuantizationPlan:

@@ -1,9 +1,11 @@
 """The repair round: bits give way where learning came out otherwise than the estimate.
 
-Sensitivities are of weights that are rounded to the nearest codes. Learning makes every unit's cost smaller, some by
-more than others. When a network is learned, each unit's cost is measured with the other units in float and set beside
-the sum of its tensors' costs. A unit whose ratio is more than `FAR_OFF` times the median of all units, or less than its
-inverse, has its costs corrected by that factor, and the bits are chosen again among the widths next to the chosen ones.
+Sensitivities are of weights that are rounded to the nearest codes. Learning makes most units' costs smaller, some by
+more than others. When a network is learned, each unit's cost is what it adds to the distance of the outputs where the
+units before it are quantized and those behind it are in float: a unit that makes up for errors before it is no worse
+for that. The cost is set beside the sum of its tensors' costs. A unit whose ratio is more than `FAR_OFF` times the
+median of all units, or less than its inverse, has its costs corrected by that factor, by no more than `MOST`, and the
+bits are chosen again among the widths next to the chosen ones.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ from genie_cli.student.protocol import BitPlan
 
 FAR_OFF = 1.5
 """Factor from the median ratio at which a unit counts as far off the estimate."""
+MOST = 4.0
+"""The largest factor by which costs are corrected, and the inverse of the smallest."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,9 @@ class UnitCost:
 
     Attributes:
         unit: its name.
-        learned: cost of the unit alone, as it was learned.
+        learned: distance that the unit adds, as it was learned; below 0 where it makes up for earlier ones.
         estimated: sum of the costs of its tensors.
-        factor: the ratio of both over the median ratio of all units.
+        factor: the ratio of both over the median ratio of all units, at most `MOST` and at least its inverse.
     """
 
     unit: str
@@ -123,7 +127,7 @@ def compared_units(
     measure: tuple[OutputDistance, ImageRows],
     context: RunContext,
 ) -> list[UnitCost]:
-    """Each unit as it was learned beside its estimate.
+    """Each unit as it was learned beside its estimate, front to back.
 
     Args:
         network: the learned network.
@@ -133,18 +137,21 @@ def compared_units(
     """
     plan = network.plan
     bits = {site.name: site.bits for site in plan.bits.activations}
-    pairs = []
+    pairs, layers_before, sites_before, before = [], list[str](), list[str](), 0.0
     for unit, sites in zip(plan.units, unit_sites(plan), strict=True):
-        learned = learned_distance(network, unit.layers, sites, measure, context)
+        layers_before += unit.layers
+        sites_before += sites
+        distance = learned_distance(network, layers_before, sites_before, measure, context)
         estimated = sum(costs[0][name][plan.bits.weights[name]] for name in unit.layers)
         estimated += sum(costs[1].get(name, {}).get(bits[name], 0.0) for name in sites)
-        pairs.append((unit.name, learned, estimated))
-    ratios = [learned / estimated for _, learned, estimated in pairs if estimated > 0]
-    middle = median(ratios) if ratios else 0.0
-    return [
-        UnitCost(name, learned, estimated, learned / estimated / middle if estimated > 0 and middle > 0 else 1.0)
-        for name, learned, estimated in pairs
-    ]
+        pairs.append((unit.name, distance - before, estimated))
+        before = distance
+    middle = median(learned / estimated for _, learned, estimated in pairs) if all(pair[2] > 0 for pair in pairs) else 0
+    return [UnitCost(*pair, _factor(*pair[1:], middle)) for pair in pairs]
+
+
+def _factor(learned: float, estimated: float, middle: float) -> float:
+    return min(MOST, max(1 / MOST, learned / estimated / middle)) if middle > 0 else 1.0
 
 
 def repaired_bits(choice: Choice, plan: QuantizationPlan, compared: Sequence[UnitCost]) -> BitPlan | None:

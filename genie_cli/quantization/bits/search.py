@@ -59,6 +59,12 @@ class Problem:
         sites = (replace(site, bits=activations.get(site.name, site.bits)) for site in self.bits.activations)
         return replace(self.bits, weights={**self.bits.weights, **weights}, activations=tuple(sites))
 
+    def fits(self, bits: BitPlan) -> bool:
+        """True if a network is within the budget."""
+        return (self.budget.num_bytes is None or self.size.num_bytes(bits.weights) <= self.budget.num_bytes) and (
+            self.budget.num_bitops is None or num_bitops(self.operations, bits) <= self.budget.num_bitops
+        )
+
     def cost(self, bits: BitPlan) -> float:
         """The sum of the costs of free layers and sites."""
         sites = {site.name: site.bits for site in bits.activations}
@@ -158,13 +164,15 @@ def solve(problem: Problem) -> BitPlan:
         UsageError: SciPy is not installed, or as `check_budget`.
     """
     check_budget(problem)
-    margin = 0
+    largest = problem.all_at(-1)
+    if problem.fits(largest):
+        return largest
+    margin = 0.0
     while True:
         chosen = _solved(problem, margin)
-        over = problem.size.num_bytes(chosen.weights) - (problem.budget.num_bytes or 0)
-        if problem.budget.num_bytes is None or over <= 0:
+        if problem.fits(chosen):
             return chosen
-        margin += over  # the solver keeps a constraint up to a relative tolerance
+        margin += 1e-6  # the solver keeps a constraint up to a relative tolerance
 
 
 @dataclass
@@ -209,7 +217,7 @@ class _Program:
         )
 
 
-def _solved(problem: Problem, margin: int) -> BitPlan:
+def _solved(problem: Problem, margin: float) -> BitPlan:
     program = _Program()
     total = sum(max(each.values()) for each in (*problem.weights.values(), *problem.activations.values()))
     factor = _SCALE / total if total > 0 else 1.0
@@ -219,7 +227,7 @@ def _solved(problem: Problem, margin: int) -> BitPlan:
     )
     if problem.budget.num_bytes is not None:
         kept = {name: bits for name, bits in problem.bits.weights.items() if name not in weights}
-        left = problem.budget.num_bytes - margin - problem.size.num_bytes(kept)
+        left = problem.budget.num_bytes * (1 - margin) - problem.size.num_bytes(kept)
         bytes_of = {
             variable: float(problem.size.layer_bytes(name, width))
             for name, variables in weights.items()
@@ -227,7 +235,7 @@ def _solved(problem: Problem, margin: int) -> BitPlan:
         }
         _add_budget(program, bytes_of, left)
     if problem.budget.num_bitops is not None:
-        _add_budget(program, *_bitops_row(program, problem, weights, activations))
+        _add_budget(program, *_bitops_row(program, problem, weights, activations, margin))
     found = program.solved()
     if found.x is None:
         raise UsageError(
@@ -251,11 +259,12 @@ def _bitops_row(
     problem: Problem,
     weights: Mapping[str, Mapping[int, int]],
     activations: Mapping[str, Mapping[int, int]],
+    margin: float,
 ) -> tuple[dict[int, float], float]:
     """Bit operations as a sum over variables, and how many the free ones may have."""
     assert problem.budget.num_bitops is not None
     sites = {site.name: site.bits for site in problem.bits.activations}
-    left, row = float(problem.budget.num_bitops), dict[int, float]()
+    left, row = problem.budget.num_bitops * (1 - margin), dict[int, float]()
     for name, each in problem.operations.items():
         count, site = each.multiplications, each.site
         widths, inputs = weights.get(name), activations.get(site) if site is not None else None

@@ -122,12 +122,12 @@ def test_costs_of_units_that_are_far_off_are_corrected_and_bits_move_by_one() ->
     plan = planned(target_size=48_000)
     choice = chosen(plan)
     plan = chosen_plan(plan, choice.bits, CPU)
-    far = [UnitCost(unit.name, 1.0, 1.0, 30.0 if unit.name == "layer3.0" else 1.0) for unit in plan.units]
+    far = [UnitCost(unit.name, 1.0, 1.0, 30.0 if unit.name == "layer2" else 1.0) for unit in plan.units]
     bits = repaired_bits(choice, plan, far)
     assert bits is not None
     moved = {name: number - choice.bits.weights[name] for name, number in bits.weights.items()}
     assert max(map(abs, moved.values())) == 1
-    (unit,) = (unit for unit in plan.units if unit.name == "layer3.0")
+    (unit,) = (unit for unit in plan.units if unit.name == "layer2")
     assert max(moved[name] for name in unit.layers) == 1 and min(moved[name] for name in unit.layers) >= 0
     assert choice.problem.size.num_bytes(bits.weights) <= 48_000
     near = [UnitCost(unit.name, 1.0, 1.0, 1.1) for unit in plan.units]
@@ -138,7 +138,16 @@ def test_units_before_the_first_change_are_the_same() -> None:
     plan, other = planned(), planned(bits_table=BitTable(weights={"layer2.0.conv2": 3}))
     sites = unit_sites(plan)
     names = [unit.name for unit in plan.units]
-    assert unchanged_parts(plan.units, sites, plan.bits, other.bits) == names.index("layer2.0")
+    assert unchanged_parts(plan.units, sites, plan.bits, other.bits) == names.index("layer2")
     assert unchanged_parts(plan.units, sites, plan.bits, plan.bits) == len(names)
     assert sorted(name for own in sites for name in own) == sorted(site.name for site in plan.bits.activations)
-    assert "layer2.0.conv1.input" in sites[names.index("layer2.0")]
+    assert "layer2.0.conv1.input" in sites[names.index("layer2")]
+
+
+def test_noise_of_an_estimate_makes_no_smaller_width_the_cheaper_one() -> None:
+    problem = problem_of(planned(target_size=60_000))
+    weights, sites = costs(problem)
+    noisy = {name: {**each, 7: 0.5 * each[8], 3: 2 * each[2]} for name, each in weights.items()}
+    found = choose(problem, noisy, sites).problem.weights
+    assert all(sorted(each.values(), reverse=True) == list(each.values()) for each in found.values())
+    assert all(each[7] == each[8] and each[2] == each[3] for each in found.values())

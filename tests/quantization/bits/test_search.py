@@ -34,7 +34,7 @@ SIZE = FolderSize(100, {"first": 27, "second": 400, "third": 155, "kept": 10})
 
 
 def problem(costs: list[float], budget: Budget, searches_sites: bool = True) -> Problem:
-    numbers = iter(costs)
+    numbers = iter([cost for start in range(0, 15, 3) for cost in sorted(costs[start : start + 3], reverse=True)])
     weights = {name: {width: next(numbers) for width in WIDTHS} for name in LAYERS[:3]}
     sites = {name: {width: next(numbers) for width in WIDTHS} for name in SITES} if searches_sites else {}
     return Problem(BITS, weights, sites, SIZE, OPERATIONS, budget)
