@@ -55,6 +55,22 @@ class Work:
         """
 
 
+class PartsInMemory(Work):
+    """Finished parts in memory, for a stage that needs them again and keeps nothing on the disk."""
+
+    def __init__(self) -> None:
+        """Hold nothing yet."""
+        self._parts: dict[str, Saved] = {}
+
+    def part(self, name: str) -> Saved | None:
+        """See `Work.part`."""
+        return self._parts.get(name)
+
+    def finish(self, name: str, saved: Saved) -> None:
+        """See `Work.finish`."""
+        self._parts[name] = saved
+
+
 class SecondRound(Work):
     """The work of a second round in the place of a first: parts that are the same are those of the first round.
 

@@ -29,7 +29,7 @@ from genie_cli.quantization.result import QuantizedNetwork
 from genie_cli.runtime.context import RunContext
 from genie_cli.runtime.device import kernel_kind
 from genie_cli.runtime.progress import Note
-from genie_cli.runtime.work import NO_WORK, SecondRound
+from genie_cli.runtime.work import NO_WORK, PartsInMemory, SecondRound, Work
 from genie_cli.sizes import file_size
 from genie_cli.stages.run import Run
 
@@ -102,34 +102,50 @@ def searched(run: Run, plan: QuantizationPlan, inputs: ImageRows, images: ImageS
     return search
 
 
-def repaired(network: QuantizedNetwork, search: Search, inputs: ImageRows, context: RunContext) -> QuantizedNetwork:
-    """The network after the repair round: the learned one, or one with other bits that comes nearer to the teacher.
+def learned_in_rounds(search: Search, inputs: ImageRows, context: RunContext) -> QuantizedNetwork:
+    """A network with the bits that were found, or those of the repair round where these come nearer to the teacher.
+
+    Units are learned in both rounds. Where the recipe fine-tunes the network, this comes once, behind them.
 
     Args:
-        network: as it was learned with the bits that were found.
-        search: how these were found.
-        inputs: what it was learned on.
+        search: how the bits were found.
+        inputs: what the network is learned on.
         context: what to run on.
     """
-    measure = (search.distance, search.images)
-    compared = compared_units(network, search.costs, measure, context)
-    bits = repaired_bits(search.choice, network.plan, compared)
-    off = [cost.unit for cost in compared if cost.is_far_off]
-    if bits is None:
-        _note(context, f"repair round: {_units(off)} the estimate, and the bits stay.")
+    work = context.work if context.work is not NO_WORK else PartsInMemory()
+    context = replace(context, work=work)
+    first = quantize_network(replace(search.plan, finetuned=None), inputs, context)
+    network, work = _second_round(first, search, inputs, context)
+    if search.plan.finetuned is None:
         return network
-    plan = chosen_plan(network.plan, bits, context.device)
-    same = unchanged_parts(plan.units, unit_sites(plan), network.plan.bits, bits)
-    work = SecondRound(context.work, lambda name: _unit_number(name) < same)
-    _note(context, f"repair round: {_units(off)} the estimate; learning again with other bits from unit {same + 1} on.")
-    again = quantize_network(plan, inputs, replace(context, work=work))
-    before, after = (_distance(each, measure, context) for each in (network, again))
-    kept = "the second network" if after < before else "the first network"
+    plan = chosen_plan(search.plan, network.plan.bits, context.device)
+    return quantize_network(plan, inputs, replace(context, work=work))
+
+
+def _second_round(
+    first: QuantizedNetwork, search: Search, inputs: ImageRows, context: RunContext
+) -> tuple[QuantizedNetwork, Work]:
+    """The better network of both rounds, with the work that holds its units."""
+    measure = (search.distance, search.images)
+    compared = compared_units(first, search.costs, measure, context)
+    bits = repaired_bits(search.choice, first.plan, compared)
+    off = _units([cost.unit for cost in compared if cost.is_far_off])
+    if bits is None:
+        _note(context, f"repair round: {off} the estimate, and the bits stay.")
+        return first, context.work
+    plan = replace(chosen_plan(search.plan, bits, context.device), finetuned=None)
+    same = unchanged_parts(plan.units, unit_sites(plan), first.plan.bits, bits)
+    work = SecondRound(context.work, lambda name: _is_before(name, same))
+    _note(context, f"repair round: {off} the estimate; learning again with other bits from unit {same + 1} on.")
+    second = quantize_network(plan, inputs, replace(context, work=work))
+    distances = [_distance(each, measure, context) for each in (first, second)]
+    is_better = distances[1] < distances[0]
     _note(
         context,
-        f"repair round: {kept} is kept, at {min(before, after):.4g} from the teacher, not {max(before, after):.4g}.",
+        f"repair round: the {'second' if is_better else 'first'} network is kept, at {min(distances):.4g} from the "
+        f"teacher, not {max(distances):.4g}.",
     )
-    return again if after < before else network
+    return (second, work) if is_better else (first, context.work)
 
 
 def _distance(network: QuantizedNetwork, measure: tuple[OutputDistance, ImageRows], context: RunContext) -> float:
@@ -137,9 +153,10 @@ def _distance(network: QuantizedNetwork, measure: tuple[OutputDistance, ImageRow
     return learned_distance(network, list(network.weights), sites, measure, context)
 
 
-def _unit_number(part: str) -> int:
-    """The unit that a part is of: ``unit3``, ``unit3.1`` or ``unit3.float32``."""
-    return int(part.removeprefix("unit").partition(".")[0])
+def _is_before(part: str, unit: int) -> bool:
+    """True for a part (``unit3``, ``unit3.1``, ``unit3.float32``) of a unit before the one at this place."""
+    number = part.removeprefix("unit").partition(".")[0]
+    return part.startswith("unit") and number.isdigit() and int(number) < unit
 
 
 def _units(names: list[str]) -> str:

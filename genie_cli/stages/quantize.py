@@ -27,7 +27,7 @@ from genie_cli.quantization.result import QuantizedNetwork
 from genie_cli.quantization.unsupported import unsupported_quantization
 from genie_cli.runtime.determinism import derive_seed
 from genie_cli.runtime.work import NO_WORK
-from genie_cli.stages.bits import Search, repaired, searched
+from genie_cli.stages.bits import Search, learned_in_rounds, searched
 from genie_cli.stages.run import Run
 from genie_cli.student.overrides import layer_bits
 from genie_cli.student.protocol import find_protocol
@@ -152,12 +152,14 @@ def _learned(
     has_repair = search is not None and config.repair and config.reconstruct
     if has_repair:  # the units of both rounds are kept
         need = replace(need, beside_output=2 * need.beside_output)
-    parts = (sum(plan.stages) * (2 if has_repair else 1), "layers" if config.unit == "layer" else "units")
+    num_parts = sum(plan.stages) * (2 if has_repair else 1) + (plan.finetuned is not None)
+    parts = (num_parts, "layers" if config.unit == "layer" else "units")
     with run.keeping(config, config.out, determinants, need, parts) as work:
         with run.working(work, _shorter(config)) as context:
-            network = quantize_network(plan, inputs, context)
             if search is not None and has_repair:
-                network = repaired(network, search, inputs, context)
+                network = learned_in_rounds(search, inputs, context)
+            else:
+                network = quantize_network(plan, inputs, context)
         yield network
 
 

@@ -109,7 +109,7 @@ def learned_distance(
         for site in plan.bits.activations
     }
     student = move(insert_quantizers(graph, plan.bits, weights, activations), device)
-    teacher = move(graph, device)
+    teacher = move(plan.teacher.graph, device)
     total = torch.zeros(2, dtype=torch.float64)
     rows = rows_at_once(data_nodes(graph), device)
     for first in range(0, len(images), rows):
