@@ -49,6 +49,8 @@ def test_the_table_beside_the_folder_gives_the_same_network(genie: Any, images: 
     assert found.metadata.config["target_size"] == 44_000
     genie(*command, "--bits-override", "found.bits.yaml", "--out", "again")
     assert tensors("again") == tensors("found")
+    evaluated = genie("evaluate", *DIGITS[:2], "--quantized", "found", "--data", "digits", "--num-images", 16, "--json")
+    assert json.loads(evaluated.stdout)["num_bytes"] == folder_bytes("found")
 
 
 def test_bit_operations_are_of_weights_and_activations(genie: Any, images: Path) -> None:
@@ -131,3 +133,15 @@ def test_the_nearer_of_two_networks_is_written(
     genie(*command, "--bits-override", "found.bits.yaml", "--out", "again")
     assert tensors("again") == tensors("found")
     assert not Path(".genie-work").exists()
+
+
+@pytest.mark.slow
+def test_a_network_is_fine_tuned_once_behind_both_rounds(
+    genie: Any, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repair, "FAR_OFF", 1.001)
+    command = ("quantize", *DIGITS, "--images", images, "--num-steps", 4, "--set", "finetune_share=0.5")
+    result = genie(*command, "--target-size", "44kB", "--out", "found")
+    assert "learning again with other bits from unit" in result.stderr
+    genie(*command, "--bits-override", "found.bits.yaml", "--out", "again")
+    assert tensors("again") == tensors("found")

@@ -40,7 +40,7 @@ def folder_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.iterdir())
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(bits=st.lists(st.integers(2, 8), min_size=len(LAYERS), max_size=len(LAYERS)), learned=st.booleans())
 def test_a_folder_is_at_most_as_large_as_said(
     tmp_path_factory: pytest.TempPathFactory, bits: list[int], learned: bool
