@@ -205,7 +205,7 @@ def _quantize_unit(
         What it has learned, and how it came out.
     """
     plan, pool, context = stage.plan, stage.pool, stage.context
-    part = cut_out(plan.folded.graph, unit, plan.bits, context.device)
+    part = cut_out(plan.folded.graph, unit, plan.bits, context.device, plan.slopes)
     finished = {name: learned_before[name].to(context.device) for name in sorted(part.read_before)}
     full, quantized = carried.full(unit.sources), carried.quantized(unit.sources)
     targets = run_over_stores(part.teacher, full, part.rows, pool, context)
