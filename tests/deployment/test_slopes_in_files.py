@@ -26,7 +26,7 @@ pytest.importorskip("onnxscript")
 def model() -> QuantizedModel:
     shape = {"num_channels": 1, "input_size": 8, "mean": (0.0,), "std": (1.0,)}
     options = {"preset": "minmax", "weight_bits": 4, "activation_bits": 8, "precision": "fp32"}
-    return genie_cli.quantize(rectifiers(), noise(16, size=8), **shape, **options)
+    return genie_cli.quantize(rectifiers(), noise(16, size=8).sigmoid(), **shape, **options)
 
 
 @pytest.mark.parametrize("values", [[0.25, -0.5, 0.1], [0.0, 0.0], [0.7]], ids=str)
