@@ -40,6 +40,7 @@ class QuantizationPlan:
         bits: the bits of each weight and activation site.
         slopes: name -> slopes of leaky rectifiers as integers, whatever the protocol and the bits.
         units: the reconstruction units, front to back.
+        finetuned: the whole network as one unit, where it is fine-tuned at the end; else None.
         budget: memory for calibration activations; None where there are none, or where nothing will run.
     """
 
@@ -53,6 +54,7 @@ class QuantizationPlan:
     bits: BitPlan
     slopes: dict[str, IntegerWeight]
     units: tuple[Unit, ...]
+    finetuned: Unit | None
     budget: ActivationBudget | None
 
     @property
@@ -60,6 +62,17 @@ class QuantizationPlan:
         """Rounds of steps of each unit: one, or one per layer where layers are learned one by one."""
         by_layer = self.config.reconstruct and self.config.unit == "layer"
         return [len(unit.layers) if by_layer else 1 for unit in self.units]
+
+    @property
+    def learned_together(self) -> tuple[Unit, ...]:
+        """The units, and behind them the whole network where it is fine-tuned."""
+        return self.units if self.finetuned is None else (*self.units, self.finetuned)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of all units, and those of fine-tuning."""
+        steps = self.config.num_steps if self.config.reconstruct else 1
+        return steps * sum(self.stages) + (self.config.finetune_steps if self.finetuned is not None else 0)
 
 
 def make_plan(teacher: Teacher, config: QuantizeConfig, device: torch.device | None) -> QuantizationPlan:
@@ -86,7 +99,9 @@ def make_plan(teacher: Teacher, config: QuantizeConfig, device: torch.device | N
     )
     units = tuple(reconstruction_units(graph, config.unit == "network", config.max_unit_layers))
     has_budget = device is not None and not config.data_free
-    budget = activation_budget(graph, units, config, device) if has_budget and device is not None else None
+    finetuned = reconstruction_units(graph, True, config.max_unit_layers)[0] if config.finetune_steps else None
+    learned = [*units, *([finetuned] if finetuned is not None else [])]
+    budget = activation_budget(graph, learned, config, device) if has_budget and device is not None else None
     return QuantizationPlan(
         config=config,
         teacher=teacher,
@@ -98,6 +113,7 @@ def make_plan(teacher: Teacher, config: QuantizeConfig, device: torch.device | N
         bits=bits,
         slopes=integer_slopes(graph, config.weight_range),
         units=units,
+        finetuned=finetuned,
         budget=budget,
     )
 
