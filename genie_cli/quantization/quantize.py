@@ -250,7 +250,7 @@ def _finetune(
     """
     plan, context = stage.plan, stage.context
     config = finetuning_config(plan.config, plan.teacher)
-    network = cut_out(plan.folded.graph, whole, plan.bits, context.device)
+    network = cut_out(plan.folded.graph, whole, plan.bits, context.device, plan.slopes)
     outputs = output_nodes(plan.folded.graph)
     weights = _target_weights(replace(stage, plan=replace(plan, config=config)), outputs, carried.full(outputs))
     store = store_images(images, stage.pool)
