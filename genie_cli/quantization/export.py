@@ -17,8 +17,7 @@ from genie_cli.artifacts.quantized import (
     QuantizedMetadata,
     QuantizedWeight,
 )
-from genie_cli.models.graph.layers import weight_layers
-from genie_cli.models.graph.tensors import named_tensors
+from genie_cli.models.graph.tensors import key_owner, named_tensors
 from genie_cli.models.teacher import Teacher
 from genie_cli.quantization.result import QuantizedNetwork
 from genie_cli.student.probe import METRIC, probe_outputs
@@ -30,8 +29,8 @@ def to_artifact(
     """Integers, step sizes and all other tensors of `network`, with where they come from; images are None for DFQ."""
     config = network.plan.config
     weights = {
-        name: QuantizedWeight(w.codes.contiguous(), w.scale, w.zero_point, w.format.bits, w.format.grid)
-        for name, w in network.weights.items()
+        name: QuantizedWeight(w.codes.contiguous(), w.scale, w.zero_point, w.format.bits, w.format.grid, w.format.axis)
+        for name, w in network.stored.items()
     }
     activations = {
         name: QuantizedActivation(float(a.step_size), a.format.bits, a.format.signed)
@@ -62,12 +61,10 @@ def to_artifact(
 
 
 def _other_tensors(network: QuantizedNetwork) -> dict[str, Tensor]:
-    folded = network.plan.folded.graph
-    taken = {layer.weight_key for layer in weight_layers(folded)}
     return {
         key: value.float() if value.is_floating_point() else value
-        for key, value in named_tensors(folded).items()
-        if key not in taken
+        for key, value in named_tensors(network.plan.folded.graph).items()
+        if key_owner(key) not in network.stored
     }
 
 

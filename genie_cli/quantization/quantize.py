@@ -205,7 +205,7 @@ def _quantize_unit(
         What it has learned, and how it came out.
     """
     plan, pool, context = stage.plan, stage.pool, stage.context
-    part = cut_out(plan.folded.graph, unit, plan.bits, context.device)
+    part = cut_out(plan.folded.graph, unit, plan.bits, context.device, plan.slopes)
     finished = {name: learned_before[name].to(context.device) for name in sorted(part.read_before)}
     full, quantized = carried.full(unit.sources), carried.quantized(unit.sources)
     targets = run_over_stores(part.teacher, full, part.rows, pool, context)
@@ -250,7 +250,7 @@ def _finetune(
     """
     plan, context = stage.plan, stage.context
     config = finetuning_config(plan.config, plan.teacher)
-    network = cut_out(plan.folded.graph, whole, plan.bits, context.device)
+    network = cut_out(plan.folded.graph, whole, plan.bits, context.device, plan.slopes)
     outputs = output_nodes(plan.folded.graph)
     weights = _target_weights(replace(stage, plan=replace(plan, config=config)), outputs, carried.full(outputs))
     store = store_images(images, stage.pool)

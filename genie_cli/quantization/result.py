@@ -58,6 +58,11 @@ class QuantizedNetwork:
     memory: dict[str, int]
     output_errors: dict[str, float]
 
+    @property
+    def stored(self) -> dict[str, IntegerWeight]:
+        """Name -> all that is stored as codes: the weights of layers, and slopes."""
+        return {**self.weights, **self.plan.slopes}
+
     def student(self) -> fx.GraphModule:
         """The network that computes with these integers and step sizes."""
-        return insert_quantizers(self.plan.folded.graph, self.plan.bits, self.weights, self.activations)
+        return insert_quantizers(self.plan.folded.graph, self.plan.bits, self.stored, self.activations)

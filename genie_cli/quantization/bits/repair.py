@@ -104,6 +104,7 @@ def learned_distance(
         else FloatWeight(get_tensor(graph, layer.weight_key))
         for layer in weight_layers(graph)
     }
+    weights |= plan.slopes  # they have their integers, whatever the bits
     activations: dict[str, nn.Module] = {
         site.name: network.activations[site.name] if site.name in sites else nn.Identity()
         for site in plan.bits.activations
