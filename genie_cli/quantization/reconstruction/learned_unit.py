@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from genie_cli.config import WeightGrid
+from genie_cli.quantization.reconstruction.loss_log import LossRow, behind, rows_as_facts, saved_rows
 from genie_cli.runtime.context import RunContext
 from genie_cli.runtime.work import Saved
 from genie_cli.student.formats import activation_format, weight_format
@@ -21,16 +22,19 @@ class LearnedUnit:
         weights: layer name -> integer weight.
         activations: site name -> quantizer.
         num_steps: steps taken; 0 where nothing was learned.
+        log: the course of its loss.
     """
 
     weights: dict[str, IntegerWeight]
     activations: dict[str, ActivationQuantizer]
     num_steps: int
+    log: tuple[LossRow, ...] = ()
 
     def joined(self, later: LearnedUnit) -> LearnedUnit:
         """This one and what was learned after it, which wins where both have a site."""
         weights, activations = {**self.weights, **later.weights}, {**self.activations, **later.activations}
-        return LearnedUnit(weights, activations, self.num_steps + later.num_steps)
+        log = (*self.log, *behind(later.log, self.num_steps))
+        return LearnedUnit(weights, activations, self.num_steps + later.num_steps, log)
 
 
 def finished_part(name: str, context: RunContext) -> LearnedUnit | None:
@@ -50,6 +54,7 @@ def pack_unit(unit: LearnedUnit) -> Saved:
         "weights": [[name, weight.format.bits] for name, weight in unit.weights.items()],
         "activations": [[name, own.format.bits, own.format.signed] for name, own in unit.activations.items()],
         "num_steps": unit.num_steps,
+        **rows_as_facts(unit.log),
     }
     return Saved(tensors, facts)
 
@@ -64,4 +69,4 @@ def unpack_unit(saved: Saved, device: torch.device) -> LearnedUnit:
     for i, (name, bits, signed) in enumerate(saved.facts["activations"]):
         step_size = float(saved.tensors[f"activation{i}"])
         activations[name] = ActivationQuantizer(step_size, activation_format(bits, signed)).to(device)
-    return LearnedUnit(weights, activations, saved.facts["num_steps"])
+    return LearnedUnit(weights, activations, saved.facts["num_steps"], tuple(saved_rows(saved)))

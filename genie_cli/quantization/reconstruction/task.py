@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,6 +18,7 @@ from genie_cli.quantization.learned.straight_through_weight import StraightThrou
 from genie_cli.quantization.learned.weight import LearnedWeight
 from genie_cli.quantization.plan import QuantizationPlan
 from genie_cli.quantization.reconstruction.learned_unit import LearnedUnit
+from genie_cli.quantization.reconstruction.loss_log import LossRow
 from genie_cli.quantization.units.unit_graph import UnitGraph
 from genie_cli.student.grid import weight_grid
 from genie_cli.student.modules import ActivationQuantizer
@@ -67,6 +68,7 @@ class UnitTask:
         weights: layer name -> the weight that learns.
         activations: site name -> the quantizer that learns.
         data: the activations that it learns from.
+        log: the course of its loss so far.
     """
 
     name: str
@@ -75,6 +77,7 @@ class UnitTask:
     weights: Mapping[str, LearnedWeight]
     activations: Mapping[str, LearnedActivationQuantizer]
     data: UnitData
+    log: list[LossRow] = field(default_factory=list)
 
     def use(self, weights: Sequence[Tensor], step_sizes: Sequence[Tensor]) -> None:
         """Let the student run on these: one weight per layer, one step size ``[1]`` per site, in their order."""
@@ -99,7 +102,7 @@ class UnitTask:
         """The unit as it is after so many steps."""
         weights = {name: weight.harden() for name, weight in self.weights.items()}
         activations = {name: activation.harden() for name, activation in self.activations.items()}
-        return LearnedUnit(weights, activations, num_steps)
+        return LearnedUnit(weights, activations, num_steps, tuple(self.log))
 
 
 def make_task(
