@@ -1,7 +1,7 @@
-"""What a report shows of a quantized network beside its figures: ``details.json`` of its folder.
+"""Distributions and curves of a quantized network, for a report: ``details.json`` of its folder.
 
-``metrics.json`` holds what runs are compared by. This file holds distributions and curves, bounded in size, and like
-the other files neither time, host nor path. A folder of an earlier genie has none.
+``metrics.json`` holds the figures that runs are compared by. This file is bounded in size, and like the other files it
+holds neither time, host nor path. A folder of an earlier genie has none.
 """
 
 from __future__ import annotations

@@ -55,8 +55,21 @@ def show_json(path: Path, as_json: bool) -> None:
         show_figures(title, {"metric": "classification", **fields})
         return
     units = read_units(fields, path) if kind == "quantization" else ()
-    summary(title, {key: plain(value) for key, value in fields.items() if key != "units"})
+    rows = {key: plain(value) for key, value in fields.items() if key != "units"}
+    summary(title, {**rows, **(_export_rows(fields) if kind == "export" else {})})
     _show_units(units, {})
+
+
+def _export_rows(report: Mapping[str, Any]) -> dict[str, str]:
+    """The size of an exported file beside float and its agreement, as ``genie export`` tells them."""
+    from genie_cli.artifacts.network_size import described_beside_float
+
+    rows = {}
+    if isinstance(report.get("num_float_bytes"), int) and isinstance(report["num_bytes"], int):
+        rows["size"] = described_beside_float(report["num_bytes"], report["num_float_bytes"])
+    if isinstance(report.get("agreement"), float):
+        rows["agreement"] = f"{report['agreement']:.2%} of {plain(report.get('num_images'))} images"
+    return rows
 
 
 def _show_images(path: Path, fields: dict[str, Any], as_json: bool) -> None:

@@ -70,7 +70,8 @@ def test_chain(genie: Any, genie_process: Any, monkeypatch: pytest.MonkeyPatch) 
     first, second = (hashes(f / "images.safetensors", f / "log.csv", f / "quantized") for f in folders)
     assert first == second
     assert sorted(first) == [
-        "details.json", "images.safetensors", "log.csv", "metrics.json", "step_sizes.safetensors", "weights.safetensors",
+        "details.json", "images.safetensors", "log.csv", "metrics.json", "step_sizes.safetensors",
+        "weights.safetensors",
     ]  # fmt: skip
     for name in ("synthesis.json", "quantization.json"):  # what is measured is in files of its own
         measured = json.loads(Path(name).read_text())

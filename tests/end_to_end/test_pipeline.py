@@ -88,6 +88,8 @@ def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "report/table.md",
         "report/table.json",
         "report/table.csv",
+        "report.html",
+        *(f"reconstruction/{run}.csv" for run in _runs()),
     ):
         (outputs / name).parent.mkdir(parents=True, exist_ok=True)
         (outputs / name).write_text(name)
