@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from genie_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from genie_cli.artifacts.images import ImageSet
+    from genie_cli.report.collect import Found
 
 _TITLES = {
     "weight_bits": "W bits", "activation_bits": "A bits", "top1": "top-1 %", "teacher_top1": "teacher %",
@@ -45,6 +51,15 @@ def report(
             "--html", help="Page to write: one file that opens anywhere, without network.", show_default=False
         ),
     ] = None,
+    real: Annotated[
+        str | None,
+        typer.Option(
+            "--real",
+            help="Real images to show beside the synthetic ones, in the forms of `genie evaluate --data`.",
+            metavar="SOURCE",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -55,14 +70,16 @@ def report(
     ] = None,
 ) -> None:
     """Compare evaluated runs in one table (markdown, JSON, CSV), and show all that is known of runs on one page."""
+    if html is None and real is not None:
+        raise UsageError("--real shows images on a page: name it with --html FILE.")
     if html is not None:
-        metrics = _write_page(metrics, html)
+        metrics = _write_page(metrics, html, real)
         if not metrics:
             return
     _write_tables(metrics, over_seeds, by_bits, Path("report") if out is None and html is None else out)
 
 
-def _write_page(paths: list[Path], html: Path) -> list[Path]:
+def _write_page(paths: list[Path], html: Path, real: str | None) -> list[Path]:
     """Write the page; returns the files of figures among what was given."""
     from genie_cli.commands.display import file_size
     from genie_cli.commands.options import check_files
@@ -75,6 +92,8 @@ def _write_page(paths: list[Path], html: Path) -> list[Path]:
     check_charts()
     check_files({"--html": html}, {f"RUN {path}": path for path in paths})
     found = collect(paths)
+    if real is not None:
+        found.images["real images"] = _real_images(real, found)
     page = make_page(found)
     size = len(page.encode())
     if size > LIMIT:
@@ -82,6 +101,29 @@ def _write_page(paths: list[Path], html: Path) -> list[Path]:
     atomic_write_text(html, page)
     typer.echo(f"Written to {html}: {file_size(size)}, {len(found.runs)} run(s)", err=True)
     return found.evaluations
+
+
+def _real_images(source: str, found: Found) -> ImageSet:
+    """Some real images, as pixels of the input that the RUNs record.
+
+    Raises:
+        UsageError: no RUN records an input, or an unknown source.
+        InputError: images that cannot be used.
+    """
+    from genie_cli.artifacts.images import ImagesMetadata, image_set
+    from genie_cli.artifacts.metadata import provenance
+    from genie_cli.config import EvaluateConfig
+    from genie_cli.evaluation.images import open_samples
+    from genie_cli.report.page import NUM_IMAGES
+
+    inputs = [images.metadata.input for images in found.images.values()]
+    inputs += [run.quantized.metadata.input for run in found.runs if run.quantized is not None]
+    if not inputs:
+        raise UsageError("--real needs an image set or a quantized folder among the RUNs, which says their size.")
+    samples = open_samples(source, EvaluateConfig(), inputs[0])
+    pixels = samples.calibration_pixels(min(NUM_IMAGES, samples.num_images or NUM_IMAGES), 0)
+    facts = provenance({}, 0, inputs[0], None, None)
+    return image_set(pixels, ImagesMetadata(**facts, teacher_sha256=None, num_images=len(pixels), dtype="uint8"))
 
 
 def _write_tables(metrics: list[Path], over_seeds: bool, by_bits: bool, out: Path | None) -> None:

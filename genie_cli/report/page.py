@@ -32,7 +32,7 @@ _MOST_RUNS = 60
 """Runs with a section of their own; more stand in the table alone."""
 _MOST_ROWS = 400
 """Rows of a table."""
-_NUM_IMAGES, _LONGEST_SIDE = 64, 96
+NUM_IMAGES, _LONGEST_SIDE = 64, 96
 """Images of a set that are shown, and their pixels."""
 _LARGEST_PNG = 300_000
 """Bytes; a larger picture becomes a JPEG, which noise suits better."""
@@ -257,7 +257,7 @@ def _images(found: Found, room: _Room) -> Iterator[Section]:
 
 def _picture(name: str, images: ImageSet) -> Picture:
     metadata = images.metadata
-    num_shown = min(_NUM_IMAGES, len(images))
+    num_shown = min(NUM_IMAGES, len(images))
     picture = picture_of(images, num_shown, _LONGEST_SIDE)
     content, kind = as_png(picture), "png"
     if len(content) > _LARGEST_PNG:

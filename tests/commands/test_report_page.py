@@ -211,6 +211,21 @@ def test_images_are_in_the_page(page: str, outputs: Path) -> None:
     assert picture.size == (3 * 16 + 2, 3 * 16 + 2)
 
 
+def test_real_images_stand_beside_them(genie: Genie, outputs: Path) -> None:
+    genie("report", outputs / "images.safetensors", "--real", "digits", "--html", "r.html")
+    made, real = read_page("r.html").by_id("images").all("figure")
+    assert "synthesized for digits_resnet" in made.text
+    assert "real images: 64 of 64, 1x16x16" in real.text
+    content = real.all("img")[0].attributes["src"].partition(";base64,")[2]
+    pixels = set(Image.open(io.BytesIO(base64.b64decode(content))).convert("L").getdata())
+    assert {0, 255} <= pixels
+    assert "--html" in genie("report", "m.json", "--real", "digits", code=2).stderr
+    Path("m.json").write_text('{"model": "net", "metric": "classification", "top1": 3.0, "num_images": 4}')
+    assert (
+        "--real needs an image set" in genie("report", "m.json", "--real", "digits", "--html", "r.html", code=2).stderr
+    )
+
+
 def test_the_same_files_give_the_same_page(genie: Genie, page: str, outputs: Path) -> None:
     genie("report", outputs, "--html", "again.html")
     assert Path("again.html").read_text(encoding="utf-8") == page
