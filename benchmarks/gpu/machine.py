@@ -22,6 +22,8 @@ from gpu.timing import milliseconds
 ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = ("torchvision", "triton", "safetensors", "numpy", "pydantic", "typer", "rich", "pytest")
 _DRIVER_FIELDS = ("driver_version", "power.limit", "clocks.max.sm", "memory.total", "temperature.gpu")
+_TRACEBACKS = 12_000
+"""Characters of the failed tests' tracebacks that are kept."""
 _MARGIN = 4.0
 """Seconds before the deadline at which a section ends a program that it has started, to tell of it."""
 
@@ -79,12 +81,14 @@ def cuda_tests(bench: Bench) -> None:
     bench.require_cuda()
     if not (ROOT / "tests" / "cuda").is_dir():
         raise SkippedError("there is no folder tests/cuda")
-    command = [sys.executable, "-m", "pytest", "tests/cuda", "-v", "-p", "no:cacheprovider", "--tb=short"]
+    command = [sys.executable, "-m", "pytest", "tests/cuda", "-m", "cuda", "-v", "-p", "no:cacheprovider", "--tb=short"]
     text, exit_code = _run(command, bench.seconds_left() - _MARGIN)
     outcomes = re.findall(r"^(\S*::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b", text, re.MULTILINE)
     bench.figure("outcomes", dict(Counter(outcome.lower() for _, outcome in outcomes)))
     bench.figure("summary", [line[:300] for line in re.findall(r"^(?:FAILED|ERROR) .+", text, re.MULTILINE)][:20])
     bench.figure("last lines", text.splitlines()[-3:])
+    if exit_code:
+        bench.figure("tracebacks", text.partition(" FAILURES ")[2][:_TRACEBACKS].splitlines())
     bench.check("all tests were run", exit_code is not None)
     bench.check("all tests pass", exit_code == 0)
 
@@ -96,13 +100,28 @@ def two_ranks(bench: Bench) -> None:
         raise SkippedError(f"needs a machine with one GPU, this one has {count}")
     with tempfile.TemporaryDirectory() as folder:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        genie = ["-m", "genie_cli", "synthesize", "--n", "4", "--num-steps", "2", "--device", "cuda"]
+        genie = [
+            "-m",
+            "--",
+            "genie_cli",
+            "synthesize",
+            "--model",
+            "digits_resnet",
+            "--n",
+            "4",
+            "--num-steps",
+            "2",
+            "--device",
+            "cuda",
+        ]
         command = [*launcher, *genie, "--out", str(Path(folder) / "images.safetensors")]
         text, _ = _run(command, bench.seconds_left() - _MARGIN)
     messages = re.findall(r"^Error.*", text, re.MULTILINE)
     exit_codes = re.findall(r"exitcode\s*:\s*(-?\d+)", text)
     bench.figure("messages", messages)
     bench.figure("exit codes", exit_codes)
+    if not messages:
+        bench.figure("last lines", text.splitlines()[-20:])
     bench.check("one message names the number of GPUs", len(messages) == 1 and "has 1 GPU(s)" in messages[0])
     bench.check("the exit code is 4", "4" in exit_codes)
 

@@ -68,7 +68,7 @@ def _batch_steps(bench: Bench, teacher: Teacher, kind: str) -> float:
     """Seconds of a step of one batch by the clock; tells more."""
     size = bench.size(128, 8)
     config, own = SynthesizeConfig(num_images=size, batch_size=size), context(bench)
-    network = TeacherNetwork(teacher, teacher.input, config, own)
+    network = TeacherNetwork(teacher, config, own)
     if bench.is_cuda:
         gc.collect()
         torch.cuda.empty_cache()

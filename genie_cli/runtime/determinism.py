@@ -108,6 +108,8 @@ def random_mask(like: Tensor, prob: float, generator: torch.Generator) -> Tensor
     words = torch.empty((numel + 7) // 8, dtype=torch.int64, device=like.device)
     words.random_(-(2**63), None, generator=generator)
     mask = torch.empty_like(like, requires_grad=False)
-    flat = mask.as_strided((numel,), (1,))
-    torch.lt(words.view(torch.uint8)[:numel].float(), round(prob * 256), out=flat)
+    if (threshold := round(prob * 256)) == 0:
+        return mask.zero_()
+    # bytes compared as they are: 256 is no byte, so not "<"
+    torch.le(words.view(torch.uint8)[:numel], threshold - 1, out=mask.as_strided((numel,), (1,)))
     return mask

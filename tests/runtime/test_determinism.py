@@ -141,3 +141,13 @@ def test_neighbouring_draws_are_not_correlated():
     masks, like = RandomMasks(0.5, generator()), torch.empty(20_000)
     a, b = masks.draw(like), masks.draw(like)
     assert float((a == b).float().mean()) == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("threshold", [0, 1, 128, 255, 256])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_mask_is_its_random_bytes_below_a_threshold(threshold: int, dtype: torch.dtype):
+    numel = 4099
+    words = torch.empty((numel + 7) // 8, dtype=torch.int64).random_(-(2**63), None, generator=generator())
+    expected = words.view(torch.uint8)[:numel].int() < threshold
+    mask = random_mask(torch.empty(numel, dtype=dtype), threshold / 256, generator())
+    assert mask.dtype == dtype and torch.equal(mask, expected.to(dtype))
