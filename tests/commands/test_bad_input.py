@@ -425,7 +425,7 @@ CASES = [
     case("number in words", USAGE, ["synthesize", "--n", "many"], "'--n'", "valid integer"),
     case("option without its value", USAGE, ["synthesize", "--n"], "'--n'", "requires an argument"),
     case("nothing to inspect", USAGE, ["inspect"], "Missing argument", "SPEC-OR-ARTIFACT"),
-    case("nothing to report", USAGE, ["report"], "Missing argument", "METRICS"),
+    case("nothing to report", USAGE, ["report"], "Missing argument", "RUN"),
     case("nothing to verify", USAGE, ["verify"], "Missing argument", "ARTIFACT"),
     case("argument too many", USAGE, ["evaluate", "extra"], "extra argument", "(extra)"),
     # --- the model
