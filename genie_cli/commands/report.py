@@ -81,6 +81,7 @@ def report(
 
 def _write_page(paths: list[Path], html: Path, real: str | None) -> list[Path]:
     """Write the page; returns the files of figures among what was given."""
+    from genie_cli.artifacts.quantized import WEIGHTS_FILE
     from genie_cli.commands.display import file_size
     from genie_cli.commands.options import check_files
     from genie_cli.errors import InputError
@@ -90,7 +91,8 @@ def _write_page(paths: list[Path], html: Path, real: str | None) -> list[Path]:
     from genie_cli.runtime.atomic import atomic_write_text
 
     check_charts()
-    check_files({"--html": html}, {f"RUN {path}": path for path in paths})
+    given = {f"RUN {path}": path for path in paths}
+    check_files({"--html": html}, given, [name for name, path in given.items() if (path / WEIGHTS_FILE).is_file()])
     found = collect(paths)
     if real is not None:
         found.images["real images"] = _real_images(real, found)

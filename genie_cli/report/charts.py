@@ -9,8 +9,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import logging
 import math
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec
 
@@ -79,7 +81,9 @@ def _in_style(draw: Callable[P, Markup]) -> Callable[P, Markup]:
     def drawn(*args: P.args, **kwargs: P.kwargs) -> Markup:
         import matplotlib as mpl
 
-        with mpl.rc_context(_SETTINGS):
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of fonts, which the reader's browser chooses
+        with mpl.rc_context(_SETTINGS), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
             return draw(*args, **kwargs)
 
     return drawn

@@ -134,10 +134,20 @@ def make_page(found: Found) -> str:
         InputError: figures that cannot be used.
     """
     charts.check_charts()
+    num_sections = min(len(found.runs), _MOST_RUNS)
+    page = _rendered(found, num_sections)
+    while len(page.encode()) > LIMIT and num_sections > 1:  # many runs of large networks: their tables alone
+        num_sections //= 2
+        page = _rendered(found, num_sections)
+    return page
+
+
+def _rendered(found: Found, num_sections: int) -> str:
+    """The page on which so many runs have a section of their own."""
     room = _Room(_DRAWN)
-    links = {id(run): f"run-{number}" for number, run in enumerate(found.runs[:_MOST_RUNS], 1)}
+    shown = found.runs[:num_sections]
+    links = {id(run): f"run-{number}" for number, run in enumerate(shown, 1)}
     sections = [*_overview(found, links), *_images(found, room), *_synthesis(found, room), *_speed(found)]
-    shown = found.runs[:_MOST_RUNS]
     for number, run in enumerate(shown):
         share = _Room(room.left // (len(shown) - number))
         before = share.left
@@ -214,7 +224,9 @@ def _overview(found: Found, links: Mapping[int, str]) -> Iterator[Section]:
         "run", "network", "bits", "#size MB", "#times smaller", "figure", "#value", "#drop", "#agreement %",
         "#mean unit error", "#worst unit error", "#exported MB", "#exported agrees %",
     )  # fmt: skip
-    parts = [Part(table=Table("Runs", *_without_empty(columns, rows[:_MOST_ROWS])))]
+    alone = len(found.runs) - len(links)
+    note = f"The last {alone} runs stand in this table alone, so that the page stays small." if alone else ""
+    parts = [Part(note=note, table=Table("Runs", *_without_empty(columns, rows[:_MOST_ROWS])))]
     for figure, those in points.items():
         if len(those) > 1:
             caption = f"{figure} against the size of the network"
@@ -279,21 +291,21 @@ def _synthesis(found: Found, room: _Room) -> Iterator[Section]:
     parts = []
     for name, batches in found.synthesis.items():
         caption = f"Loss of each batch, from {name}"
-        if len(batches) > charts_shown(batches):
-            caption += f" (the first {charts_shown(batches)} of {len(batches)})"
-        drawing = charts.curves_chart({f"batch {n}": thinned(rows) for n, rows in batches.items()}, caption, "loss")
+        if len(batches) > _num_drawn(batches):
+            caption += f" (the first {_num_drawn(batches)} of {len(batches)})"
+        drawing = charts.curves_chart({f"batch {n}": _thinned(rows) for n, rows in batches.items()}, caption, "loss")
         if room.take(drawing):
             parts.append(Part(charts=[(drawing, caption)]))
     if parts:
         yield Section("synthesis", "Loss of the synthesis", parts=parts)
 
 
-def charts_shown(curves: Mapping[Any, Any]) -> int:
+def _num_drawn(curves: Mapping[Any, Any]) -> int:
     """Curves of a chart that are drawn."""
     return min(len(curves), charts.MOST_CURVES)
 
 
-def thinned(rows: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
+def _thinned(rows: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
     """A curve of a few hundred points; the last one stays."""
     every = max(1, math.ceil(len(rows) / 200))
     return rows[::-1][::every][::-1]
@@ -442,7 +454,7 @@ def _unit_parts(quantized: QuantizedFolder, room: _Room) -> Iterator[Part]:
 
 
 def _first_of(curves: Mapping[str, Any]) -> str:
-    shown = charts_shown(curves)
+    shown = _num_drawn(curves)
     return f" (the first {shown} of {len(curves)})" if shown < len(curves) else ""
 
 

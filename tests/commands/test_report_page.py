@@ -318,6 +318,22 @@ def test_bad_input(genie: Genie, runs: list[str], code: int, told: str) -> None:
     assert not Path("r.html").exists()
 
 
+def test_a_page_does_not_go_into_a_quantized_folder(genie: Genie, quantized: Path) -> None:
+    error = genie("report", quantized, "--html", quantized / "report.html", code=2).stderr
+    assert "holds a quantized network and nothing else" in error
+
+
+def test_runs_without_a_section_of_their_own(genie: Genie, outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from genie_cli.report import page
+
+    monkeypatch.setattr(page, "_DRAWN", 0)
+    monkeypatch.setattr(page, "LIMIT", 18_000)
+    genie("report", outputs / "quantized", "--html", "r.html")
+    root = read_page("r.html")
+    assert [section.attributes["id"] for section in root.all("section")] == ["runs", "run-1"]
+    assert "The last 1 runs stand in this table alone" in root.by_id("runs").text
+
+
 def test_without_the_extra(genie: Genie, quantized: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
