@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+import subprocess
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
@@ -339,3 +340,49 @@ def test_without_the_extra(genie: Genie, quantized: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert "pip install 'genie-cli[report]'" in genie("report", quantized, "--html", "r.html", code=2).stderr
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PROBE = """<script>
+const table = document.querySelector("#runs table"), headings = [...table.tHead.rows[0].cells];
+const place = headings.findIndex((heading) => heading.textContent.trim() === "value");
+const column = () => [...table.tBodies[0].rows].map((row) => row.cells[place].textContent);
+const found = {before: column()};
+headings[place].querySelector("button").click();
+found.up = column();
+headings[place].querySelector("button").click();
+found.down = column();
+const select = document.querySelector(".chooser select");
+select.selectedIndex = 1;
+select.dispatchEvent(new Event("change"));
+found.shown = [...document.querySelectorAll(`#${select.dataset.of} > .choice`)].map((one) => one.offsetHeight > 0);
+found.heights = [...document.querySelectorAll("figure svg")].filter((one) => !one.closest(".choice"))
+  .map((one) => one.getBoundingClientRect().height);
+found.image = document.querySelector("img").naturalWidth;
+found.overflow = document.documentElement.scrollWidth > innerWidth;
+const element = document.createElement("pre");
+element.id = "found";
+element.textContent = JSON.stringify(found);
+document.body.append(element);
+</script></body>"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_in_a_browser(page: str, tmp_path: Path, width: int) -> None:
+    """Charts are drawn, tables sort, one histogram is shown at a time, and the console stays empty."""
+    path = tmp_path / "probe.html"
+    path.write_text(page.replace("</body>", PROBE), encoding="utf-8")
+    command = [
+        str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--window-size={width},900",
+        f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=3000", "--dump-dom", path.as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=110, check=True)
+    assert "CONSOLE" not in done.stderr
+    found = json.loads(Page(done.stdout).root.by_id("found").text)
+    assert found["up"] == sorted(found["before"], key=float)
+    assert found["down"] == found["up"][::-1] != found["up"]
+    assert found["shown"] == [False, True, *[False] * 8]
+    assert found["heights"] and min(found["heights"]) > 100
+    assert found["image"] == 50
+    assert not found["overflow"]
