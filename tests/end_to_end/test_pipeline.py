@@ -341,11 +341,5 @@ def test_another_seed_is_only_more_stages(checkout: Path, tmp_path: Path) -> Non
 
 def test_the_demo_does_not_mind_missing_data(checkout: Path) -> None:
     pending = _pending(checkout, "dvc.yaml")
-    assert {name.partition("@")[0] for name in pending} == {
-        "synthesize",
-        "quantize",
-        "evaluate",
-        "export",
-        "report",
-        "page",
-    }
+    stages = {"synthesize", "quantize", "evaluate", "export", "report", "page"}
+    assert {name.partition("@")[0] for name in pending} == stages
