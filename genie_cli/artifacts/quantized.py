@@ -1,7 +1,8 @@
 """The quantized network: a folder of integer weights, step sizes and metrics.
 
 - ``weights.safetensors``: per layer ``weight_packed``, ``weight_shape``, ``weight_scale`` and
-  ``weight_zero_point``; every other parameter and buffer under its own name;
+  ``weight_zero_point``, and the same of the slopes of leaky rectifiers; every other parameter and buffer under its own
+  name;
 - ``step_sizes.safetensors``: per activation site ``step_size``;
 - ``metrics.json``: figures measured during quantization;
 - ``details.json``: distributions and curves for a report; not needed, and absent in folders of an earlier genie.
@@ -50,13 +51,13 @@ Side = Annotated[int, Field(ge=1)]
 
 
 class WeightEntry(Frozen):
-    """A quantized weight in the metadata."""
+    """A quantized weight, or quantized slopes, in the metadata."""
 
     bits: Bits
-    shape: tuple[Side, ...] = Field(min_length=1, max_length=8)
+    shape: tuple[Side, ...] = Field(max_length=8)
     """Of the codes: output channels first, whatever the layout of the network's own weight."""
-    axis: int = Field(0, ge=0)
-    """The dimension of `shape` that the scales belong to."""
+    axis: int | None = Field(0, ge=0)
+    """The dimension of `shape` that the scales belong to; None: one scale for all, as slopes have."""
     grid: WeightGrid = "asymmetric"
     """The codes' relation to zero: asymmetric, with a zero point per channel, or symmetric, signed codes without."""
 
@@ -74,7 +75,7 @@ class CoverageEntry(Frozen):
     parameters: float = Field(ge=0, le=1)
     multiplications: float = Field(ge=0, le=1)
     in_float: dict[str, str]
-    """Weight that stays in float -> the reason."""
+    """Tensor that stays in float -> the reason."""
 
 
 class QuantizedMetadata(ArtifactMetadata):
@@ -89,7 +90,7 @@ class QuantizedMetadata(ArtifactMetadata):
     protocol: str
     preset: str
     weights: dict[str, WeightEntry]
-    """Layer name -> its weight."""
+    """Layer name -> its weight; name of slopes -> these."""
     activations: dict[str, ActivationEntry]
     """Activation site -> its quantizer; a site is named after its first reader, an output after its producer."""
     images_sha256: str | None
@@ -117,9 +118,10 @@ class QuantizedMetadata(ArtifactMetadata):
 
 @dataclass(frozen=True, eq=False)
 class QuantizedWeight:
-    """An integer weight; granularity: per output channel, axis 0.
+    """An integer weight; granularity: per output channel, axis 0, or per tensor, axis None.
 
-    Shape [O, ...] -> scale [O, 1], zero_point [O, 1]. The values are checked on creation (ValueError).
+    Shape [O, ...] -> scale [O, 1], zero_point [O, 1]; per tensor [1, 1]. The values are checked on creation
+    (ValueError).
     """
 
     codes: Tensor
@@ -130,16 +132,20 @@ class QuantizedWeight:
     """int32 [O, 1]: the code of zero; on a symmetric grid 0."""
     bits: int
     grid: WeightGrid = "asymmetric"
+    axis: int | None = 0
 
     def __post_init__(self) -> None:
         """Refuse values that would not load."""
         if not MIN_BITS <= self.bits <= MAX_BITS:
             raise ValueError(f"bits must be in {MIN_BITS}..{MAX_BITS}, got {self.bits}")
+        if self.axis not in (0, None):
+            raise ValueError(f"axis must be 0 or None, got {self.axis}")
         kind = torch.int8 if self.is_signed else torch.uint8
-        if self.codes.dtype != kind or self.codes.dim() < 1 or self.codes.numel() == 0:
+        is_scalar = self.codes.dim() < 1 and self.axis is not None
+        if self.codes.dtype != kind or is_scalar or self.codes.numel() == 0:
             name = str(kind).removeprefix("torch.")
             raise ValueError(f"codes must be {name} [O, ...], got {self.codes.dtype} {list(self.codes.shape)}")
-        num_channels = len(self.codes)
+        num_channels = 1 if self.axis is None else len(self.codes)
         for name, tensor, dtype in (
             ("scale", self.scale, torch.float32),
             ("zero_point", self.zero_point, torch.int32),
@@ -161,7 +167,7 @@ class QuantizedWeight:
     @property
     def entry(self) -> WeightEntry:
         """Its metadata."""
-        return WeightEntry(bits=self.bits, shape=tuple(self.codes.shape), grid=self.grid)
+        return WeightEntry(bits=self.bits, shape=tuple(self.codes.shape), axis=self.axis, grid=self.grid)
 
 
 def _check_range(name: str, values: Tensor, least: int, most: int) -> None:
@@ -194,7 +200,7 @@ class QuantizedArtifact:
     """A quantized network in memory."""
 
     weights: Mapping[str, QuantizedWeight]
-    """Layer name -> its weight."""
+    """Layer name -> its weight; name of slopes -> these."""
     activations: Mapping[str, QuantizedActivation]
     """Activation site -> its quantizer."""
     parameters: Mapping[str, Tensor]
@@ -321,7 +327,7 @@ def _take_weight(tensors: dict[str, Tensor], layer: str, entry: WeightEntry, pat
     except ValueError as error:
         raise InputError(f"{path}: tensor '{_join(layer, _PARTS[0])}' is damaged: {error}.") from error
     try:
-        return QuantizedWeight(codes, scale, zero_point, entry.bits, entry.grid)
+        return QuantizedWeight(codes, scale, zero_point, entry.bits, entry.grid, entry.axis)
     except ValueError as error:
         raise InputError(f"{path}: tensors '{_join(layer, 'weight_*')}' cannot be used: {error}.") from error
 

@@ -65,6 +65,10 @@ def describe_model(teacher: Teacher, plan: QuantizationPlan) -> dict[str, Any]:
             for unit in plan.units
         ],
         "sites": [{"name": site.name, "bits": site.bits, "layers": readers[site.node]} for site in bits.activations],
+        "slopes": [
+            {"name": name, "shape": list(slope.codes.shape), "bits": slope.format.bits}
+            for name, slope in plan.slopes.items()
+        ],
         "unfolded": folded.unfolded,
         "moved": {name: list(layers) for name, layers in folded.moved.items()},
         "coverage": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -117,6 +118,7 @@ def _show_model(description: dict[str, Any], plan: QuantizationPlan) -> None:
             "batch norms that moved forward": "; ".join(moved) or "none",
             "batch norms that stay, as affine maps": "; ".join(unfolded) or "none",
             "strided convolutions (swing)": ", ".join(description["strided"]) or "none",
+            **({"slopes of leaky rectifiers": _slopes(description["slopes"])} if description["slopes"] else {}),
             "activation sites": len(description["sites"]),
             "quantized": plan.coverage.described(),
             "rewrites": _checks(description["checks"]),
@@ -127,6 +129,13 @@ def _show_model(description: dict[str, Any], plan: QuantizationPlan) -> None:
 def _with_grid(bits: int, grid: str) -> str:
     """The bits of a weight; the usual grid is not told."""
     return str(bits) if grid == "asymmetric" else f"{bits} {grid}"
+
+
+def _slopes(slopes: list[dict[str, Any]]) -> str:
+    """The number of slopes, their tensors, and their bits."""
+    number = sum(math.prod(slope["shape"]) for slope in slopes)
+    bits = sorted({slope["bits"] for slope in slopes})
+    return f"{number:,} in {len(slopes)} tensors, {', '.join(map(str, bits))} bits each"
 
 
 def _classes(description: dict[str, Any]) -> str:

@@ -108,4 +108,6 @@ def _recipe(config: QuantizeConfig, network: QuantizedNetwork) -> str:
         if config.patience is not None:
             taken = sum(unit.num_steps for unit in network.units)
             recipe += f", {taken} of {config.num_steps * len(network.weights if by_layer else network.units)} taken"
+    if network.plan.finetuned is not None:
+        recipe += f", {config.finetune_steps} for the whole network"
     return recipe

@@ -12,6 +12,7 @@ from genie_cli.commands.flags import Fields, Used, takes
 
 if TYPE_CHECKING:
     from genie_cli.artifacts.metadata import ArtifactMetadata
+    from genie_cli.artifacts.quantized import QuantizedArtifact
 
 
 @takes(Fields("model"))
@@ -36,7 +37,7 @@ def verify(
         logits = None
     else:
         quantized = load_quantized(artifact if artifact.is_dir() else artifact.parent)
-        found["weights"] = f"{len(quantized.weights)} layers, codes within their bits, scales positive"
+        found["weights"] = f"{_counted(quantized)}, codes within their bits, scales positive"
         found["activations"] = f"{len(quantized.activations)} step sizes, positive"
         found["hash"] = _hash(quantized.metadata.content_sha256)
         metadata = quantized.metadata
@@ -58,6 +59,13 @@ def verify(
         else:
             found["outputs"] = compare_with_record(teacher, quantized)
     summary("Whole", found)
+
+
+def _counted(quantized: QuantizedArtifact) -> str:
+    """The numbers of layers, and of tensors of slopes where there are any."""
+    num_slopes = sum(weight.axis is None for weight in quantized.weights.values())
+    layers = f"{len(quantized.weights) - num_slopes} layers"
+    return f"{layers} and the slopes of {num_slopes} rectifiers" if num_slopes else layers
 
 
 def _hash(content_sha256: str | None) -> str:

@@ -66,7 +66,7 @@ class QuantizeConfig(LongStage):
     They rank above the protocol. A params file holds shell-style patterns over layer names, quoted where they begin
     with a star: `{layer1.*: [8, 8]}`. An input of none bits stays in float. Later patterns win."""
     preset: Annotated[str, Flag("Recipe")] = "genie-m"
-    """Named recipe: genie-m, minmax, mse, dfq, adaround, adaquant, brecq, qdrop, lsq, ait."""
+    """Named recipe: genie-m, genie-tuned, minmax, mse, dfq, adaround, adaquant, brecq, qdrop, lsq, ait."""
     num_steps: Annotated[int, Flag("Recipe")] = Field(20000, ge=1)
     """Optimisation steps of each reconstruction unit."""
     seed: Annotated[int, Flag("Run", before="device")] = Field(0, ge=0, lt=2**63)
@@ -108,6 +108,11 @@ class QuantizeConfig(LongStage):
     its 20000 steps, and in proportion more for fewer, up to 0.1 (adaquant 0.01): the way is as long."""
     drop_prob: Annotated[float, Flag("Recipe")] = Field(0.5, ge=0, le=1)
     """QDrop: probability that an activation keeps full precision during reconstruction."""
+    finetune_share: Annotated[float, Flag("Recipe")] = Field(0.0, ge=0, le=1)
+    """Fine-tuning: so many steps at the end, as a share of `num_steps`, for all step sizes and biases together.
+
+    They learn from the network's outputs, the integers stay. Each step mixes its images in pairs (mixup). A step costs
+    about what one step of every unit does, and the teacher's pass."""
     round_weight: Annotated[float, Flag("Recipe")] = Field(1.0, ge=0)
     """Weight of the rounding regularizer."""
     warmup: float = Field(0.2, ge=0, lt=1)
@@ -145,6 +150,11 @@ class QuantizeConfig(LongStage):
     """Folder to write the losses into while the work goes on, for TensorBoard."""
 
     @property
+    def finetune_steps(self) -> int:
+        """Steps of fine-tuning; 0: there is none."""
+        return math.ceil(self.finetune_share * self.num_steps)
+
+    @property
     def own_rounding_lr(self) -> float:
         """`rounding_lr`, or its default for these steps."""
         if self.rounding_lr is not None:
@@ -163,6 +173,8 @@ class QuantizeConfig(LongStage):
     def _fits_together(self) -> QuantizeConfig:
         if self.loss == "kl" and self.unit != "network":
             raise ValueError(f"loss = 'kl' compares classes: it needs unit = 'network', not '{self.unit}'")
+        if self.data_free and self.finetune_share:
+            raise ValueError("finetune_share > 0 learns from images, and data_free uses none")
         if self.reconstruct and self.rounding == "nearest":
             if self.activation_step_lr == 0:
                 raise ValueError("rounding = 'nearest' with activation_step_lr = 0 leaves nothing to learn")

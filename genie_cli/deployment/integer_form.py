@@ -6,6 +6,8 @@ their values to the bit, in one of two storages:
 - ``int8``: codes shifted so that they are signed; where all ``code - zero_point`` of a layer fit, zero points are 0.
 - ``packed``: codes of up to 4 bits as they are, for a format that packs them.
 
+Slopes of leaky rectifiers are signed codes of 8 bits with one scale, in either storage.
+
 Where biases are integers too, they are those of `student.integer_biases`. A layer that is computed in float anyway, as
 no quantizer reads its output, has an exact bias: its sign at the scale of its magnitude. (A runtime may round a bias
 that is in float.) One that int32 does not hold at this scale is added behind its layer.
@@ -78,6 +80,26 @@ class StoredIntegers(nn.Module):
         return dequantized
 
 
+class StoredSlopes(nn.Module):
+    """Stored slopes that are dequantized whenever they are read: ``scale * code``, one scale for all."""
+
+    codes: Tensor
+
+    def __init__(self, slopes: IntegerWeight) -> None:
+        """Take the codes, any shape, and the scale of `slopes`."""
+        super().__init__()
+        self._scale, self._zero_point = float(slopes.scale), int(slopes.zero_point)
+        self.register_buffer("codes", slopes.codes.contiguous())
+
+    def forward(self) -> Tensor:
+        """The values, float32, in the shape of the codes."""
+        limits = torch.iinfo(self.codes.dtype)
+        values: Tensor = _quantized.dequantize_per_tensor(
+            self.codes, self._scale, self._zero_point, limits.min, limits.max, self.codes.dtype
+        )
+        return values
+
+
 class QuantizeDequantize(nn.Module):
     """An activation quantizer as two operations with unsigned integers between them, which may be clipped.
 
@@ -141,7 +163,10 @@ def integer_form(student: fx.GraphModule, storage: Storage, integer_biases: bool
     _repeat_quantizers(network)
     for name, module in list(network.named_modules()):
         if isinstance(module, IntegerWeight):
-            network.set_submodule(name, _integer_weight(module, storage, spare.get(name, 0)))
+            if module.format.axis is None:
+                network.set_submodule(name, StoredSlopes(module))
+            else:
+                network.set_submodule(name, _integer_weight(module, storage, spare.get(name, 0)))
         elif isinstance(module, ActivationQuantizer):
             network.set_submodule(name, QuantizeDequantize(module, bounds.get(name)))
     network.graph.eliminate_dead_code()

@@ -31,7 +31,7 @@ class ExportMetadata(Frozen):
     protocol: str | None = None
     preset: str | None = None
     weight_bits: dict[str, int] = Field(default_factory=dict)
-    """Layer -> bits."""
+    """Layer or slopes -> bits."""
     activation_bits: dict[str, int] = Field(default_factory=dict)
     """Activation site -> bits."""
     content_sha256: str | None = None

@@ -78,3 +78,12 @@ def cut_and_mixed(images: Tensor, others: Tensor, generator: torch.Generator) ->
     mixed = images.clone()
     mixed[:, :, *ends] = others[:, :, *ends]
     return mixed
+
+
+def mixed_with_next(images: Tensor) -> Tensor:
+    """Images ``[B, ...]`` of a batch in random order, each averaged with the next one (mixup, Zhang et al., ICLR 2018).
+
+    The weights are spread evenly over 0 to 1. The order is random, so partners and weights are: nothing is drawn here.
+    """
+    weights = (torch.arange(len(images), device=images.device) + 0.5) / len(images)
+    return torch.lerp(images, images.roll(1, 0), weights.to(images.dtype).view(-1, *[1] * (images.dim() - 1)))

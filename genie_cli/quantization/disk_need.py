@@ -40,12 +40,14 @@ def quantization_need(plan: QuantizationPlan, num_images: int, dtype: torch.dtyp
     if plan.budget is None:
         return DiskNeed(output)
     temporary = _activations_on_disk(plan, num_images, dtype) * processes_here()
-    if not config.reconstruct:
+    if not config.reconstruct and plan.finetuned is None:
         return DiskNeed(output, temporary)
-    learned = max(sum(sizes[name].numel() + sizes[name][0] for name in unit.layers) for unit in plan.units)
+    learned = max(
+        sum(sizes[name].numel() + 2 * sizes[name][0] for name in unit.layers) for unit in plan.learned_together
+    )
     rows = (num_images + config.batch_size) * _INDEX
     checkpoint = _VALUES * _FLOAT * (learned + len(plan.bits.activations)) + MASK_POOL + rows + SMALL_FILE
-    kept = codes + channels + said
+    kept = (1 + (plan.finetuned is not None)) * (codes + channels + said) + others * (plan.finetuned is not None)
     return DiskNeed(kept + max(output, KEPT_CHECKPOINTS * checkpoint * num_processes), temporary)
 
 
@@ -53,7 +55,7 @@ def _activations_on_disk(plan: QuantizationPlan, num_images: int, dtype: torch.d
     """Stores go to the first budget that has room for the whole of one, and so leave less than one store of it free."""
     assert plan.budget is not None
     largest = total = 0
-    for unit in plan.units:
+    for unit in plan.learned_together:
         stores = [num_images * size for size in _row_sizes(unit, plan, dtype)]
         largest, total = max(largest, *stores), max(total, sum(stores))
     if total <= plan.budget.host:

@@ -19,7 +19,7 @@ from genie_cli.artifacts.quantized import (
     QuantizedWeight,
 )
 from genie_cli.models.graph.layers import weight_layers
-from genie_cli.models.graph.tensors import get_tensor, named_tensors
+from genie_cli.models.graph.tensors import get_tensor, key_owner, named_tensors
 from genie_cli.models.teacher import Teacher
 from genie_cli.quantization.result import QuantizedNetwork
 from genie_cli.student.probe import METRIC, probe_outputs
@@ -31,8 +31,8 @@ def to_artifact(
     """Integers, step sizes and all other tensors of `network`, with where they come from; images are None for DFQ."""
     config = network.plan.config
     weights = {
-        name: QuantizedWeight(w.codes.contiguous(), w.scale, w.zero_point, w.format.bits, w.format.grid)
-        for name, w in network.weights.items()
+        name: QuantizedWeight(w.codes.contiguous(), w.scale, w.zero_point, w.format.bits, w.format.grid, w.format.axis)
+        for name, w in network.stored.items()
     }
     activations = {
         name: QuantizedActivation(float(a.step_size), a.format.bits, a.format.signed)
@@ -64,12 +64,10 @@ def to_artifact(
 
 
 def _other_tensors(network: QuantizedNetwork) -> dict[str, Tensor]:
-    folded = network.plan.folded.graph
-    taken = {layer.weight_key for layer in weight_layers(folded)}
     return {
         key: value.float() if value.is_floating_point() else value
-        for key, value in named_tensors(folded).items()
-        if key not in taken
+        for key, value in named_tensors(network.plan.folded.graph).items()
+        if key_owner(key) not in network.stored
     }
 
 
@@ -82,7 +80,7 @@ def _details(network: QuantizedNetwork) -> Details:
         for name, record in bounded(network.records).items()
         if record.log
     }
-    outputs = {name: record.output for name, record in bounded(network.records).items()}
+    outputs = {name: record.output for name, record in bounded(network.records).items() if record.output is not None}
     return Details(weights=pairs, activations=outputs, losses=losses)
 
 

@@ -13,14 +13,16 @@ from genie_cli.models.graph.coverage import Coverage, coverage
 from genie_cli.models.graph.equalization import EqualizedGraph, equalize
 from genie_cli.models.graph.folding import FoldedGraph, fold_batch_norms
 from genie_cli.models.graph.layers import weight_layers
+from genie_cli.models.graph.slopes import slopes
 from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.models.logits import why_no_logits
 from genie_cli.models.teacher import Teacher
 from genie_cli.quantization.activations.budget import ActivationBudget, activation_budget
 from genie_cli.quantization.units.partition import Unit, reconstruction_units
 from genie_cli.student.build import insert_quantizers
-from genie_cli.student.modules import FloatWeight
+from genie_cli.student.modules import FloatWeight, IntegerWeight
 from genie_cli.student.protocol import BitPlan, Protocol, assign_bits, find_protocol
+from genie_cli.student.slopes import integer_slopes
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,9 @@ class QuantizationPlan:
         checks: rewrite -> distance of the rewritten network's answers from those of the user's own module.
         equalized: for DFQ, layer -> ``[O]``, the divisors of its output; else empty.
         bits: the bits of each weight and activation site.
+        slopes: name -> slopes of leaky rectifiers as integers, whatever the protocol and the bits.
         units: the reconstruction units, front to back.
+        finetuned: the whole network as one unit, where it is fine-tuned at the end; else None.
         budget: memory for calibration activations; None where there are none, or where nothing will run.
     """
 
@@ -48,7 +52,9 @@ class QuantizationPlan:
     checks: dict[str, float]
     equalized: dict[str, Tensor]
     bits: BitPlan
+    slopes: dict[str, IntegerWeight]
     units: tuple[Unit, ...]
+    finetuned: Unit | None
     budget: ActivationBudget | None
 
     @property
@@ -56,6 +62,17 @@ class QuantizationPlan:
         """Rounds of steps of each unit: one, or one per layer where layers are learned one by one."""
         by_layer = self.config.reconstruct and self.config.unit == "layer"
         return [len(unit.layers) if by_layer else 1 for unit in self.units]
+
+    @property
+    def learned_together(self) -> tuple[Unit, ...]:
+        """The units, and behind them the whole network where it is fine-tuned."""
+        return self.units if self.finetuned is None else (*self.units, self.finetuned)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of all units, and those of fine-tuning."""
+        steps = self.config.num_steps if self.config.reconstruct else 1
+        return steps * sum(self.stages) + (self.config.finetune_steps if self.finetuned is not None else 0)
 
 
 def make_plan(teacher: Teacher, config: QuantizeConfig, device: torch.device | None) -> QuantizationPlan:
@@ -82,7 +99,9 @@ def make_plan(teacher: Teacher, config: QuantizeConfig, device: torch.device | N
     )
     units = tuple(reconstruction_units(graph, config.unit == "network", config.max_unit_layers))
     has_budget = device is not None and not config.data_free
-    budget = activation_budget(graph, units, config, device) if has_budget and device is not None else None
+    finetuned = reconstruction_units(graph, True, config.max_unit_layers)[0] if config.finetune_steps else None
+    learned = [*units, *([finetuned] if finetuned is not None else [])]
+    budget = activation_budget(graph, learned, config, device) if has_budget and device is not None else None
     return QuantizationPlan(
         config=config,
         teacher=teacher,
@@ -92,7 +111,9 @@ def make_plan(teacher: Teacher, config: QuantizeConfig, device: torch.device | N
         checks=_checked(teacher, folded, equalized.folded, bits),
         equalized=equalized.scales,
         bits=bits,
+        slopes=integer_slopes(graph, config.weight_range),
         units=units,
+        finetuned=finetuned,
         budget=budget,
     )
 
@@ -121,8 +142,9 @@ def _checked(teacher: Teacher, folded: FoldedGraph, final: FoldedGraph, bits: Bi
     Raises:
         InputError: the student computes another function.
     """
-    layers = {layer.name: get_tensor(final.graph, layer.weight_key) for layer in weight_layers(final.graph)}
-    weights = {name: FloatWeight(weight) for name, weight in layers.items()}
+    keys = {layer.name: layer.weight_key for layer in weight_layers(final.graph)}
+    keys |= {slope.name: slope.key for slope in slopes(final.graph)}
+    weights = {name: FloatWeight(get_tensor(final.graph, key)) for name, key in keys.items()}
     activations = {site.name: nn.Identity() for site in bits.activations}
     student = teacher.reference.distance(insert_quantizers(final.graph, bits, weights, activations))
     if not teacher.reference.holds(student):

@@ -14,6 +14,11 @@ PRESETS = {
         summary="GENIE-M: block by block, joint step size and rounding, LSQ activations, QDrop",
         source="Jeon et al., GENIE, CVPR 2023, section 3.2",
     ),
+    "genie-tuned": Preset(
+        summary="GENIE-M, then all step sizes and biases together, against the network's outputs",
+        source="GENIE-M, and the end-to-end phase of Chen et al., EfficientQAT, 2024",
+        options={"finetune_share": 0.25},
+    ),
     # no optimisation
     "minmax": Preset(
         summary="no optimisation, full range",

@@ -23,6 +23,7 @@ from genie_cli.quantization.activations.passing import ImageRows, run_over_store
 from genie_cli.quantization.activations.pool import ActivationPool
 from genie_cli.quantization.activations.step_sizes import initial_step_sizes
 from genie_cli.quantization.activations.store import ActivationStore
+from genie_cli.quantization.finetuning import NAME, finetuning_config, finetuning_task
 from genie_cli.quantization.plan import QuantizationPlan
 from genie_cli.quantization.reconstruction.batches import held_out_rows
 from genie_cli.quantization.reconstruction.learned_unit import LearnedUnit, finished_part, pack_unit
@@ -62,7 +63,7 @@ def quantize_network(plan: QuantizationPlan, images: ImageRows, context: RunCont
     config, graph, budget = plan.config, plan.folded.graph, plan.budget
     move(graph, context.device)
     steps = config.num_steps if config.reconstruct else 1
-    context.report(StageStarted(STAGE, steps * sum(plan.stages)))
+    context.report(StageStarted(STAGE, plan.num_steps))
     shares = step_cost_shares(plan)
     weights: dict[str, IntegerWeight] = {}
     activations: dict[str, ActivationQuantizer] = {}
@@ -73,14 +74,8 @@ def quantize_network(plan: QuantizationPlan, images: ImageRows, context: RunCont
         carried = _first_inputs(stage, images)
         for position, (unit, num_stages) in enumerate(zip(plan.units, plan.stages, strict=True)):
             where = f"unit {position + 1}/{len(plan.units)} {unit.name}"
-            progress = _Progress(
-                context.report,
-                f"unit{position}",
-                where,
-                done,
-                sum(shares[:position]),
-                shares[position] / (steps * num_stages),
-            )
+            share = shares[position] / (steps * num_stages)
+            progress = _Progress(context.report, f"unit{position}", where, done, sum(shares[:position]), share)
             learned, report, output = _quantize_unit(stage, unit, carried, activations, progress)
             done += steps * num_stages
             context.report(Advanced(STAGE, done, where, {"error": report.relative_error}))
@@ -89,6 +84,12 @@ def quantize_network(plan: QuantizationPlan, images: ImageRows, context: RunCont
             release_freed_memory()
             weights.update((name, weight.cpu()) for name, weight in learned.weights.items())
             activations.update((name, activation.cpu()) for name, activation in learned.activations.items())
+        if plan.finetuned is not None:
+            share = shares[-1] / config.finetune_steps
+            progress = _Progress(context.report, NAME, NAME, done, sum(shares[:-1]), share)
+            learned = _finetune(stage, plan.finetuned, LearnedUnit(weights, activations, 0), images, carried, progress)
+            weights, activations = learned.weights, learned.activations
+            records[NAME] = UnitRecord(learned.log, None)
         output_errors = _output_errors(stage, images, carried, activations)
         memory = pool.peak
     move(graph, torch.device("cpu"))
@@ -210,7 +211,7 @@ def _quantize_unit(
         What it has learned, how it came out, and the values of its first output.
     """
     plan, pool, context = stage.plan, stage.pool, stage.context
-    part = cut_out(plan.folded.graph, unit, plan.bits, context.device)
+    part = cut_out(plan.folded.graph, unit, plan.bits, context.device, plan.slopes)
     finished = {name: learned_before[name].to(context.device) for name in sorted(part.read_before)}
     full, quantized = carried.full(unit.sources), carried.quantized(unit.sources)
     targets = run_over_stores(part.teacher, full, part.rows, pool, context)
@@ -236,6 +237,57 @@ def _quantize_unit(
     first, last = 0, min(_LOOKED_AT, len(targets[0]))
     values = histograms_of(targets[0].read(first, last), outputs[0].read(first, last))
     return learned, UnitReport(unit.name, unit.layers, learned.num_steps, *errors, len(unit.outputs)), values
+
+
+def _finetune(
+    stage: _Stage, whole: Unit, finished: LearnedUnit, images: ImageRows, carried: Carried, progress: _Progress
+) -> LearnedUnit:
+    """Learn all step sizes and biases together; the biases of the network's graph are those that were learned.
+
+    Args:
+        stage: what all units share.
+        whole: the network as one unit.
+        finished: all codes and step sizes.
+        images: the calibration images.
+        carried: what is alive behind the last unit; afterwards the outputs of the tuned network.
+        progress: where it is.
+
+    Raises:
+        KeyboardInterrupt: the user has interrupted; what was done is kept.
+        NumbersError: the loss is not finite, in float32 too.
+    """
+    plan, context = stage.plan, stage.context
+    config = finetuning_config(plan.config, plan.teacher)
+    network = cut_out(plan.folded.graph, whole, plan.bits, context.device, plan.slopes)
+    outputs = output_nodes(plan.folded.graph)
+    weights = _target_weights(replace(stage, plan=replace(plan, config=config)), outputs, carried.full(outputs))
+    store = store_images(images, stage.pool)
+    learned = finished_part(NAME, context)
+    if learned is None:
+        with context.interrupts.held():
+            for attempt in float32_retried(context, NAME):
+                with attempt:
+                    own = finished.on(context.device)
+                    data = UnitData((store,), (store,), (), weights, carried.held_out)
+                    task = finetuning_task(network, own.weights, own.activations, data, context.device)
+                    taken = reconstruct(task, config, attempt.context, attempt.checkpoint, progress, progress.pace)
+                    learned = task.harden(taken)
+            assert learned is not None
+            if context.workers.is_first:
+                context.work.finish(NAME, pack_unit(learned))
+    else:
+        progress.pace(config.num_steps, True)
+    for key, bias in learned.biases.items():
+        set_tensor(plan.folded.graph, key, bias)
+        set_tensor(network.teacher, key, bias)
+    if plan.protocol.every_tensor:
+        learned = _with_integer_biases(plan, network, learned, {})
+    student = network.student(learned.weights, learned.activations).to(context.device)
+    carried.add_quantized(outputs, run_over_stores(student, (store,), network.rows, stage.pool, context), ())
+    store.release()
+    if context.interrupts.agreed(context.workers):
+        raise KeyboardInterrupt
+    return learned.on(torch.device("cpu"))
 
 
 def _target_weights(stage: _Stage, outputs: Sequence[fx.Node], targets: Sequence[ActivationStore]) -> tuple[float, ...]:
@@ -294,7 +346,7 @@ def _learn(
                 for store in own.targets:
                     store.release()
         finished = finished.joined(found)
-    return LearnedUnit(finished.weights, {**initial, **finished.activations}, finished.num_steps, finished.log)
+    return LearnedUnit(finished.weights, {**initial, **finished.activations}, finished.num_steps, log=finished.log)
 
 
 def _with_integer_biases(

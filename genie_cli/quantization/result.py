@@ -48,11 +48,12 @@ class UnitRecord:
 
     Attributes:
         log: its loss, step by step.
-        output: values of its first output, of the teacher and of the quantized network, on some images.
+        output: values of its first output, of the teacher and of the quantized network, on some images; None: it is the
+            fine-tuning of the whole network.
     """
 
     log: tuple[LossRow, ...]
-    output: Histograms
+    output: Histograms | None
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,14 @@ class QuantizedNetwork:
     output_errors: dict[str, float]
     records: dict[str, UnitRecord]
 
+    @property
+    def stored(self) -> dict[str, IntegerWeight]:
+        """Name -> all that is stored as codes: the weights of layers, and slopes."""
+        return {**self.weights, **self.plan.slopes}
+
     def student(self) -> fx.GraphModule:
         """The network that computes with these integers and step sizes."""
-        return insert_quantizers(self.plan.folded.graph, self.plan.bits, self.weights, self.activations)
+        return insert_quantizers(self.plan.folded.graph, self.plan.bits, self.stored, self.activations)
 
 
 def loss_csv(records: Mapping[str, UnitRecord]) -> str:

@@ -15,14 +15,15 @@ _PER_WEIGHT = 500
 
 
 def step_cost_shares(plan: QuantizationPlan) -> list[float]:
-    """Each unit's share of the cost of all steps, front to back; they add up to 1.
+    """Each unit's share of the cost of all steps, front to back, and that of fine-tuning, if any; they add up to 1.
 
     A step multiplies for each image of the batch, passes over all activations of the unit, and over its weights.
     """
     graph, batch_size = plan.folded.graph, plan.config.batch_size
     layers = {layer.name: layer for layer in weight_layers(graph)}
     costs = []
-    for unit, stages in zip(plan.units, plan.stages, strict=True):
+    tuned = [(plan.finetuned, plan.config.finetune_steps / plan.config.num_steps)] if plan.finetuned is not None else []
+    for unit, stages in [*zip(plan.units, plan.stages, strict=True), *tuned]:
         activations = sum(map(numel_per_image, (*unit.sources, *unit.nodes)))
         multiplications = weights = 0
         for name in unit.layers:

@@ -50,7 +50,7 @@ def unsupported_quantization(plan: QuantizationPlan, images: ImageRows, context:
             (entering,) = plan.units[0].entering
             carried = Carried(entering, store_images(images[0:_NUM_IMAGES], pool), torch.empty(0, dtype=torch.int64))
             for unit in plan.units:
-                part = cut_out(graph, unit, plan.bits, context.device)
+                part = cut_out(graph, unit, plan.bits, context.device, plan.slopes)
                 inputs = carried.full(unit.sources)
                 targets = run_over_stores(part.teacher, inputs, _NUM_IMAGES, pool, context)
                 data = UnitData(inputs, inputs, targets, (1.0,) * len(targets), carried.held_out)

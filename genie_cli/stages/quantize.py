@@ -136,7 +136,7 @@ def _learned(
         lambda dtype: run.is_unfinished(config, config.out, determinants, dtype),
     )
     need = quantization_need(plan, len(inputs), run.dtype, run.workers.size)
-    parts = (sum(plan.stages), "layers" if config.unit == "layer" else "units")
+    parts = (sum(plan.stages) + (plan.finetuned is not None), "layers" if config.unit == "layer" else "units")
     with run.keeping(config, config.out, determinants, need, parts) as work:
         with run.working(work, _shorter(config)) as context:
             network = quantize_network(plan, inputs, context)

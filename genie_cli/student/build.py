@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import fx, nn
 
@@ -10,7 +10,7 @@ from genie_cli.models.graph.cuts import data_nodes, output_nodes
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.outputs import copy_structure
 from genie_cli.models.graph.subgraph import extract
-from genie_cli.models.graph.tensors import delete_tensor
+from genie_cli.models.graph.tensors import delete_tensor, key_owner, stored_tensors
 from genie_cli.student.protocol import BitPlan
 
 
@@ -21,16 +21,17 @@ def insert_quantizers(
     activations: Mapping[str, nn.Module],
     read_outputs_leave_raw: bool = False,
 ) -> fx.GraphModule:
-    """A copy of `folded` in which quantizers compute the weights and the activation sites.
+    """A copy of `folded` in which quantizers compute the weights, the slopes and the activation sites.
 
     Each activation quantizer stands right before the first reader of its tensor, so that it belongs
     to the reconstruction unit that reads the tensor. The quantizer of an output that no node reads stands last.
-    Tensors other than weights are shared, not copied.
+    All other tensors are shared, not copied.
 
     Args:
         folded: the folded graph.
         plan: names of layers and sites.
-        weights: layer name -> module without arguments that returns its weight.
+        weights: layer name -> module without arguments that returns its weight; and the same of slopes, which stay as
+            they are where there is none.
         activations: site name -> module from the tensor to the quantized tensor.
         read_outputs_leave_raw: an output that nodes of the graph read too is returned as it is before its quantizer.
             A reconstruction unit returns such tensors so, since each later unit has the quantizer again.
@@ -40,16 +41,15 @@ def insert_quantizers(
     copy_structure(folded, student)
     graph = student.graph
     by_name = {node.name: node for node in graph.nodes}
-    for layer in weight_layers(student):
-        target = f"weight_quantizers.{_safe(layer.name)}"
-        student.add_submodule(target, weights[layer.name])
-        with graph.inserting_before(layer.node):
-            weight = graph.call_module(target)
-        constant = layer.node.args[layer.operation.weight]
-        assert isinstance(constant, fx.Node)
-        layer.read_weight_from(weight)
-        graph.erase_node(constant)
-        delete_tensor(student, layer.weight_key)
+    layers = [layer.name for layer in weight_layers(student)]
+    assert weights.keys() >= set(layers), f"weights are missing of {set(layers) - weights.keys()}"
+    for key, constants in stored_tensors(student).items():
+        name = key_owner(key)
+        if name in weights:
+            target = f"weight_quantizers.{_safe(name)}"
+            student.add_submodule(target, weights[name])
+            _read_from(student, target, constants)
+            delete_tensor(student, key)
     for site in plan.activations:
         node = by_name[site.node]
         target = f"activation_quantizers.{_safe(site.name)}"
@@ -65,6 +65,17 @@ def insert_quantizers(
     graph.lint()
     student.recompile()
     return student
+
+
+def _read_from(student: fx.GraphModule, target: str, constants: Sequence[fx.Node]) -> None:
+    """Let the readers of a stored tensor read what a module returns."""
+    graph = student.graph
+    readers = {reader for constant in constants for reader in constant.users}
+    with graph.inserting_before(next(node for node in graph.nodes if node in readers)):
+        value = graph.call_module(target)
+    for constant in constants:
+        constant.replace_all_uses_with(value)
+        graph.erase_node(constant)
 
 
 def _safe(name: str) -> str:

@@ -17,7 +17,7 @@ class NumberFormat:
     Frozen and hashable, so that tables can be keyed by it. Shapes of the scale:
 
     - per channel, axis 0: weight ``[O, I, kH, kW]`` -> scale ``[O, 1]``; weight ``[O, I]`` -> scale ``[O, 1]``
-    - per tensor: activation ``[B, C, H, W]`` -> step size ``[1]``
+    - per tensor: activation ``[B, C, H, W]`` -> step size ``[1]``; slopes ``[C]`` -> scale ``[1, 1]``
 
     >>> str(weight_format(4)), weight_format(4).quant_min, weight_format(4).quant_max
     ('uint4 per channel, axis 0, asymmetric', 0, 15)
@@ -74,12 +74,26 @@ class NumberFormat:
         return f"{codes}{axis}, {self.grid}"
 
 
-def weight_format(bits: int, grid: WeightGrid = "asymmetric") -> NumberFormat:
-    """The format of weights, per output channel (axis 0): unsigned codes with a zero point, or signed ones without."""
+def weight_format(bits: int, grid: WeightGrid = "asymmetric", axis: int | None = 0) -> NumberFormat:
+    """The format of stored values: unsigned codes with a zero point, or signed ones without.
+
+    Args:
+        bits: bits of a code.
+        grid: symmetric or not.
+        axis: that of the channels, a weight's output channels; None: one scale for all.
+    """
     is_symmetric = grid == "symmetric"
-    return NumberFormat(bits, signed=is_symmetric, symmetric=is_symmetric, granularity="per channel", axis=0)
+    granularity: Granularity = "per tensor" if axis is None else "per channel"
+    return NumberFormat(bits, signed=is_symmetric, symmetric=is_symmetric, granularity=granularity, axis=axis)
 
 
 def activation_format(bits: int, signed: bool) -> NumberFormat:
     """The format of activations: no zero point, per tensor; signed where the values go below zero."""
     return NumberFormat(bits, signed, symmetric=True, granularity="per tensor")
+
+
+SLOPE_FORMAT = weight_format(8, "symmetric", axis=None)
+"""The format of the slopes of leaky rectifiers, whatever the bits of the weights.
+
+A slope is the parameter of an activation function: it bends every value below zero. Integer runtimes keep 8 bits too.
+"""

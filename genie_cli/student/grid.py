@@ -3,9 +3,10 @@
 The codes are those of a `NumberFormat`.
 
 Weights: per output channel; ``w' = scale * (code - zero_point)``, where the zero point of a symmetric grid is 0.
+Slopes of leaky rectifiers: the same with one scale, as a weight of one channel.
 Activations: symmetric, per tensor; ``x' = step_size * code``.
 
-Shapes: O output channels, K = elements per channel. Weight scales and zero points are ``[O, 1]``.
+Shapes: O output channels (1 per tensor), K = elements per channel. Weight scales and zero points are ``[O, 1]``.
 """
 
 from __future__ import annotations
@@ -56,9 +57,10 @@ def search_weight_grid(weight: Tensor, format: NumberFormat) -> tuple[Tensor, Te
 
 
 def _channel_rows(weight: Tensor, format: NumberFormat) -> Tensor:
-    """The weight as float32 ``[O, K]``, one row per channel."""
-    assert format.axis == 0 and (format.signed or not format.symmetric), f"no weight grid is found for {format}"
-    return weight.detach().float().flatten(1)
+    """The weight as float32 ``[O, K]``, one row per channel; per tensor ``[1, K]``."""
+    assert format.axis in (0, None) and (format.signed or not format.symmetric), f"no weight grid is found for {format}"
+    values = weight.detach().float()
+    return values.reshape(1, -1) if format.axis is None else values.flatten(1)
 
 
 def _search_rows(rows: Tensor, format: NumberFormat) -> tuple[Tensor, Tensor]:
@@ -106,8 +108,8 @@ def dequantize_weight(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tenso
 
 
 def like_rows(values: Tensor, weight: Tensor) -> Tensor:
-    """Per-channel ``[O, 1]`` values, shaped to broadcast over ``weight [O, ...]``."""
-    return values.view(-1, *[1] * (weight.dim() - 1))
+    """``[O, 1]`` values per channel, shaped to broadcast over ``weight [O, ...]``; ``[1, 1]`` over any shape."""
+    return values.view((-1, *[1] * (weight.dim() - 1))[: weight.dim()])
 
 
 def minmax_step_size(values: Tensor, format: NumberFormat) -> float:

@@ -17,6 +17,7 @@ from genie_cli.models.graph.equalization import add_channel_clips, has_channel_c
 from genie_cli.models.graph.folding import fold_batch_norms
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.outputs import structured
+from genie_cli.models.graph.slopes import slopes
 from genie_cli.models.graph.tensors import named_tensors, set_tensor
 from genie_cli.models.preparation import prepared
 from genie_cli.models.reparameterization import reparameterized
@@ -125,18 +126,18 @@ def restore(folded: fx.GraphModule, artifact: QuantizedArtifact) -> fx.GraphModu
     """
     if has_channel_clips(artifact.parameters):
         add_channel_clips(folded)
-    layers = {layer.name: layer for layer in weight_layers(folded)}
+    layers = {layer.name: layer.weight_key for layer in weight_layers(folded)}
+    own_slopes = {slope.name: slope.key for slope in slopes(folded)}
     tensors = named_tensors(folded)
     nodes = tensor_names(folded)
-    _compare("weight layer", set(layers), set(artifact.weights))
+    _compare("weight layer", set(layers), set(artifact.weights) - set(own_slopes))
     _compare("activation site", set(artifact.activations) & set(nodes), set(artifact.activations))
-    plain = {key for key in tensors if key not in {layer.weight_key for layer in layers.values()}}
+    # folders that an earlier genie wrote have slopes in float
+    stored = {**layers, **{name: key for name, key in own_slopes.items() if name in artifact.weights}}
+    plain = set(tensors) - set(stored.values())
     _compare("tensor", plain, set(artifact.parameters))
     for key, wanted, found in [
-        *(
-            (name, tensors[layer.weight_key].shape, artifact.weights[name].codes.shape)
-            for name, layer in layers.items()
-        ),
+        *((name, tensors[key].shape, artifact.weights[name].codes.shape) for name, key in stored.items()),
         *((key, tensors[key].shape, artifact.parameters[key].shape) for key in sorted(plain)),
     ]:
         if wanted != found:
@@ -147,7 +148,9 @@ def restore(folded: fx.GraphModule, artifact: QuantizedArtifact) -> fx.GraphModu
     for key in plain:
         set_tensor(folded, key, artifact.parameters[key])
     weights = {
-        name: IntegerWeight(weight.codes, weight.scale, weight.zero_point, weight_format(weight.bits, weight.grid))
+        name: IntegerWeight(
+            weight.codes, weight.scale, weight.zero_point, weight_format(weight.bits, weight.grid, weight.axis)
+        )
         for name, weight in artifact.weights.items()
     }
     activations = {
@@ -159,7 +162,7 @@ def restore(folded: fx.GraphModule, artifact: QuantizedArtifact) -> fx.GraphModu
         key=lambda site: site.name,
     )
     symmetric = frozenset(name for name, weight in artifact.weights.items() if weight.grid == "symmetric")
-    plan = BitPlan({name: weight.bits for name, weight in artifact.weights.items()}, tuple(sites), symmetric)
+    plan = BitPlan({name: artifact.weights[name].bits for name in layers}, tuple(sites), symmetric & layers.keys())
     return insert_quantizers(folded, plan, weights, activations).eval()
 
 

@@ -37,7 +37,7 @@ class InFloat32(nn.Module):
 
 
 class IntegerWeight(InFloat32):
-    """A weight stored as integer codes, dequantized when it is read.
+    """A weight, or slopes, stored as integer codes and dequantized when they are read.
 
     The values are computed in float32. They have the dtype that the module was last cast to, as by ``half()``; the
     scale stays in float32, so that a cast and its way back lose nothing. Where `keeps_value`, the value of evaluation
@@ -54,7 +54,7 @@ class IntegerWeight(InFloat32):
     zero_point: Tensor
 
     def __init__(self, codes: Tensor, scale: Tensor, zero_point: Tensor, format: NumberFormat) -> None:
-        """Keep codes ``[O, ...]`` as 8-bit integers with scale and zero point ``[O, 1]``."""
+        """Keep codes ``[O, ...]`` as 8-bit integers with scale and zero point ``[O, 1]``; ``[1, 1]`` per tensor."""
         super().__init__()
         assert format.bits <= 8, f"codes of {format} do not fit into 8 bits"
         self.format = format

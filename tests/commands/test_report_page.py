@@ -375,7 +375,8 @@ def test_in_a_browser(page: str, tmp_path: Path, width: int) -> None:
     path.write_text(page.replace("</body>", PROBE), encoding="utf-8")
     command = [
         str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
-        f"--window-size={width},900", f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=3000", "--dump-dom", path.as_uri(),
+        f"--window-size={width},900", f"--user-data-dir={tmp_path / 'profile'}",
+        "--virtual-time-budget=3000", "--dump-dom", path.as_uri(),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=110, check=True)
     assert "CONSOLE" not in done.stderr

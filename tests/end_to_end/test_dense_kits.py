@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from torchvision.transforms.functional import pil_to_tensor
 from genie_cli import load
 from genie_cli.config import ModelConfig, QuantizeConfig, build
 from genie_cli.models.graph.outputs import named_outputs, structured
+from genie_cli.models.graph.slopes import slopes
+from genie_cli.models.graph.tensors import set_tensor
 from genie_cli.models.teacher import Teacher
 from genie_cli.models.zoo import load_architecture, load_teacher
 from genie_cli.quantization.presets import preset_options
@@ -60,8 +63,8 @@ def test_a_detector_returns_its_maps(tmp_path: Path) -> None:
         assert (value - wanted[name]).norm() < 0.25 * wanted[name].norm(), name
 
 
-def test_a_segmenter_of_oblong_images() -> None:
-    teacher = load_teacher(
+def segmenter() -> Teacher:
+    return load_teacher(
         ModelConfig(
             name=f"{kit('camvid')}/espnet.py:espnet",
             weights=str(kit("camvid") / "espnet.safetensors"),
@@ -70,6 +73,10 @@ def test_a_segmenter_of_oblong_images() -> None:
             std=(69.90, 72.69, 72.13),
         )
     )
+
+
+def test_a_segmenter_of_oblong_images() -> None:
+    teacher = segmenter()
     assert [tensor.described() for tensor in teacher.outputs.tensors] == ["output [B, 12, 360, 480]"]
     assert teacher.logits is None
     photographs = images(kit("camvid") / "train", teacher, 2)
@@ -77,3 +84,19 @@ def test_a_segmenter_of_oblong_images() -> None:
     with torch.no_grad():
         found, wanted = network.student().eval()(photographs), teacher.graph(photographs)
     assert (found.argmax(1) == wanted.argmax(1)).float().mean() > 0.85
+
+
+def test_a_segmenter_s_slopes_are_quantized_and_change_little() -> None:
+    teacher = segmenter()
+    plan = stages.plan_of(teacher, NEAREST, None)
+    assert plan.coverage.parameters >= 0.99
+    assert not plan.coverage.in_float
+    assert sum(slope.codes.numel() for slope in plan.slopes.values()) == 1826
+    graph = copy.deepcopy(plan.folded.graph)
+    for slope in slopes(graph):
+        set_tensor(graph, slope.key, plan.slopes[slope.name]())
+    photographs = images(kit("camvid") / "train", teacher, 2)
+    with torch.no_grad():
+        found, wanted = graph(photographs), teacher.graph(photographs)
+    assert 0 < (found - wanted).norm() < 0.01 * wanted.norm()
+    assert (found.argmax(1) == wanted.argmax(1)).float().mean() > 0.99

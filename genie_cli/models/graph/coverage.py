@@ -1,4 +1,4 @@
-"""The share of a network that can be quantized, and the weights that stay in float with the reason."""
+"""The share of a network that can be quantized, and the tensors that stay in float with the reason."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from genie_cli.models.graph.affine_map import affine_maps
 from genie_cli.models.graph.cuts import data_nodes
 from genie_cli.models.graph.layers import WeightLayer, weight_layers
+from genie_cli.models.graph.slopes import slopes
 from genie_cli.models.graph.tensors import get_tensor
 
 ENOUGH = 0.9
@@ -27,11 +28,11 @@ class Coverage:
     """The part of a network that a quantization reaches.
 
     Attributes:
-        parameters: share of the parameters in quantized weights; biases of layers, and the shifts of batch norms that
-            stay, are left out of the count.
+        parameters: share of the parameters in quantized weights and slopes; biases of layers, and the shifts of batch
+            norms that stay, are left out of the count.
         multiplications: share of the multiplications that are products with a quantized weight; elementwise ones are
             left out of the count.
-        in_float: weight that stays in float -> the reason.
+        in_float: tensor that stays in float -> the reason.
         batch_norms: batch norms that stay, each as an affine map per channel in float -> the reason.
     """
 
@@ -56,7 +57,7 @@ class Coverage:
 
 
 def coverage(folded: fx.GraphModule, unfolded: dict[str, str]) -> Coverage:
-    """The coverage of a folded graph whose weight layers are all quantized.
+    """The coverage of a folded graph whose weight layers and slopes are all quantized.
 
     Args:
         folded: the graph.
@@ -64,19 +65,21 @@ def coverage(folded: fx.GraphModule, unfolded: dict[str, str]) -> Coverage:
     """
     layers = weight_layers(folded)
     of_layer = {layer.node: layer for layer in layers}
-    weights = {layer.weight_key for layer in layers}
+    quantized = {*(layer.weight_key for layer in layers), *(slope.key for slope in slopes(folded))}
     aside = {layer.bias_key for layer in layers}
     aside |= {key for affine in affine_maps(folded) for key in affine.keys}
     in_float: dict[str, str] = {}
-    num_quantized = sum(get_tensor(folded, key).numel() for key in weights)
+    num_quantized = sum(get_tensor(folded, key).numel() for key in quantized)
     num_float = sum(affine.num_channels for affine in affine_maps(folded))  # scales: a shift is a bias
     for node in folded.graph.nodes:
         key = str(node.target)
-        if node.op != "get_attr" or key in weights or key in aside or key in in_float:
+        if node.op != "get_attr" or key in quantized or key in aside or key in in_float:
             continue
         value = get_tensor(folded, key)
         if value.is_floating_point() and value.numel() > 1 and node.users:
-            in_float[key] = f"read by {_operation(next(iter(node.users)))}"
+            # a slope that stays is read by another operation too
+            reader = min(node.users, key=lambda user: user.target is aten.prelu.default)
+            in_float[key] = f"read by {_operation(reader)}"
             num_float += value.numel()
     batch = next(node for node in folded.graph.nodes if node.op == "placeholder").meta["val"].shape[0]
     products = {True: 0.0, False: 0.0}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, fx
 
 from genie_cli.models.graph.operations import WeightOperation, operation_of
-from genie_cli.models.graph.tensors import get_tensor, named_tensors, set_tensor
+from genie_cli.models.graph.tensors import get_tensor, key_owner, named_tensors, set_tensor
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,6 @@ class WeightLayer:
             return any(side > 1 for side in kernel)
         return isinstance(padding, list | tuple) and any(padding)
 
-    def read_weight_from(self, node: fx.Node) -> None:
-        """Let it read its weight from another node."""
-        self.node.update_arg(self.operation.weight, node)
-
     def read_bias_from(self, node: fx.Node) -> None:
         """Let it read a bias from a node, where it had none before too."""
         assert self.operation.bias is not None
@@ -92,11 +88,8 @@ def weight_layers(graph_module: fx.GraphModule) -> list[WeightLayer]:
         has_bias = operation.bias is not None and len(node.args) > operation.bias
         bias = node.args[operation.bias] if has_bias and operation.bias is not None else None
         key = str(weight.target)
-        name, _, leaf = key.rpartition(".")
-        if leaf != "weight" or not name:
-            name = key
         bias_key = str(bias.target) if isinstance(bias, fx.Node) and bias.op == "get_attr" else None
-        layers.append(WeightLayer(name, node, operation, key, bias_key))
+        layers.append(WeightLayer(key_owner(key), node, operation, key, bias_key))
     return layers
 
 

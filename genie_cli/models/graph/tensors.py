@@ -15,6 +15,21 @@ def get_tensor(root: nn.Module, key: str) -> Tensor:
     return value
 
 
+def stored_tensors(graph_module: fx.GraphModule) -> dict[str, list[fx.Node]]:
+    """Key of each tensor that a graph reads -> the nodes that hand it out, in graph order."""
+    found: dict[str, list[fx.Node]] = {}
+    for node in graph_module.graph.nodes:
+        if node.op == "get_attr":
+            found.setdefault(str(node.target), []).append(node)
+    return found
+
+
+def key_owner(key: str) -> str:
+    """The path of the module whose weight stands at `key`; the key itself where it is no module's weight."""
+    owner, _, leaf = key.rpartition(".")
+    return owner if leaf == "weight" and owner else key
+
+
 def set_tensor(root: nn.Module, key: str, value: Tensor) -> None:
     """Register `value` as a buffer at `key`, creating the modules on the way.
 

@@ -1,4 +1,4 @@
-"""All that a unit learns as two flat tensors, and the weights and step sizes that they stand for."""
+"""All that a unit learns as flat tensors, and the weights, step sizes and biases that they stand for."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from genie_cli.config import QuantizeConfig
 from genie_cli.quantization.learned.activation import LearnedActivationQuantizer
+from genie_cli.quantization.learned.bias import LearnedBias
 from genie_cli.quantization.learned.soft_rounding import (
     STEP_SIZE_FLOOR,
     largest_rate,
@@ -18,6 +19,9 @@ from genie_cli.quantization.learned.soft_rounding import (
     rounding_penalty,
 )
 from genie_cli.quantization.learned.weight import LearnedWeight
+
+BIAS_RATE = 0.01
+"""Rate of the biases that learn, in shares of the root mean square of their layer's."""
 
 
 class Made(NamedTuple):
@@ -27,15 +31,17 @@ class Made(NamedTuple):
         weights: one per layer.
         step_sizes: one per site, ``[1]``.
         penalty: the rounding regularizer, where it was asked for.
+        biases: one per bias that learns, ``[O]``.
     """
 
     weights: Sequence[Tensor]
     step_sizes: Sequence[Tensor]
     penalty: Tensor | None
+    biases: Sequence[Tensor]
 
 
 class UnitParameters:
-    """The learned tensors of one unit: all elements in one tensor, all offsets of step sizes in another.
+    """The learned tensors of one unit: all elements in one tensor, all offsets of step sizes in another, and biases.
 
     A step then costs one node of the graph, one optimizer of two tensors and one projection, however many
     layers the unit has. Step sizes of weights and of activations share a rate: what sets them apart is
@@ -44,6 +50,7 @@ class UnitParameters:
     Attributes:
         elements: softbits' logits or shifts of all layers, ``[E]``.
         offsets: of the channels' step sizes, layer by layer, then of the sites', ``[S]``.
+        shifts: of the biases that learn, ``[B]``; empty where none does.
     """
 
     def __init__(
@@ -52,8 +59,10 @@ class UnitParameters:
         activations: Mapping[str, LearnedActivationQuantizer],
         config: QuantizeConfig,
         device: torch.device,
+        biases: Mapping[str, LearnedBias] | None = None,
     ) -> None:
-        """Start where the weights and quantizers are."""
+        """Start where the weights, quantizers and biases are."""
+        self._biases = [*(biases or {}).values()]
         self._weights, self._activations = dict(weights), dict(activations)
         self._layers = list(weights.values())
         self.has_softbits = any(layer.has_softbits for layer in self._layers)
@@ -78,15 +87,21 @@ class UnitParameters:
         offsets = [layer.offset.flatten() for layer in self._layers]
         offsets.append(self._starts.new_zeros(len(activations)))
         self.offsets = nn.Parameter(torch.cat(offsets), requires_grad=bool(self._offset_scales.any()))
+        self._bias_sizes = [len(bias.start) for bias in self._biases]
+        self._bias_starts = torch.cat([torch.zeros(0, device=device), *(bias.start for bias in self._biases)])
+        self._bias_units = torch.cat(
+            [torch.zeros(0, device=device), *(b.unit.expand_as(b.start) for b in self._biases)]
+        )
+        self.shifts = nn.Parameter(torch.zeros_like(self._bias_starts), requires_grad=bool(self._biases))
         self._element_ends = [0, *itertools.accumulate(layer.elements.numel() for layer in self._layers)]
         self._channel_ends = [0, *itertools.accumulate(layer.start.numel() for layer in self._layers)]
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups for an optimizer; `start` is the rate before the cosine, where there is one (`decays`)."""
-        rates = (self._element_rate, self._elements_decay), (self._step_rate, True)
+        rates = (self._element_rate, self._elements_decay), (self._step_rate, True), (BIAS_RATE, True)
         return [
             {"params": [tensor], "lr": torch.tensor(lr, device=self._device), "start": lr, "decays": decays}
-            for tensor, (lr, decays) in zip(self.tensors(), rates, strict=True)
+            for tensor, (lr, decays) in zip(self.tensors(), rates, strict=False)  # of the shifts, where there are any
             if tensor.requires_grad
         ]
 
@@ -94,16 +109,20 @@ class UnitParameters:
         """Those of `tensors` that learn."""
         return [tensor for tensor in self.tensors() if tensor.requires_grad]
 
-    def tensors(self) -> tuple[nn.Parameter, nn.Parameter]:
-        """Elements and offsets."""
-        return self.elements, self.offsets
+    def tensors(self) -> tuple[nn.Parameter, ...]:
+        """Elements, offsets, and shifts where there are biases that learn."""
+        return (self.elements, self.offsets, self.shifts) if self._biases else (self.elements, self.offsets)
 
     def make(self, dtype: torch.dtype, beta: Tensor | None) -> Made:
         """Weights in `dtype`, step sizes in float32, and for an exponent the rounding regularizer."""
         made = _Make.apply(self.elements, self.offsets, self, dtype, beta if self.has_softbits else None)
         num_weights, num_sites = len(self._layers), len(self._activations)
         penalty = made[-1] if len(made) > num_weights + num_sites else None
-        return Made(made[:num_weights], made[num_weights : num_weights + num_sites], penalty)
+        return Made(made[:num_weights], made[num_weights : num_weights + num_sites], penalty, self._made_biases())
+
+    def _made_biases(self) -> Sequence[Tensor]:
+        """The biases that learn."""
+        return (self._bias_starts + self._bias_units * self.shifts).split(self._bias_sizes) if self._biases else ()
 
     @torch.no_grad()
     def keep_step_sizes_positive(self) -> None:
@@ -122,10 +141,12 @@ class UnitParameters:
             self._activations.values(), self._site_step_sizes(self._step_sizes()), strict=True
         ):
             activation.step_size = step_size
+        for bias, value in zip(self._biases, self._made_biases(), strict=True):
+            bias.value = value
 
     def not_finite(self) -> list[str]:
         """Names, in words, of the tensors that hold NaN or infinity."""
-        if bool(self.elements.isfinite().all() & self.offsets.isfinite().all()):
+        if all(bool(tensor.isfinite().all()) for tensor in self.tensors()):
             return []
         channels = zip(self._weights, self._channels(self.offsets), strict=True)
         sites = zip(self._activations, self._site_step_sizes(self.offsets), strict=True)
@@ -135,6 +156,7 @@ class UnitParameters:
             **{f"step size of '{name}'": values for name, values in sites},
             **{f"roundings of '{name}'": values for name, values in elements},
         }
+        learned.update({f"bias {i}": values for i, values in enumerate(self._made_biases())})
         return [name for name, values in learned.items() if not values.isfinite().all()]
 
     def _step_sizes(self) -> Tensor:

@@ -14,6 +14,7 @@ from genie_cli.config import QuantizeConfig
 from genie_cli.errors import NumbersError
 from genie_cli.models.graph.outputs import as_tuple
 from genie_cli.quantization.activations.store import ActivationStore
+from genie_cli.quantization.augmentation import mixed_with_next
 from genie_cli.quantization.learned.soft_rounding import rounding_beta
 from genie_cli.quantization.reconstruction.batches import Batches, DeviceBatches, complement
 from genie_cli.quantization.reconstruction.early_stopping import EarlyStopping
@@ -143,8 +144,8 @@ class UnitLearner:
         self._masks = RandomMasks(1 - config.drop_prob, self._generator)
         for activation in task.activations.values():
             activation.masks = self._masks
-        self._parameters = UnitParameters(task.weights, task.activations, config, device)
-        trained = complement(data.held_out, len(data.targets[0]))
+        self._parameters = UnitParameters(task.weights, task.activations, config, device, task.biases)
+        trained = complement(data.held_out, len(data.quantized_inputs[0]))
         total = min(config.batch_size, int(workers.sum_(torch.tensor(float(len(trained))))))
         own = total // workers.size + (workers.rank < total % workers.size)
         self._own_share = own / total
@@ -252,11 +253,15 @@ class UnitLearner:
         if config.drop_prob > 0:
             pairs = zip(full, inputs, strict=True)
             inputs = tuple(torch.lerp(own, quantized, self._masks.draw(quantized)) for own, quantized in pairs)
+        if task.teacher is not None:
+            inputs = tuple(map(mixed_with_next, inputs))
+            with torch.no_grad(), self._context.autocast():
+                targets = as_tuple(task.teacher(*inputs))
         self.loss.zero_()
         summed: list[Tensor] = []
         for share, parts in self.micro_batches.split(*inputs, *targets):
             made = parameters.make(self._context.dtype, self._beta if regularized else None)
-            task.use(made.weights, made.step_sizes)
+            task.use(made.weights, made.step_sizes, made.biases)
             outputs = self._outputs(*parts[:num_inputs])
             roots, root_gradients = [], []
             for output, target, weight in zip(outputs, parts[num_inputs:], task.data.target_weights, strict=True):
@@ -358,6 +363,7 @@ class UnitLearner:
             "elements": self._parameters.elements.detach(),
             "offsets": self._parameters.offsets.detach(),
             "loss": self.loss,
+            "shifts": self._parameters.shifts.detach(),
             "micro_batches": torch.tensor(self.micro_batches.count),
             "generator": self._generator.get_state(),
             **prefixed("batches", self._batches.state()),
@@ -370,7 +376,7 @@ class UnitLearner:
     @torch.no_grad()
     def resume(self, state: Mapping[str, Tensor], steps_done: int) -> None:
         """Go on from a state, after so many steps."""
-        self.restore([state["elements"], state["offsets"]])
+        self.restore([state[name] for name in ("elements", "offsets", "shifts")][: len(self._parameters.tensors())])
         self.loss.copy_(state["loss"])
         self.micro_batches.count = int(state["micro_batches"])
         self._generator.set_state(state["generator"])

@@ -13,6 +13,7 @@ from genie_cli.models.graph.pooling import with_repeatable_pooling
 from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.quantization.activations.store import ActivationStore
 from genie_cli.quantization.learned.activation import LearnedActivationQuantizer
+from genie_cli.quantization.learned.bias import LearnedBias
 from genie_cli.quantization.learned.soft_rounding import SoftRoundedWeight, largest_rate
 from genie_cli.quantization.learned.straight_through_weight import StraightThroughWeight
 from genie_cli.quantization.learned.weight import LearnedWeight
@@ -45,7 +46,7 @@ class UnitData:
     Attributes:
         full_inputs: the teacher's inputs of the unit, each ``[n, ...]``.
         quantized_inputs: the same from the already quantized units before.
-        targets: the teacher's outputs of the unit, each ``[n, C, ...]``.
+        targets: the teacher's outputs of the unit, each ``[n, C, ...]``; empty where a step makes them.
         target_weights: the weight of each output in the loss; 0: it is not compared.
         held_out: rows that are never trained on; what early stopping watches.
     """
@@ -68,6 +69,8 @@ class UnitTask:
         weights: layer name -> the weight that learns.
         activations: site name -> the quantizer that learns.
         data: the activations that it learns from.
+        biases: tensor's name -> the bias that learns.
+        teacher: where a step mixes its inputs, the graph that makes their targets; None: they are stored.
         log: the course of its loss so far.
     """
 
@@ -77,14 +80,18 @@ class UnitTask:
     weights: Mapping[str, LearnedWeight]
     activations: Mapping[str, LearnedActivationQuantizer]
     data: UnitData
+    biases: Mapping[str, LearnedBias] = field(default_factory=dict)
+    teacher: fx.GraphModule | None = None
     log: list[LossRow] = field(default_factory=list)
 
-    def use(self, weights: Sequence[Tensor], step_sizes: Sequence[Tensor]) -> None:
-        """Let the student run on these: one weight per layer, one step size ``[1]`` per site, in their order."""
+    def use(self, weights: Sequence[Tensor], step_sizes: Sequence[Tensor], biases: Sequence[Tensor] = ()) -> None:
+        """Let the student run on these, in their order: a weight per layer, a step size ``[1]`` per site, biases."""
         for slot, weight in zip(self.slots.values(), weights, strict=True):
             slot.value = weight
         for activation, step_size in zip(self.activations.values(), step_sizes, strict=True):
             activation.step_size = step_size
+        for bias, value in zip(self.biases.values(), biases, strict=True):
+            bias.value = value
 
     def use_finished_weights(self) -> None:
         """Let the student run on the integers that the weights would be now."""
@@ -97,12 +104,15 @@ class UnitTask:
             slot.value = None
         for activation in self.activations.values():
             activation.step_size = activation.step_size.detach()
+        for bias in self.biases.values():
+            bias.value = bias.value.detach()
 
     def harden(self, num_steps: int) -> LearnedUnit:
         """The unit as it is after so many steps."""
         weights = {name: weight.harden() for name, weight in self.weights.items()}
         activations = {name: activation.harden() for name, activation in self.activations.items()}
-        return LearnedUnit(weights, activations, num_steps, tuple(self.log))
+        biases = {key: bias.value.detach().clone() for key, bias in self.biases.items()}
+        return LearnedUnit(weights, activations, num_steps, biases, tuple(self.log))
 
 
 def make_task(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import fx, nn
@@ -12,9 +13,10 @@ from genie_cli.models.graph.activation_functions import FUSED_WITH_LAYER
 from genie_cli.models.graph.cuts import data_nodes
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.subgraph import extract
-from genie_cli.models.graph.tensors import numel_per_image
+from genie_cli.models.graph.tensors import key_owner, numel_per_image, stored_tensors
 from genie_cli.quantization.units.partition import Unit
 from genie_cli.student.build import insert_quantizers
+from genie_cli.student.modules import IntegerWeight
 from genie_cli.student.protocol import ActivationSite, BitPlan
 
 _TENSOR_BYTES_CPU, _TENSOR_BYTES_GPU = 16 << 20, 512 << 20
@@ -34,6 +36,7 @@ class UnitGraph:
         bits: its share of the bits, with those of every site that its nodes read.
         read_before: names of its sites that an earlier unit reads, and so has learned.
         rows: images that pass through it at once where nothing is learned.
+        slopes: name -> slopes that its nodes read, as integers.
     """
 
     name: str
@@ -44,6 +47,7 @@ class UnitGraph:
     bits: BitPlan
     read_before: frozenset[str]
     rows: int
+    slopes: Mapping[str, IntegerWeight] = field(default_factory=dict)
 
     @property
     def own_sites(self) -> tuple[ActivationSite, ...]:
@@ -51,14 +55,21 @@ class UnitGraph:
         return tuple(site for site in self.bits.activations if site.name not in self.read_before)
 
     def student(self, weights: Mapping[str, nn.Module], activations: Mapping[str, nn.Module]) -> fx.GraphModule:
-        """The unit with quantizers, see `insert_quantizers`.
+        """The unit with quantizers, see `insert_quantizers`; its slopes are rounded.
 
         An output that its nodes read too leaves before its quantizer, which the later units have again.
         """
-        return insert_quantizers(self.teacher, self.bits, weights, activations, read_outputs_leave_raw=True)
+        stored = {**self.slopes, **weights}
+        return insert_quantizers(self.teacher, self.bits, stored, activations, read_outputs_leave_raw=True)
 
 
-def cut_out(folded: fx.GraphModule, unit: Unit, bits: BitPlan, device: torch.device) -> UnitGraph:
+def cut_out(
+    folded: fx.GraphModule,
+    unit: Unit,
+    bits: BitPlan,
+    device: torch.device,
+    slopes: Mapping[str, IntegerWeight] = {},
+) -> UnitGraph:
     """The graph of one unit.
 
     A site belongs to the unit that is the first to read its tensor. The tensor is carried on as it is before the
@@ -69,6 +80,7 @@ def cut_out(folded: fx.GraphModule, unit: Unit, bits: BitPlan, device: torch.dev
         unit: where it is cut.
         bits: those of the whole network.
         device: where it will run.
+        slopes: name -> slopes as integers, of the whole network; they are copied.
     """
     index, own = {node: i for i, node in enumerate(data_nodes(folded))}, set(unit.nodes)
     nodes = {node.name: node for node in index}
@@ -84,7 +96,18 @@ def cut_out(folded: fx.GraphModule, unit: Unit, bits: BitPlan, device: torch.dev
     own_bits = bits.part(unit.layers, sites)
     teacher = extract(folded, unit.nodes, unit.sources, unit.outputs)
     rows = rows_at_once([*unit.sources, *unit.nodes], device)
-    return UnitGraph(unit.name, unit.nodes, unit.sources, unit.outputs, teacher, own_bits, frozenset(read_before), rows)
+    names = [name for name in map(key_owner, stored_tensors(teacher)) if name in slopes]
+    return UnitGraph(
+        unit.name,
+        unit.nodes,
+        unit.sources,
+        unit.outputs,
+        teacher,
+        own_bits,
+        frozenset(read_before),
+        rows,
+        {name: copy.deepcopy(slopes[name]).to(device) for name in names},
+    )
 
 
 def layer_by_layer(folded: fx.GraphModule, unit: UnitGraph) -> Iterator[UnitGraph]:

@@ -1,0 +1,92 @@
+"""Fine-tuning of a network whose codes are finished: all step sizes and biases together, against the teacher's outputs.
+
+Units are learned one after the other, and none knows what its error does to the answer. Here every code stays, and what
+scales and shifts them learns from the outputs alone. The idea is that of the last phase of EfficientQAT (Chen et al.,
+2024), which trains step sizes with the integers fixed; biases and images mixed in pairs (mixup) are added to it. Images
+are mixed anew in each step, so that a few hundred of them do not wear out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import fx
+
+from genie_cli.config import QuantizeConfig
+from genie_cli.models.graph.layers import weight_layers
+from genie_cli.models.graph.pooling import with_repeatable_pooling
+from genie_cli.models.graph.tensors import get_tensor
+from genie_cli.models.teacher import Teacher
+from genie_cli.quantization.learned.activation import LearnedActivationQuantizer
+from genie_cli.quantization.learned.bias import LearnedBias
+from genie_cli.quantization.learned.scaled_weight import ScaledWeight
+from genie_cli.quantization.reconstruction.task import UnitData, UnitTask, WeightSlot
+from genie_cli.quantization.units.unit_graph import UnitGraph
+from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
+
+NAME = "fine-tuning"
+"""The name of its progress and of its part of the work folder."""
+
+
+def finetuning_config(config: QuantizeConfig, teacher: Teacher) -> QuantizeConfig:
+    """The recipe of the steps at the end: the rates are the largest that are safe (`largest_rate`)."""
+    has_classes = teacher.logits is not None and teacher.num_classes != 1
+    return config.model_copy(
+        update={
+            "num_steps": config.finetune_steps,
+            "finetune_share": 0.0,
+            "loss": "kl" if has_classes else "squared",
+            "rounding": "genie",
+            "rounding_lr": 0.0,
+            "weight_step_lr": 1.0,
+            "activation_step_lr": math.inf,
+            "drop_prob": 0.0,
+            "patience": None,
+        }
+    )
+
+
+def finetuning_task(
+    network: UnitGraph,
+    weights: Mapping[str, IntegerWeight],
+    activations: Mapping[str, ActivationQuantizer],
+    data: UnitData,
+    device: torch.device,
+) -> UnitTask:
+    """The task of learning all scales and biases of a network.
+
+    Args:
+        network: the whole of it as one unit, on the device where it learns.
+        weights: layer name -> its finished codes.
+        activations: site name -> quantizer, where its step size starts.
+        data: the images, and the weight of each output in the loss; targets are made in each step.
+        device: where it is computed.
+    """
+    own = {name: ScaledWeight(weights[name]).to(device) for name in network.bits.weights}
+    slots = {name: WeightSlot() for name in own}
+    sites = {
+        site.name: LearnedActivationQuantizer(
+            float(activations[site.name].step_size), activations[site.name].format, drop_prob=0.0
+        ).to(device)
+        for site in network.bits.activations
+    }
+    student = with_repeatable_pooling(network.student(slots, sites)).to(device)
+    keys = [layer.bias_key for layer in weight_layers(network.teacher) if layer.bias_key is not None]
+    biases = {key: LearnedBias(get_tensor(network.teacher, key)).to(device) for key in keys}
+    _read_biases_from(student, biases)
+    teacher = with_repeatable_pooling(network.teacher)
+    return UnitTask(NAME, student, slots, own, sites, data, biases, teacher)
+
+
+def _read_biases_from(student: fx.GraphModule, biases: Mapping[str, LearnedBias]) -> None:
+    """Let modules give the biases of a graph, in place."""
+    for number, (key, bias) in enumerate(biases.items()):
+        (constant,) = (node for node in student.graph.nodes if node.op == "get_attr" and node.target == key)
+        target = f"learned_biases.{number}"
+        student.add_submodule(target, bias)
+        with student.graph.inserting_before(constant):
+            constant.replace_all_uses_with(student.graph.call_module(target))
+        student.graph.erase_node(constant)
+    student.recompile()
