@@ -444,11 +444,11 @@ def _unit_parts(quantized: QuantizedFolder, room: _Room) -> Iterator[Part]:
     losses = quantized.details.losses if quantized.details is not None else {}
     if losses:
         caption = f"Loss of each unit while it learned{_first_of(losses)}"
-        drawing = charts.curves_chart(
-            {unit.name: [(step, loss) for step, loss, _ in losses.get(unit.name, ())] for unit in units},
-            caption,
-            "loss",
-        )
+        known = {unit.name: losses[unit.name] for unit in units if unit.name in losses}
+        curves = {
+            name: [(step, loss) for step, loss, _ in rows] for name, rows in {**known, **losses}.items()
+        }  # fine-tuning comes behind the units
+        drawing = charts.curves_chart(curves, caption, "loss")
         if room.take(drawing):
             yield Part(title="Loss of each unit", charts=[(drawing, caption)])
 

@@ -126,3 +126,13 @@ def test_tensorboard_that_is_not_there(genie: Any, images: Path, monkeypatch: py
     monkeypatch.setattr("genie_cli.commands.tensorboard.find_spec", lambda name: None)
     assert "pip install 'genie-cli[tensorboard]'" in genie(*command, "runs", code=2).stderr
     assert not Path("quantized").exists()
+
+
+def test_fine_tuning_is_a_curve_too(genie: Any, images: Path) -> None:
+    recipe = ("--preset", "genie-tuned", "--num-steps", 4)
+    genie("quantize", *DIGITS, "--images", images, *recipe, "--log", "units.csv")
+    names = list(dict.fromkeys(row["unit"] for row in read("units.csv")))
+    assert names == [*LAYERS, "fine-tuning"]
+    details = json.loads(Path("quantized/details.json").read_text())
+    assert set(details["losses"]) == {*LAYERS, "fine-tuning"}
+    assert set(details["activations"]) == set(LAYERS)

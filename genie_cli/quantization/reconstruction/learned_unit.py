@@ -82,5 +82,5 @@ def unpack_unit(saved: Saved, device: torch.device) -> LearnedUnit:
     for i, (name, bits, signed) in enumerate(saved.facts["activations"]):
         step_size = float(saved.tensors[f"activation{i}"])
         activations[name] = ActivationQuantizer(step_size, activation_format(bits, signed)).to(device)
-    biases = {key: saved.tensors[f"bias{i}"].to(device) for i, key in enumerate(saved.facts["biases"])}
+    biases = {key: saved.tensors[f"bias{i}"].to(device) for i, key in enumerate(saved.facts.get("biases", ()))}
     return LearnedUnit(weights, activations, saved.facts["num_steps"], biases, tuple(saved_rows(saved)))
