@@ -376,7 +376,8 @@ class UnitLearner:
     @torch.no_grad()
     def resume(self, state: Mapping[str, Tensor], steps_done: int) -> None:
         """Go on from a state, after so many steps."""
-        self.restore([state[name] for name in ("elements", "offsets", "shifts")][: len(self._parameters.tensors())])
+        names = ("elements", "offsets", "shifts")[: len(self._parameters.tensors())]
+        self.restore([state[name] for name in names])
         self.loss.copy_(state["loss"])
         self.micro_batches.count = int(state["micro_batches"])
         self._generator.set_state(state["generator"])
