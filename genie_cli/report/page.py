@@ -171,9 +171,10 @@ def _rendered(found: Found, num_sections: int) -> str:
 
 def _title(found: Found) -> str:
     models = {_model(run) for run in found.runs} - {""}
-    of = f" of {models.pop()}" if len(models) == 1 else ""
+    model = models.pop() if len(models) == 1 else ""
     if len(found.runs) == 1:
-        return f"{found.runs[0].name}{of}"
+        return ": ".join(filter(None, (model, found.runs[0].name)))
+    of = f" of {model}" if model else ""
     return f"{len(found.runs)} runs{of}" if found.runs else "Calibration images"
 
 
