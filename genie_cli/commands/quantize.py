@@ -43,7 +43,7 @@ def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
     with running(config) as run:
         with run.checks():
             if run.workers.is_first:
-                outputs = {"--out": config.out, "--performance": config.performance}
+                outputs = {"--out": config.out, "--performance": config.performance, "--log": config.log}
                 images = code_file(config.images) if names_source(config.images) else config.images
                 opt.check_files(outputs, {"--weights": model_config.weights, "--images": images}, ["--out"])
         with quantized(
@@ -53,16 +53,22 @@ def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
             lambda teacher: open_image_set(config.images, teacher, config.num_images, config.seed),
         ) as result:
             if run.workers.is_first:
-                _finish(run, config, result)
+                _finish(run, model_config, config, result)
 
 
-def _finish(run: CommandRun, config: QuantizeConfig, result: Quantized) -> None:
+def _finish(run: CommandRun, model: ModelConfig, config: QuantizeConfig, result: Quantized) -> None:
+    from genie_cli.artifacts.network_size import network_size
     from genie_cli.artifacts.quantized import save_quantized
+    from genie_cli.artifacts.unit_figures import described_errors
     from genie_cli.commands.display import duration, file_size, summary
+    from genie_cli.commands.next_step import data_for, next_command
+    from genie_cli.quantization.result import loss_csv
+    from genie_cli.runtime.atomic import atomic_write_text
 
     network, teacher = result.network, result.teacher
+    if config.log is not None:
+        atomic_write_text(config.log, loss_csv(network.records))
     save_quantized(config.out, result.artifact(run))
-    size = sum(file.stat().st_size for file in config.out.iterdir())
     taken = sum(unit.num_steps for unit in network.units)
     run.write_performance(config.performance, {"steps": taken, "activations": network.memory})
     rows = {"teacher": f"{teacher.name} ({teacher.sha256[:12]})"}
@@ -71,6 +77,7 @@ def _finish(run: CommandRun, config: QuantizeConfig, result: Quantized) -> None:
     rows["recipe"] = _recipe(config, network)
     if network.units:
         rows["units"] = str(len(network.units))
+        rows["error"] = described_errors(network.units)
     rows["quantized"] = network.plan.coverage.described()
     if network.output_errors:
         errors = network.output_errors
@@ -82,7 +89,9 @@ def _finish(run: CommandRun, config: QuantizeConfig, result: Quantized) -> None:
     rows["time"] = duration(run.seconds)
     stored = ", ".join(f"{file_size(n)} ({place})" for place, n in network.memory.items() if n)
     rows["memory"] = f"{run.peak_memory()} at most{f'; activations {stored}' if stored else ''}"
-    rows["written"] = f"{config.out} ({file_size(size)})"
+    rows["size"] = network_size(config.out).described()
+    rows["written"] = str(config.out)
+    rows["next"] = next_command("evaluate", model, {"--quantized": config.out, "--data": data_for(model)})
     own = "" if config.activation_bits is None else f"a{config.activation_bits}"
     summary(f"Quantized w{config.weight_bits}{own or ', activations in float'}", rows)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 FACTS = ("model", "metric", "preset", "protocol", "weight_bits", "activation_bits", "num_images")
 """Facts of a run; all other numbers of a metrics file are figures."""
-HASHES = ("data_sha256", "metric_sha256", "decode_sha256")
-"""Hashes of the files of code that took part."""
+HASHES = ("data_sha256", "metric_sha256", "decode_sha256", "quantized_sha256")
+"""Hashes of the files of code that took part, and of the tensors of the quantized network that was measured."""
 PER_CLASS, OUTPUTS = "per_class", "outputs"
 """Figures of each class, and of each output."""
 DROP, AGREEMENT = "drop", "agreement"
