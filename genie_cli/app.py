@@ -25,6 +25,7 @@ from genie_cli.commands import (
     quantize,
     report,
     sensitivity,
+    show,
     synthesize,
     verify,
 )
@@ -114,6 +115,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("export")(export.export)
 app.command("benchmark")(benchmark.benchmark)
 app.command("inspect")(inspect.inspect)
+app.command("show")(show.show)
 app.command("models")(models.models)
 app.command("presets")(presets.presets)
 app.command("config")(config.config)

@@ -27,7 +27,10 @@ FORMAT_VERSION = 2
 """The format that is written; older ones are read."""
 KEY = "genie"
 FOLDER_FILES = ("weights.safetensors", "step_sizes.safetensors", "metrics.json")
-"""The files of a quantized folder; a folder that holds anything else is not ours to replace."""
+"""The files of a quantized folder that it needs."""
+DETAILS_FILE = "details.json"
+OWN_FILES = (*FOLDER_FILES, DETAILS_FILE)
+"""The files that genie writes into it; a folder that holds anything else is not ours to replace."""
 
 _NAMES = {
     "images": "an image set",

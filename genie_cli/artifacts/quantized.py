@@ -4,7 +4,8 @@
   ``weight_zero_point``, and the same of the slopes of leaky rectifiers; every other parameter and buffer under its own
   name;
 - ``step_sizes.safetensors``: per activation site ``step_size``;
-- ``metrics.json``: figures measured during quantization.
+- ``metrics.json``: figures measured during quantization;
+- ``details.json``: distributions and curves for a report; not needed, and absent in folders of an earlier genie.
 
 Codes are stored, not weights: rounding was learned, so a code is not round(weight / scale). The folder
 and the network's source code are enough to run the network; the teacher's weights are not needed.
@@ -22,7 +23,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from genie_cli.artifacts.metadata import FOLDER_FILES, ArtifactMetadata, all_finite, read, serialize, validate
+from genie_cli.artifacts.details import Details, read_details
+from genie_cli.artifacts.metadata import (
+    DETAILS_FILE,
+    FOLDER_FILES,
+    ArtifactMetadata,
+    all_finite,
+    read,
+    serialize,
+    validate,
+)
 from genie_cli.artifacts.metrics import encode_metrics, read_metrics
 from genie_cli.artifacts.packing import pack, unpack
 from genie_cli.config import MAX_ACTIVATION_BITS, MAX_BITS, MIN_BITS, Frozen, WeightGrid
@@ -196,6 +206,8 @@ class QuantizedArtifact:
     """Every other parameter and buffer, float32 (counters and masks: integer or bool)."""
     metadata: QuantizedMetadata
     metrics: Mapping[str, Any]
+    details: Details | None = None
+    """Distributions and curves for a report; None: there are none, or they are left out."""
 
 
 def save_quantized(folder: Path, artifact: QuantizedArtifact) -> None:
@@ -236,11 +248,14 @@ def folder_files(artifact: QuantizedArtifact) -> dict[str, bytes]:
         _join(site, "step_size"): torch.tensor([step.step_size], dtype=torch.float32)
         for site, step in artifact.activations.items()
     }
-    return {
+    files = {
         WEIGHTS_FILE: serialize(tensors, metadata),
         STEP_SIZES_FILE: serialize(step_sizes, metadata.model_copy(update={"kind": "step_sizes"})),
         METRICS_FILE: encode_metrics(artifact.metrics),
     }
+    if artifact.details is not None:
+        files[DETAILS_FILE] = encode_metrics(artifact.details.model_dump(mode="json"))
+    return files
 
 
 def load_quantized(folder: Path) -> QuantizedArtifact:
@@ -266,7 +281,8 @@ def load_quantized(folder: Path) -> QuantizedArtifact:
     }
     if step_sizes:
         raise InputError(f"{steps_path}: tensor '{min(step_sizes)}' belongs to no activation site of its metadata.")
-    return QuantizedArtifact(weights, activations, tensors, metadata, read_metrics(folder / METRICS_FILE))
+    metrics = read_metrics(folder / METRICS_FILE)
+    return QuantizedArtifact(weights, activations, tensors, metadata, metrics, read_details(folder))
 
 
 def _join(layer: str, part: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -69,10 +70,22 @@ def _run(model_config: ModelConfig, config: EvaluateConfig, source: str, as_json
         if as_json:
             typer.echo(text)
         else:
-            _show(figures)
+            show_figures("Evaluated", {**figures, "next": _next(model_config, config)})
 
 
-def _show(figures: dict[str, Any]) -> None:
+def _next(network: ModelConfig, config: EvaluateConfig) -> str:
+    """The command after an evaluation: of a quantized folder the export, of the network itself the synthesis."""
+    from genie_cli.commands.next_step import next_command
+
+    if config.quantized is None:
+        return next_command("synthesize", network, {})
+    if not config.quantized.is_dir():
+        return shlex.join(["genie", "benchmark", str(config.quantized)])
+    return next_command("export", network, {"--quantized": config.quantized})
+
+
+def show_figures(title: str, figures: dict[str, Any]) -> None:
+    """Print the figures of a metrics file: all of them, those per class and those per output."""
     from genie_cli.commands.display import rows_table, summary
     from genie_cli.evaluation.keys import DROP, HASHES, IN_PERCENT, OUTPUTS, PER_CLASS
 
@@ -86,7 +99,7 @@ def _show(figures: dict[str, Any]) -> None:
         return f"{value:.2f} points" if key.partition("_")[0] == DROP else f"{value:.2f} %"
 
     tables = (PER_CLASS, OUTPUTS, *HASHES)
-    summary("Evaluated", {key: cell(key, value) for key, value in figures.items() if key not in tables})
+    summary(title, {key: cell(key, value) for key, value in figures.items() if key not in tables})
     if PER_CLASS in figures:
         title, classes = "Per class", list(figures[PER_CLASS].items())
         if len(classes) > _MOST_CLASSES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -13,8 +14,14 @@ from genie_cli.commands.flags import Fields, Used, takes
 if TYPE_CHECKING:
     from genie_cli.config import ModelConfig
     from genie_cli.config.export import ExportConfig
+    from genie_cli.data.samples import Samples
+    from genie_cli.deployment.export import Exported
+    from genie_cli.models.teacher import Teacher
+    from genie_cli.runtime.progress import Reporter
     from genie_cli.stages.export import Exportable
 
+_STAGE = "export"
+_STEPS = ("loading torch", "capturing the network", "reading images", "making the file and running it")
 _MOST_NAMES = 8
 """More float islands or layers are counted, not named."""
 
@@ -31,7 +38,28 @@ def export(used: Used, params: opt.ParamsFile = None, as_json: opt.AsJson = Fals
 
 
 def _run(model_config: ModelConfig, config: ExportConfig, as_json: bool) -> None:
-    from genie_cli.commands.display import tell_of
+    from genie_cli.commands.display import progress
+    from genie_cli.runtime.progress import StageFinished, StageStarted
+
+    with progress() as report:
+        report(StageStarted(_STAGE, len(_STEPS)))
+        found = _exported(model_config, config, report)
+        report(StageFinished(_STAGE))
+    if as_json:
+        typer.echo(json.dumps(found.report, indent=2, sort_keys=True))
+    else:
+        _show(config, found.report)
+
+
+def _exported(model_config: ModelConfig, config: ExportConfig, report: Reporter) -> Exported:
+    """The file, made, checked and written.
+
+    Args:
+        model_config: the network.
+        config: what to make of it.
+        report: receives what is going on.
+    """
+    _tell(report, 0)  # before torch is imported, which takes seconds
     from genie_cli.deployment.export import check_options, report_path
     from genie_cli.evaluation.images import open_samples
     from genie_cli.runtime.user_code import code_file
@@ -44,45 +72,61 @@ def _run(model_config: ModelConfig, config: ExportConfig, as_json: bool) -> None
     opt.check_files(
         outputs, {"--weights": model_config.weights, "--images": read, "--quantized": config.quantized}, ["--quantized"]
     )
-    exportable = _exportable(model_config, config)
+    _tell(report, 1)
+    exportable = _exportable(model_config, config, report)
     pixels = None
     if images is not None and config.check_images:
+        _tell(report, 2)
         pixels, samples = check_pixels(
             lambda reading: open_samples(images, reading, exportable.input), config.check_images
         )
-        tell_of(samples)
+        _tell_of(samples, report)
+    _tell(report, 3)
     found = exported(exportable, config, pixels)
     save_exported(found, config)
-    if as_json:
-        typer.echo(json.dumps(found.report, indent=2, sort_keys=True))
-    else:
-        _show(config, found.report)
+    return found
 
 
-def _exportable(model_config: ModelConfig, config: ExportConfig) -> Exportable:
+def _tell(report: Reporter, step: int) -> None:
+    """Report the step that begins."""
+    from genie_cli.runtime.progress import Advanced
+
+    report(Advanced(_STAGE, step, _STEPS[step]))
+
+
+def _tell_of(taken: Teacher | Samples, report: Reporter) -> None:
+    """Notes and warnings on how a network or images were taken."""
+    from genie_cli.runtime.progress import Note
+
+    for warning, messages in ((False, taken.notes), (True, taken.warnings)):
+        for message in messages:
+            report(Note(message, warning))
+
+
+def _exportable(model_config: ModelConfig, config: ExportConfig, report: Reporter) -> Exportable:
     """The quantized network, or the one in float."""
     from genie_cli.artifacts.quantized import load_quantized
-    from genie_cli.commands.display import tell_of
     from genie_cli.models.zoo import load_teacher
     from genie_cli.stages.export import in_float, in_integers
     from genie_cli.student.load import load_simulated
 
     if config.quantized is None:
         teacher = load_teacher(model_config)
-        tell_of(teacher)
+        _tell_of(teacher, report)
         return in_float(teacher)
     artifact = load_quantized(config.quantized)
     return in_integers(load_simulated(model_config.name, artifact), artifact)
 
 
 def _show(config: ExportConfig, report: dict[str, Any]) -> None:
+    from genie_cli.artifacts.network_size import described_beside_float
     from genie_cli.commands.display import file_size, summary
 
     rows = {"file": str(config.path), "runtime": report["runtime"]}
-    size = file_size(report["num_bytes"])
-    if "num_float_bytes" in report:
-        size += f", in float {file_size(report['num_float_bytes'])}"
-    rows["size"] = size
+    num_bytes, num_float_bytes = report["num_bytes"], report.get("num_float_bytes")
+    rows["size"] = (
+        file_size(num_bytes) if num_float_bytes is None else described_beside_float(num_bytes, num_float_bytes)
+    )
     images = "noise" if report["images"] == "noise" else config.images
     rows["agreement"] = f"{report['agreement']:.2%} of {report['num_images']} images ({images})"
     for name, each in report["differences"].items():
@@ -95,6 +139,7 @@ def _show(config: ExportConfig, report: dict[str, Any]) -> None:
     if report.get("saturates_without_vnni"):
         told = {True: "has", False: "lacks", None: "may lack"}[report["processor_has_vnni"]]
         rows["may saturate"] = f"{_named(report['saturates_without_vnni'])}, without VNNI, which this processor {told}"
+    rows["next"] = shlex.join(["genie", "benchmark", str(config.path)])
     summary("Exported", rows)
 
 

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from genie_cli.commands import options as opt
+from genie_cli.commands.artifact_tables import by, plain, show_artifact, show_json
 from genie_cli.commands.flags import Fields, Used, takes
 
 if TYPE_CHECKING:
     from genie_cli.quantization.plan import QuantizationPlan
 
 _SHOWN_UNFOLDED = 5
-_SIZES = ("size", "resize_size", "input_size")
-"""Keys whose lists are height and width."""
 
 
 @takes(
@@ -32,14 +30,20 @@ def inspect(
     used: Used,
     subject: Annotated[
         str,
-        typer.Argument(metavar="SPEC-OR-ARTIFACT", help="A model SPEC, an image set, or a quantized folder or file."),
+        typer.Argument(
+            metavar="SPEC-OR-ARTIFACT",
+            help="A model SPEC, image set, quantized folder or file, or metrics file.",
+        ),
     ],
     as_json: opt.AsJson = False,
 ) -> None:
     """Show a model's layers, batch norms, strided convolutions, units and bits, or what an artifact is."""
     path = Path(subject)
+    if path.suffix == ".json":
+        show_json(path, as_json)
+        return
     if path.suffix == ".safetensors" or (path.is_dir() and not _names_network(subject)):
-        _show_artifact(path, as_json)
+        show_artifact(path, as_json)
         return
     from genie_cli.commands.bits_override import override_keys
     from genie_cli.commands.describe import describe_model
@@ -74,49 +78,6 @@ def _names_network(folder: str) -> bool:
     return True
 
 
-def _show_artifact(path: Path, as_json: bool) -> None:
-    from genie_cli.artifacts.images import ImagesMetadata
-    from genie_cli.artifacts.metadata import sniff, validate
-    from genie_cli.artifacts.quantized import QuantizedMetadata
-    from genie_cli.commands.display import rows_table, summary
-
-    fields = sniff(path)
-    if as_json:
-        validate(ImagesMetadata if fields["kind"] == "images" else QuantizedMetadata, fields, path)
-        typer.echo(json.dumps(fields, indent=2, sort_keys=True))
-        return
-    tables = ("weights", "activations")
-    shown = {key: value for key, value in fields.items() if key not in tables}
-    if fields["kind"] == "images":
-        validate(ImagesMetadata, fields, path)
-        summary(str(path), {key: _plain(value) for key, value in shown.items()})
-        return
-    metadata = validate(QuantizedMetadata, fields, path)
-    summary(str(path), {key: _plain(value) for key, value in shown.items()})
-    weights = [[name, _by(entry.shape), entry.bits, entry.grid] for name, entry in metadata.weights.items()]
-    rows_table("Weights", ["layer", "shape", "bits", "grid"], weights, {"bits"})
-    activations = [
-        [name, entry.bits, "signed" if entry.signed else "unsigned"] for name, entry in metadata.activations.items()
-    ]
-    rows_table("Activations", ["site", "bits", "grid"], activations, {"bits"})
-
-
-def _plain(value: Any) -> str:
-    """A metadata field for a reader: ``size 16, mean [0.5]`` of a mapping; an oblong size is ``360x480``."""
-    if isinstance(value, dict):
-        return ", ".join(
-            f"{key} {_by(item) if key in _SIZES and isinstance(item, list) else _plain(item)}"
-            for key, item in value.items()
-        )
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return "none" if value is None else str(value)
-
-
-def _by(sides: Sequence[int]) -> str:
-    return "x".join(map(str, sides))
-
-
 def _show_model(description: dict[str, Any], plan: QuantizationPlan) -> None:
     from genie_cli.commands.display import rows_table, summary
     from genie_cli.config.image_size import height_and_width
@@ -125,8 +86,8 @@ def _show_model(description: dict[str, Any], plan: QuantizationPlan) -> None:
     summary(
         description["model"],
         {
-            "input": f"{_by((spec['num_channels'], *height_and_width(spec['size'])))}, "
-            f"mean {_plain(spec['mean'])}, std {_plain(spec['std'])}",
+            "input": f"{by((spec['num_channels'], *height_and_width(spec['size'])))}, "
+            f"mean {plain(spec['mean'])}, std {plain(spec['std'])}",
             "outputs": ", ".join(f"{output['name']} {output['shape']}" for output in description["outputs"]),
             "classes": _classes(description),
             "weights": f"{description['num_weights']:,} in {len(description['layers'])} layers",

@@ -125,12 +125,12 @@ def check_files(
         InputError: an output cannot be written.
         UsageError: an output is another one or an input, or lies in one of `folders`.
     """
-    from genie_cli.artifacts.metadata import FOLDER_FILES
+    from genie_cli.artifacts.metadata import OWN_FILES
     from genie_cli.runtime.atomic import check_writable
 
     written = {option: path for option, path in outputs.items() if path is not None}
     for option, path in written.items():
-        check_writable(path, FOLDER_FILES if option in folders else ())
+        check_writable(path, OWN_FILES if option in folders else ())
     read = {option: path for option, path in inputs.items() if path is not None}
     for option, path in written.items():
         place = os.path.realpath(path)

@@ -45,7 +45,8 @@ def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
         with run.checks():
             if run.workers.is_first:
                 table = bits_path(config.out) if config.has_target else None
-                outputs = {"--out": config.out, "--performance": config.performance, "the bits of --out": table}
+                outputs = {"--out": config.out, "--performance": config.performance, "--log": config.log}
+                outputs["the bits of --out"] = table
                 images = code_file(config.images) if names_source(config.images) else config.images
                 read = {"--weights": model_config.weights, "--images": images, "--sensitivity": config.sensitivity}
                 opt.check_files(outputs, read, ["--out"])
@@ -56,7 +57,7 @@ def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
             lambda teacher: open_image_set(config.images, teacher, config.num_images, config.seed),
         ) as result:
             if run.workers.is_first:
-                _finish(run, config, result)
+                _finish(run, model_config, config, result)
 
 
 def bits_path(out: Path) -> Path:
@@ -64,19 +65,24 @@ def bits_path(out: Path) -> Path:
     return out.with_name(f"{out.name}.bits.yaml")
 
 
-def _finish(run: CommandRun, config: QuantizeConfig, result: Quantized) -> None:
+def _finish(run: CommandRun, model: ModelConfig, config: QuantizeConfig, result: Quantized) -> None:
+    from genie_cli.artifacts.network_size import network_size
     from genie_cli.artifacts.quantized import save_quantized
+    from genie_cli.artifacts.unit_figures import described_errors
     from genie_cli.commands.display import duration, file_size, summary
+    from genie_cli.commands.next_step import data_for, next_command
+    from genie_cli.quantization.result import loss_csv
+    from genie_cli.runtime.atomic import atomic_write_text
 
     network, teacher = result.network, result.teacher
+    if config.log is not None:
+        atomic_write_text(config.log, loss_csv(network.records))
     save_quantized(config.out, result.artifact(run))
     if result.search is not None:
         from genie_cli.quantization.bits.search import table_of
-        from genie_cli.runtime.atomic import atomic_write_text
 
         table = table_of(network.plan.bits).text(f"bits found by genie quantize for {teacher.name}")
         atomic_write_text(bits_path(config.out), table)
-    size = sum(file.stat().st_size for file in config.out.iterdir())
     taken = sum(unit.num_steps for unit in network.units)
     run.write_performance(config.performance, {"steps": taken, "activations": network.memory})
     rows = {"teacher": f"{teacher.name} ({teacher.sha256[:12]})"}
@@ -87,6 +93,7 @@ def _finish(run: CommandRun, config: QuantizeConfig, result: Quantized) -> None:
         rows["bits"] = f"{result.search.described()}; {bits_path(config.out)}"
     if network.units:
         rows["units"] = str(len(network.units))
+        rows["error"] = described_errors(network.units)
     rows["quantized"] = network.plan.coverage.described()
     if network.output_errors:
         errors = network.output_errors
@@ -98,7 +105,9 @@ def _finish(run: CommandRun, config: QuantizeConfig, result: Quantized) -> None:
     rows["time"] = duration(run.seconds)
     stored = ", ".join(f"{file_size(n)} ({place})" for place, n in network.memory.items() if n)
     rows["memory"] = f"{run.peak_memory()} at most{f'; activations {stored}' if stored else ''}"
-    rows["written"] = f"{config.out} ({file_size(size)})"
+    rows["size"] = network_size(config.out).described()
+    rows["written"] = str(config.out)
+    rows["next"] = next_command("evaluate", model, {"--quantized": config.out, "--data": data_for(model)})
     own = "" if config.activation_bits is None else f"a{config.activation_bits}"
     weights = f"w{config.weight_bits}" if result.search is None else "within the budget, w2-8"
     summary(f"Quantized {weights}{own or ', activations in float'}", rows)

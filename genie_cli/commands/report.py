@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from genie_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from genie_cli.artifacts.images import ImageSet
+    from genie_cli.report.collect import Found
 
 _TITLES = {
     "weight_bits": "W bits", "activation_bits": "A bits", "top1": "top-1 %", "teacher_top1": "teacher %",
@@ -20,7 +26,11 @@ _TEXTS = ("scheme", "model", "metric", "preset")
 def report(
     metrics: Annotated[
         list[Path],
-        typer.Argument(metavar="METRICS", help="JSON files written by `genie evaluate --out`, or folders of them."),
+        typer.Argument(
+            metavar="RUN",
+            help="JSON files of `genie evaluate --out`, or folders of them; with --html quantized folders, image sets, "
+            "export files and loss curves too, or folders of these.",
+        ),
     ],
     over_seeds: Annotated[
         bool,
@@ -38,11 +48,91 @@ def report(
     with_size: Annotated[
         bool, typer.Option("--with-size", help="A column with the bytes of each quantized folder, for plots.")
     ] = False,
-    out: Annotated[Path, typer.Option("--out", help="Folder to write table.md, table.json and table.csv into.")] = Path(
-        "report"
-    ),
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--html", help="Page to write: one file that opens anywhere, without network.", show_default=False
+        ),
+    ] = None,
+    real: Annotated[
+        str | None,
+        typer.Option(
+            "--real",
+            help="Real images to show beside the synthetic ones, in the forms of `genie evaluate --data`.",
+            metavar="SOURCE",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Folder to write table.md, table.json and table.csv into. \\[default: report, and none with --html]",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """Compare evaluated runs in one table (markdown, JSON, and CSV for plots)."""
+    """Compare evaluated runs in one table (markdown, JSON, CSV), and show all that is known of runs on one page."""
+    if html is None and real is not None:
+        raise UsageError("--real shows images on a page: name it with --html FILE.")
+    if html is not None:
+        metrics = _write_page(metrics, html, real)
+        if not metrics:
+            return
+    _write_tables(metrics, over_seeds, by_bits, with_size, Path("report") if out is None and html is None else out)
+
+
+def _write_page(paths: list[Path], html: Path, real: str | None) -> list[Path]:
+    """Write the page; returns the files of figures among what was given."""
+    from genie_cli.artifacts.quantized import WEIGHTS_FILE
+    from genie_cli.commands.display import file_size
+    from genie_cli.commands.options import check_files
+    from genie_cli.errors import InputError
+    from genie_cli.report.charts import check_charts
+    from genie_cli.report.collect import collect
+    from genie_cli.report.page import LIMIT, make_page
+    from genie_cli.runtime.atomic import atomic_write_text
+
+    check_charts()
+    given = {f"RUN {path}": path for path in paths}
+    check_files({"--html": html}, given, [name for name, path in given.items() if (path / WEIGHTS_FILE).is_file()])
+    found = collect(paths)
+    if real is not None:
+        found.images["real images"] = _real_images(real, found)
+    page = make_page(found)
+    size = len(page.encode())
+    if size > LIMIT:
+        raise InputError(f"The page of {len(found.runs)} runs would have {file_size(size)}: give fewer runs.")
+    atomic_write_text(html, page)
+    typer.echo(f"Written to {html}: {file_size(size)}, {len(found.runs)} run(s)", err=True)
+    return found.evaluations
+
+
+def _real_images(source: str, found: Found) -> ImageSet:
+    """Some real images, as pixels of the input that the RUNs record.
+
+    Raises:
+        UsageError: no RUN records an input, or an unknown source.
+        InputError: images that cannot be used.
+    """
+    from genie_cli.artifacts.images import ImagesMetadata, image_set
+    from genie_cli.artifacts.metadata import provenance
+    from genie_cli.config import EvaluateConfig
+    from genie_cli.evaluation.images import open_samples
+    from genie_cli.report.page import NUM_IMAGES
+
+    inputs = [images.metadata.input for images in found.images.values()]
+    inputs += [run.quantized.metadata.input for run in found.runs if run.quantized is not None]
+    if not inputs:
+        raise UsageError("--real needs an image set or a quantized folder among the RUNs, which says their size.")
+    samples = open_samples(source, EvaluateConfig(), inputs[0])
+    pixels = samples.calibration_pixels(min(NUM_IMAGES, samples.num_images or NUM_IMAGES), 0)
+    facts = provenance({}, 0, inputs[0], None, None)
+    return image_set(pixels, ImagesMetadata(**facts, teacher_sha256=None, num_images=len(pixels), dtype="uint8"))
+
+
+def _write_tables(metrics: list[Path], over_seeds: bool, by_bits: bool, with_size: bool, out: Path | None) -> None:
+    """Print the table, and write it into a folder where one is named."""
     from genie_cli.errors import InputError
     from genie_cli.evaluation import aggregation, comparison
     from genie_cli.runtime.atomic import atomic_write_text
@@ -52,6 +142,9 @@ def report(
         rows = aggregation.over_seeds(rows)
     columns = comparison.columns_of(rows)
     files, shown = _by_bits(rows, columns) if by_bits else _by_scheme(rows, columns)
+    if out is None:
+        _show(*shown)
+        return
     if not out.resolve().parent.is_dir():
         raise InputError(f"Output folder {out.parent} does not exist: create it or choose another --out.")
     try:

@@ -13,7 +13,8 @@ import torch
 from genie_cli.artifacts.metrics import encode_metrics
 from genie_cli.commands import display
 from genie_cli.commands.cost import cost_noted
-from genie_cli.config import LongStage, Stage
+from genie_cli.commands.tensorboard import check_tensorboard, scalars_written
+from genie_cli.config import LongStage, QuantizeConfig, Stage, SynthesizeConfig
 from genie_cli.errors import DiskFullError
 from genie_cli.runtime.arithmetic import DTYPES, dtype_name
 from genie_cli.runtime.atomic import atomic_write_bytes
@@ -35,6 +36,9 @@ _KEPT = " Nothing was written, and what is finished is kept for the same command
 class CommandRun(Run):
     """One command at work: it shows its progress, and keeps what is done for the same command."""
 
+    scalars: Path | None = None
+    """Folder for TensorBoard, into which the first process writes its figures."""
+
     @contextmanager
     def reporting(self, shorter: Sequence[str]) -> Iterator[Reporter]:
         """The display of the progress, with a note where the work will take long; notes go above the bar."""
@@ -43,7 +47,8 @@ class CommandRun(Run):
             place = "CPU" if self.device.type == "cpu" else "GPU"
             self.report = report
             try:
-                yield cost_noted(report, place, [*shorter, *(["a GPU"] if place == "CPU" else [])])
+                with scalars_written(report, self.scalars if self.workers.is_first else None) as writing:
+                    yield cost_noted(writing, place, [*shorter, *(["a GPU"] if place == "CPU" else [])])
             finally:
                 self.report = notes
 
@@ -125,14 +130,17 @@ def running(config: Stage) -> Iterator[CommandRun]:
     """Prepare the process and join the others, where there are some.
 
     Raises:
-        UsageError: unknown device.
+        UsageError: unknown device, or --tensorboard without its package.
         DeviceError: CUDA asked for and absent.
         WorkerError: the other processes cannot be reached.
     """
+    scalars = config.tensorboard if isinstance(config, QuantizeConfig | SynthesizeConfig) else None
+    check_tensorboard(scalars)
     device = local_device(resolve_device(config.device))
     configure_process(device, config.deterministic)
     with joined_workers(device) as workers:
         run = CommandRun(device, workers, _show_note)
+        run.scalars = scalars
         with run.shortage_explained(_KEPT):
             yield run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 from genie_cli.commands import options as opt
@@ -45,11 +46,12 @@ def _run(model_config: ModelConfig, config: SynthesizeConfig) -> None:
                     opt.check_files(outputs, {"--weights": one.weights, "--student": config.student}, ["--student"])
         with synthesized(run, config, open_network, model_config.reparameterize, model_config.logits) as made:
             if run.workers.is_first:
-                _finish(run, config, made)
+                _finish(run, model_config, config, made)
 
 
-def _finish(run: CommandRun, config: SynthesizeConfig, made: Synthesized) -> None:
+def _finish(run: CommandRun, network: ModelConfig, config: SynthesizeConfig, made: Synthesized) -> None:
     from genie_cli.commands.display import duration, file_size, summary
+    from genie_cli.commands.next_step import next_command
     from genie_cli.runtime.atomic import atomic_write_text
     from genie_cli.synthesis.batches import batch_sizes
 
@@ -75,5 +77,7 @@ def _finish(run: CommandRun, config: SynthesizeConfig, made: Synthesized) -> Non
             "time": duration(run.seconds),
             "memory": run.peak_memory(),
             "written": f"{config.out} ({file_size(config.out.stat().st_size)}, sha256 {images.sha256[:12]})",
+            "look": shlex.join(["genie", "show", str(config.out)]),
+            "next": next_command("quantize", network, {"--images": config.out}),
         },
     )

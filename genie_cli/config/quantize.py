@@ -177,6 +177,12 @@ class QuantizeConfig(LongStage):
     """Folder to write."""
     performance: Annotated[Path | None, Flag("Output"), NOT_DETERMINING] = None
     """Seconds and peak memory to write, as JSON."""
+    log: Annotated[Path | None, Flag("Output"), NOT_DETERMINING] = None
+    """Course of each unit's loss to write, as CSV.
+
+    Its columns are unit, step, loss, and held_out_loss, which is empty where it was not measured."""
+    tensorboard: Annotated[Path | None, Flag("Output", metavar="DIR"), NOT_DETERMINING] = None
+    """Folder to write the losses into while the work goes on, for TensorBoard."""
 
     @property
     def finetune_steps(self) -> int:

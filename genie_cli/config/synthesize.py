@@ -94,6 +94,8 @@ class SynthesizeConfig(LongStage):
     """Loss curve to write, as CSV.
 
     Its columns are batch, step, loss, and latent_lr, which is the pixels' rate where there is no generator."""
+    tensorboard: Annotated[Path | None, Flag("Output", metavar="DIR"), NOT_DETERMINING] = None
+    """Folder to write the losses into while the work goes on, for TensorBoard."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> SynthesizeConfig:

@@ -9,8 +9,8 @@ FACTS = ("model", "metric", "preset", "protocol", "weight_bits", "activation_bit
 """Facts of a run; all other numbers of a metrics file are figures."""
 NUM_BYTES = "num_bytes"
 """The size of the quantized folder on the disk: a fact that may differ between seeds."""
-HASHES = ("data_sha256", "metric_sha256", "decode_sha256")
-"""Hashes of the files of code that took part."""
+HASHES = ("data_sha256", "metric_sha256", "decode_sha256", "quantized_sha256")
+"""Hashes of the files of code that took part, and of the tensors of the quantized network that was measured."""
 PER_CLASS, OUTPUTS = "per_class", "outputs"
 """Figures of each class, and of each output."""
 DROP, AGREEMENT = "drop", "agreement"

@@ -8,7 +8,7 @@ from typing import Any
 from genie_cli.config import Frozen, ModelConfig
 from genie_cli.errors import UsageError, unknown_name
 
-FILES = ("out", "log", "performance", "checkpoint_interval", "fresh")
+FILES = ("out", "log", "performance", "tensorboard", "checkpoint_interval", "fresh")
 """Keys of the commands' own outputs and of unfinished runs, which the library does not write."""
 
 

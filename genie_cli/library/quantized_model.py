@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from genie_cli.artifacts.metadata import FOLDER_FILES
+from genie_cli.artifacts.metadata import OWN_FILES
 from genie_cli.artifacts.quantized import QuantizedArtifact, save_quantized
 from genie_cli.config import ExportConfig, InputSpec, stage_config
 from genie_cli.deployment.export import check_options
@@ -64,7 +64,7 @@ class QuantizedModel:
         Raises:
             InputError: the folder cannot be written, or holds other files.
         """
-        check_writable(Path(folder), FOLDER_FILES)
+        check_writable(Path(folder), OWN_FILES)
         save_quantized(Path(folder), self.artifact)
 
     def export(self, path: str | Path, images: Images | None = None, **options: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from genie_cli.artifacts.details import Details, bounded, histograms_of, thinned
 from genie_cli.artifacts.images import ImageSet
 from genie_cli.artifacts.metadata import Arithmetic, provenance
 from genie_cli.artifacts.quantized import (
@@ -17,7 +18,8 @@ from genie_cli.artifacts.quantized import (
     QuantizedMetadata,
     QuantizedWeight,
 )
-from genie_cli.models.graph.tensors import key_owner, named_tensors
+from genie_cli.models.graph.layers import weight_layers
+from genie_cli.models.graph.tensors import get_tensor, key_owner, named_tensors
 from genie_cli.models.teacher import Teacher
 from genie_cli.quantization.result import QuantizedNetwork
 from genie_cli.student.probe import METRIC, probe_outputs
@@ -57,7 +59,8 @@ def to_artifact(
         outputs=teacher.outputs.names,
         logits=teacher.logits.name if teacher.logits is not None else None,
     )
-    return QuantizedArtifact(weights, activations, _other_tensors(network), metadata, _metrics(network, teacher))
+    tensors, metrics = _other_tensors(network), _metrics(network, teacher)
+    return QuantizedArtifact(weights, activations, tensors, metadata, metrics, _details(network))
 
 
 def _other_tensors(network: QuantizedNetwork) -> dict[str, Tensor]:
@@ -66,6 +69,19 @@ def _other_tensors(network: QuantizedNetwork) -> dict[str, Tensor]:
         for key, value in named_tensors(network.plan.folded.graph).items()
         if key_owner(key) not in network.stored
     }
+
+
+def _details(network: QuantizedNetwork) -> Details:
+    folded = network.plan.folded.graph
+    floats = {layer.name: get_tensor(folded, layer.weight_key) for layer in weight_layers(folded)}
+    pairs = {name: histograms_of(floats[name], weight()) for name, weight in bounded(network.weights).items()}
+    losses = {
+        name: thinned([(row.step, row.loss, row.held_out_loss) for row in record.log])
+        for name, record in bounded(network.records).items()
+        if record.log
+    }
+    outputs = {name: record.output for name, record in bounded(network.records).items() if record.output is not None}
+    return Details(weights=pairs, activations=outputs, losses=losses)
 
 
 def _metrics(network: QuantizedNetwork, teacher: Teacher) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
+from genie_cli.artifacts.details import Histograms, histograms_of
 from genie_cli.errors import NumbersError
 from genie_cli.models.graph.cuts import data_nodes, output_nodes
 from genie_cli.models.graph.layers import weight_layers
@@ -29,7 +30,7 @@ from genie_cli.quantization.reconstruction.learned_unit import LearnedUnit, fini
 from genie_cli.quantization.reconstruction.loss import output_weights
 from genie_cli.quantization.reconstruction.reconstruct import reconstruct
 from genie_cli.quantization.reconstruction.task import UnitData, make_task
-from genie_cli.quantization.result import STAGE, QuantizedNetwork, UnitReport
+from genie_cli.quantization.result import STAGE, QuantizedNetwork, UnitRecord, UnitReport
 from genie_cli.quantization.step_cost import step_cost_shares
 from genie_cli.quantization.units.partition import Unit
 from genie_cli.quantization.units.unit_graph import UnitGraph, cut_out, layer_by_layer, rows_at_once
@@ -40,6 +41,9 @@ from genie_cli.runtime.settings import release_freed_memory, settled_objects
 from genie_cli.student.grid import weight_grid
 from genie_cli.student.integer_biases import integer_layers
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
+
+_LOOKED_AT = 32
+"""Images whose activations are counted for a report."""
 
 
 def quantize_network(plan: QuantizationPlan, images: ImageRows, context: RunContext) -> QuantizedNetwork:
@@ -63,7 +67,7 @@ def quantize_network(plan: QuantizationPlan, images: ImageRows, context: RunCont
     shares = step_cost_shares(plan)
     weights: dict[str, IntegerWeight] = {}
     activations: dict[str, ActivationQuantizer] = {}
-    reports = []
+    reports, records = [], {}
     done = 0
     with settled_objects(), ActivationPool(context.device, budget.device, budget.host, context.report) as pool:
         stage = _Stage(plan, pool, context)
@@ -72,10 +76,11 @@ def quantize_network(plan: QuantizationPlan, images: ImageRows, context: RunCont
             where = f"unit {position + 1}/{len(plan.units)} {unit.name}"
             share = shares[position] / (steps * num_stages)
             progress = _Progress(context.report, f"unit{position}", where, done, sum(shares[:position]), share)
-            learned, report = _quantize_unit(stage, unit, carried, activations, progress)
+            learned, report, output = _quantize_unit(stage, unit, carried, activations, progress)
             done += steps * num_stages
             context.report(Advanced(STAGE, done, where, {"error": report.relative_error}))
             reports.append(report)
+            records[unit.name] = UnitRecord(learned.log, output)
             release_freed_memory()
             weights.update((name, weight.cpu()) for name, weight in learned.weights.items())
             activations.update((name, activation.cpu()) for name, activation in learned.activations.items())
@@ -84,11 +89,12 @@ def quantize_network(plan: QuantizationPlan, images: ImageRows, context: RunCont
             progress = _Progress(context.report, NAME, NAME, done, sum(shares[:-1]), share)
             learned = _finetune(stage, plan.finetuned, LearnedUnit(weights, activations, 0), images, carried, progress)
             weights, activations = learned.weights, learned.activations
+            records[NAME] = UnitRecord(learned.log, None)
         output_errors = _output_errors(stage, images, carried, activations)
         memory = pool.peak
     move(graph, torch.device("cpu"))
     context.report(StageFinished(STAGE))
-    return QuantizedNetwork(plan, weights, activations, tuple(reports), memory, output_errors)
+    return QuantizedNetwork(plan, weights, activations, tuple(reports), memory, output_errors, records)
 
 
 @dataclass(frozen=True)
@@ -191,7 +197,7 @@ def _quantize_unit(
     carried: Carried,
     learned_before: Mapping[str, ActivationQuantizer],
     progress: _Progress,
-) -> tuple[LearnedUnit, UnitReport]:
+) -> tuple[LearnedUnit, UnitReport, Histograms]:
     """Quantize one unit: what enters it and is not needed behind it is released, its outputs are carried on.
 
     Args:
@@ -202,7 +208,7 @@ def _quantize_unit(
         progress: where it is.
 
     Returns:
-        What it has learned, and how it came out.
+        What it has learned, how it came out, and the values of its first output.
     """
     plan, pool, context = stage.plan, stage.pool, stage.context
     part = cut_out(plan.folded.graph, unit, plan.bits, context.device, plan.slopes)
@@ -228,7 +234,9 @@ def _quantize_unit(
             f"Unit '{unit.name}': its outputs hold NaN or infinity on these images. Check the network's "
             "weights, and that the images are normalised for it."
         )
-    return learned, UnitReport(unit.name, unit.layers, learned.num_steps, *errors, len(unit.outputs))
+    first, last = 0, min(_LOOKED_AT, len(targets[0]))
+    values = histograms_of(targets[0].read(first, last), outputs[0].read(first, last))
+    return learned, UnitReport(unit.name, unit.layers, learned.num_steps, *errors, len(unit.outputs)), values
 
 
 def _finetune(
@@ -338,7 +346,7 @@ def _learn(
                 for store in own.targets:
                     store.release()
         finished = finished.joined(found)
-    return LearnedUnit(finished.weights, {**initial, **finished.activations}, finished.num_steps)
+    return LearnedUnit(finished.weights, {**initial, **finished.activations}, finished.num_steps, log=finished.log)
 
 
 def _with_integer_biases(

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import csv
+import io
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
 
 from torch import fx
 
+from genie_cli.artifacts.details import Histograms
 from genie_cli.quantization.plan import QuantizationPlan
+from genie_cli.quantization.reconstruction.loss_log import LossRow
 from genie_cli.student.build import insert_quantizers
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
 
@@ -38,6 +43,20 @@ class UnitReport:
 
 
 @dataclass(frozen=True)
+class UnitRecord:
+    """The course of one unit, for a person to look at.
+
+    Attributes:
+        log: its loss, step by step.
+        output: values of its first output, of the teacher and of the quantized network, on some images; None: it is the
+            fine-tuning of the whole network.
+    """
+
+    log: tuple[LossRow, ...]
+    output: Histograms | None
+
+
+@dataclass(frozen=True)
 class QuantizedNetwork:
     """A learned network, not yet written.
 
@@ -49,6 +68,7 @@ class QuantizedNetwork:
         memory: the most bytes of calibration activations at once, by place.
         output_errors: output of the network -> squared error against the unfolded teacher's on the calibration images,
             over the teacher's own squared norm; empty without images.
+        records: unit's name -> its course; empty without images.
     """
 
     plan: QuantizationPlan
@@ -57,6 +77,7 @@ class QuantizedNetwork:
     units: tuple[UnitReport, ...]
     memory: dict[str, int]
     output_errors: dict[str, float]
+    records: dict[str, UnitRecord]
 
     @property
     def stored(self) -> dict[str, IntegerWeight]:
@@ -66,3 +87,14 @@ class QuantizedNetwork:
     def student(self) -> fx.GraphModule:
         """The network that computes with these integers and step sizes."""
         return insert_quantizers(self.plan.folded.graph, self.plan.bits, self.stored, self.activations)
+
+
+def loss_csv(records: Mapping[str, UnitRecord]) -> str:
+    """The course of all units' losses as CSV; a network of which nothing was learned has the heading alone."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["unit", "step", "loss", "held_out_loss"])
+    for name, record in records.items():
+        for step, *losses in map(astuple, record.log):
+            writer.writerow([name, step, *("" if loss is None else f"{loss:.6g}" for loss in losses)])
+    return buffer.getvalue()

@@ -63,13 +63,24 @@ class Measured:
         """The facts of it that stand beside the figures."""
         facts: dict[str, Any] = {}
         if self.exported is not None:
-            runtime, says = self.exported
-            facts |= {"runtime": f"{runtime.name} {runtime.version}", "preset": says.preset, "protocol": says.protocol}
+            runtime, about = self.exported
+            facts |= {
+                "runtime": f"{runtime.name} {runtime.version}",
+                "preset": about.preset,
+                "protocol": about.protocol,
+            }
         if self.artifact is not None:
             facts |= {key: getattr(self.artifact.metadata, key) for key in ("preset", "protocol")}
             facts |= {key: self.artifact.metadata.config.get(key) for key in ("weight_bits", "activation_bits")}
             facts[NUM_BYTES] = self.num_bytes
-        return facts
+        sha256 = self._content_sha256()
+        return facts if sha256 is None else {**facts, "quantized_sha256": sha256}
+
+    def _content_sha256(self) -> str | None:
+        """Hash of the quantized network's tensors; None where it was never written, or is in float."""
+        if self.exported is not None:
+            return self.exported[1].content_sha256
+        return self.artifact.metadata.content_sha256 if self.artifact is not None else None
 
 
 def open_measured(path: Path | None) -> Measured:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from genie_cli.artifacts.images import ImageSet
-from genie_cli.artifacts.quantized import QuantizedArtifact
+from genie_cli.artifacts.quantized import QuantizedArtifact, folder_files
 from genie_cli.config import QuantizeConfig
 from genie_cli.errors import UsageError
 from genie_cli.models.graph.layers import weight_layers
@@ -50,8 +50,15 @@ class Quantized:
     search: Search | None = None
 
     def artifact(self, run: Run) -> QuantizedArtifact:
-        """Integers, step sizes and all other tensors, with where they come from."""
-        return to_artifact(self.network, self.teacher, self.images, run.arithmetic(self.network.plan.config))
+        """Integers, step sizes and all other tensors, with where they come from.
+
+        Where the bits were searched within a size, the details for a report are left out if they do not fit.
+        """
+        artifact = to_artifact(self.network, self.teacher, self.images, run.arithmetic(self.network.plan.config))
+        most = None if self.search is None else self.search.choice.problem.budget.num_bytes
+        if most is not None and sum(map(len, folder_files(artifact).values())) > most:
+            return replace(artifact, details=None)
+        return artifact
 
 
 @contextmanager

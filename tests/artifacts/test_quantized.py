@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 
 import genie_cli
-from genie_cli.artifacts.metadata import FOLDER_FILES, encode, read, sniff, tensors_sha256, write_bytes
+from genie_cli.artifacts.metadata import OWN_FILES, encode, read, sniff, tensors_sha256, write_bytes
 from genie_cli.artifacts.metrics import read_metrics
 from genie_cli.artifacts.quantized import (
     ActivationEntry,
@@ -153,7 +153,7 @@ def test_tensor_names_and_types(tmp_path: Path) -> None:
     }
     assert fields["activations"]["conv.input"] == {"bits": 8, "signed": True}
     assert sniff(tmp_path / "q")["kind"] == "quantized_weights"
-    check_writable(tmp_path / "q", FOLDER_FILES)
+    check_writable(tmp_path / "q", OWN_FILES)
 
 
 def test_a_network_of_one_layer_has_plain_names(tmp_path: Path) -> None:

@@ -210,6 +210,11 @@ def own_file(name: str, *args: str) -> Callable[[Place], list[str]]:
     return arguments
 
 
+def json_of_something_else(place: Place) -> list[str]:
+    place.write("x.json", json.dumps({"a": 1}))
+    return ["inspect", "x.json"]
+
+
 def outdated_metrics(place: Place) -> list[str]:
     place.write("metrics.json", json.dumps({"top1": 90.0, "drop": "much"}))
     return ["report", "metrics.json"]
@@ -420,7 +425,7 @@ CASES = [
     case("number in words", USAGE, ["synthesize", "--n", "many"], "'--n'", "valid integer"),
     case("option without its value", USAGE, ["synthesize", "--n"], "'--n'", "requires an argument"),
     case("nothing to inspect", USAGE, ["inspect"], "Missing argument", "SPEC-OR-ARTIFACT"),
-    case("nothing to report", USAGE, ["report"], "Missing argument", "METRICS"),
+    case("nothing to report", USAGE, ["report"], "Missing argument", "RUN"),
     case("nothing to verify", USAGE, ["verify"], "Missing argument", "ARTIFACT"),
     case("argument too many", USAGE, ["evaluate", "extra"], "extra argument", "(extra)"),
     # --- the model
@@ -700,6 +705,9 @@ CASES = [
     case("damaged folder to inspect", INPUT, with_quantized(spoil_metadata, "inspect"), "bad", "metadata"),
     case("damaged folder to inspect as JSON", INPUT, with_quantized(spoil_metadata, "inspect", "--json"), "metadata"),
     case("folder of something else to inspect", INPUT, ["inspect", "."], "no quantized network"),
+    case("missing metrics to inspect", INPUT, ["inspect", "no.json"], "no.json cannot be read"),
+    case("JSON of something else to inspect", INPUT, json_of_something_else,
+         "x.json is JSON, and none of the files", "genie evaluate"),
     case("missing artifact to inspect", INPUT, ["inspect", "no.safetensors"], "no.safetensors does not exist"),
     # --- verification
     case("missing artifact to verify", INPUT, ["verify", "no.safetensors"], "no.safetensors does not exist"),

@@ -18,7 +18,7 @@ from genie_cli.student.protocol import PROTOCOLS
 from genie_cli.synthesis.presets import PRESETS as SYNTHESIS_PRESETS
 
 COMMANDS = (
-    "synthesize", "sensitivity", "quantize", "evaluate", "export", "benchmark", "inspect", "models", "presets",
+    "synthesize", "sensitivity", "quantize", "evaluate", "export", "benchmark", "inspect", "show", "models", "presets",
     "config", "report", "verify", "clean",
 )  # fmt: skip
 STAGES = ("synthesize", "quantize", "evaluate", "export")

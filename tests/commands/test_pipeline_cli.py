@@ -6,6 +6,8 @@ import csv
 import hashlib
 import json
 import re
+import shlex
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +70,8 @@ def test_chain(genie: Any, genie_process: Any, monkeypatch: pytest.MonkeyPatch) 
     first, second = (hashes(f / "images.safetensors", f / "log.csv", f / "quantized") for f in folders)
     assert first == second
     assert sorted(first) == [
-        "images.safetensors", "log.csv", "metrics.json", "step_sizes.safetensors", "weights.safetensors"
+        "details.json", "images.safetensors", "log.csv", "metrics.json", "step_sizes.safetensors",
+        "weights.safetensors",
     ]  # fmt: skip
     for name in ("synthesis.json", "quantization.json"):  # what is measured is in files of its own
         measured = json.loads(Path(name).read_text())
@@ -355,16 +358,72 @@ def test_inspect_images(genie: Any, images: Path) -> None:
     shown = genie("inspect", images).stdout
     assert shown.startswith(f"{images}\n")
     assert f"teacher_sha256  {fields['teacher_sha256']}\n" in shown
+    assert "num_steps 2" in rows(shown)  # a table of its own
+    stored = load_images(images)
+    pixels = stored.images.double().numpy() * stored.metadata.input.std[0] + stored.metadata.input.mean[0]
+    outside = ((pixels < 0) | (pixels > 1)).mean()
+    assert fields["statistics"]["mean"] == pytest.approx([pixels.mean()], abs=1e-6)
+    assert fields["statistics"]["std"] == pytest.approx([pixels.std()], abs=1e-6)
+    assert fields["statistics"]["share_outside"] == pytest.approx(outside, abs=1e-3)
+    assert f"channel 0 mean {pixels.mean():.4f}, std {pixels.std():.4f}" in rows(shown)
 
 
 def test_inspect_quantized(genie: Any, quantized: Path) -> None:
     fields = one_object(genie("inspect", quantized, "--json").stdout)
+    more = {key: fields.pop(key) for key in ("units", "num_bytes", "num_float_bytes")}
     assert fields == one_object(genie("inspect", quantized / "weights.safetensors", "--json").stdout)
     assert (fields["kind"], fields["preset"], fields["teacher"]) == ("quantized_weights", "minmax", "digits_resnet")
     assert fields["weights"]["fc"] == {"axis": 0, "bits": 8, "grid": "asymmetric", "shape": [10, 64]}
-    lines = [" ".join(line.split()) for line in genie("inspect", quantized).stdout.splitlines()]
+    shown = genie("inspect", quantized).stdout
+    lines = rows(shown)
     assert "layer2.0.conv1 32x16x3x3 4 asymmetric" in lines
     assert "layer2.0.conv1.input 4 unsigned" in lines
+    metrics = json.loads((quantized / "metrics.json").read_text())
+    assert [unit["relative_error"] for unit in more["units"]] == [unit["relative_error"] for unit in metrics["units"]]
+    names = ("weights.safetensors", "step_sizes.safetensors")
+    assert more["num_bytes"] == sum((quantized / name).stat().st_size for name in names)
+    numbers = sum(value.numel() for value in load_quantized(quantized).parameters.values())
+    numbers += sum(weight.codes.numel() for weight in load_quantized(quantized).weights.values())
+    assert more["num_float_bytes"] == 4 * numbers
+    times = more["num_float_bytes"] / more["num_bytes"]
+    assert f"{times:.1f} times smaller than 310 kB in float" in shown
+    packed = (32 * 16 * 9 + 32 * 32 * 9 + 32 * 16) * 4 // 8
+    unit = metrics["units"][2]
+    assert (
+        f"layer2 layer2.0.conv1, layer2.0.conv2, layer2.0.downsample.0 0 4 {packed / 1000:.2f} kB "
+        f"{unit['relative_error']:.4f}"
+    ) in lines
+
+
+def test_inspect_says_what_a_metrics_file_is(genie: Any, quantized: Path) -> None:
+    genie("evaluate", *DIGITS, "--quantized", quantized, "--data", "digits", "--num-images", 20, "--out", "m.json")
+    figures = json.loads(Path("m.json").read_text())
+    shown = genie("inspect", "m.json").stdout
+    assert shown.startswith("m.json: figures of 'genie evaluate --out'\n")
+    assert f"top1 {figures['top1']:.2f} %" in rows(shown)
+    assert one_object(genie("inspect", "m.json", "--json").stdout) == {"file": "evaluation", **figures}
+    shown = genie("inspect", quantized / "metrics.json").stdout
+    assert "figures of 'genie quantize'" in shown
+    assert re.search(r"\nlayer3 .*layer3\.0\.downsample\.0 ", shown)
+
+
+def test_closing_tables_tell_size_error_and_the_next_command(genie: Any) -> None:
+    weights = files("genie_cli.models") / "assets/digits_resnet.safetensors"
+    named = (*DIGITS, "--weights", str(weights))
+    shown = rows(genie("synthesize", *named, "--n", 8, "--num-steps", 2, "--out", "my images.safetensors").stdout)
+    assert "look genie show 'my images.safetensors'" in shown
+    told = f"genie quantize --model digits_resnet --weights {weights} --images 'my images.safetensors'"
+    assert f"next {told}" in shown
+    shown = rows(genie(*shlex.split(told)[1:], "--num-steps", 2).stdout)
+    units = json.loads(Path("quantized/metrics.json").read_text())["units"]
+    worst = max(units, key=lambda unit: unit["relative_error"])
+    mean = sum(unit["relative_error"] for unit in units) / len(units)
+    assert f"error mean {mean:.4f}, worst {worst['relative_error']:.4f} ({worst['name']})" in shown
+    assert any(re.fullmatch(r"size 5\d\.\d kB, 5\.\d times smaller than 310 kB in float", line) for line in shown)
+    told = next(line for line in shown if line.startswith("next "))
+    assert told.endswith("--quantized quantized --data digits")
+    shown = rows(genie(*shlex.split(told)[2:], "--num-images", 5).stdout)
+    assert f"next genie export --model digits_resnet --weights {weights} --quantized quantized" in shown
 
 
 def test_models(genie: Any) -> None:

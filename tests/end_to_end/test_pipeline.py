@@ -88,6 +88,8 @@ def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "report/table.md",
         "report/table.json",
         "report/table.csv",
+        "report.html",
+        *(f"reconstruction/{run}.csv" for run in _runs()),
     ):
         (outputs / name).parent.mkdir(parents=True, exist_ok=True)
         (outputs / name).write_text(name)
@@ -339,4 +341,5 @@ def test_another_seed_is_only_more_stages(checkout: Path, tmp_path: Path) -> Non
 
 def test_the_demo_does_not_mind_missing_data(checkout: Path) -> None:
     pending = _pending(checkout, "dvc.yaml")
-    assert {name.partition("@")[0] for name in pending} == {"synthesize", "quantize", "evaluate", "export", "report"}
+    stages = {"synthesize", "quantize", "evaluate", "export", "report", "page"}
+    assert {name.partition("@")[0] for name in pending} == stages

@@ -4,7 +4,7 @@ Of all that is stored, the packed codes alone depend on the bits: ``ceil(codes *
 (scales, zero points, biases, step sizes, names, the metadata of both files, the metrics) is written once as a blank
 network, in the very form in which it will be, and counted. Numbers that are not known yet (errors, probe values) are
 taken to be as long as a number can be, so that the size is an upper bound: the folder is at most some hundred bytes
-smaller.
+smaller. `details.json`, which no runtime needs, is left out of a folder where it would not fit beside the rest.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def folder_size(plan: QuantizationPlan, images: ImageSet | None, arithmetic: Ari
         for layer in weight_layers(plan.folded.graph)
     }
     artifact = to_artifact(_blank(plan), plan.teacher, images, arithmetic)
-    files = folder_files(replace(artifact, metrics=_longest(artifact.metrics)))
+    files = folder_files(replace(artifact, metrics=_longest(artifact.metrics), details=None))
     codes = sum(packed_length(num_codes[layer], bits) for layer, bits in plan.bits.weights.items())
     return FolderSize(sum(map(len, files.values())) - codes, num_codes)
 
@@ -97,7 +97,7 @@ def _blank(plan: QuantizationPlan) -> QuantizedNetwork:
         for unit in plan.units
     )
     errors = dict.fromkeys(plan.teacher.outputs.names, LONGEST_NUMBER)
-    return QuantizedNetwork(plan, weights, activations, units, {}, errors)
+    return QuantizedNetwork(plan, weights, activations, units, {}, errors, {})
 
 
 def _longest(value: Any) -> Any:

@@ -80,7 +80,7 @@ def quantize_without_images(teacher: Teacher, plan: QuantizationPlan, report: Re
         for key, rounded in integers.biases.items():
             set_tensor(graph, key, rounded)
     report(StageFinished(STAGE))
-    return QuantizedNetwork(plan, weights, activations, (), {}, {})
+    return QuantizedNetwork(plan, weights, activations, (), {}, {}, {})
 
 
 def expected_shift(error: Tensor, mean: Tensor, groups: int) -> Tensor:

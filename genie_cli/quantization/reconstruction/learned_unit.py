@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from genie_cli.config import WeightGrid
+from genie_cli.quantization.reconstruction.loss_log import LossRow, behind, rows_as_facts, saved_rows
 from genie_cli.runtime.context import RunContext
 from genie_cli.runtime.work import Saved
 from genie_cli.student.formats import activation_format, weight_format
@@ -23,24 +24,28 @@ class LearnedUnit:
         activations: site name -> quantizer.
         num_steps: steps taken; 0 where nothing was learned.
         biases: tensor's name -> bias ``[O]``, of those that were learned.
+        log: the course of its loss.
     """
 
     weights: dict[str, IntegerWeight]
     activations: dict[str, ActivationQuantizer]
     num_steps: int
     biases: dict[str, Tensor] = field(default_factory=dict)
+    log: tuple[LossRow, ...] = ()
 
     def joined(self, later: LearnedUnit) -> LearnedUnit:
         """This one and what was learned after it, which wins where both have a site."""
         weights, activations = {**self.weights, **later.weights}, {**self.activations, **later.activations}
         biases = {**self.biases, **later.biases}
-        return LearnedUnit(weights, activations, self.num_steps + later.num_steps, biases)
+        log = (*self.log, *behind(later.log, self.num_steps))
+        return LearnedUnit(weights, activations, self.num_steps + later.num_steps, biases, log)
 
     def on(self, device: torch.device) -> LearnedUnit:
         """The same on `device`; integers and step sizes are moved, not copied."""
         weights = {name: weight.to(device) for name, weight in self.weights.items()}
         activations = {name: own.to(device) for name, own in self.activations.items()}
-        return LearnedUnit(weights, activations, self.num_steps, {k: b.to(device) for k, b in self.biases.items()})
+        biases = {key: bias.to(device) for key, bias in self.biases.items()}
+        return LearnedUnit(weights, activations, self.num_steps, biases, self.log)
 
 
 def finished_part(name: str, context: RunContext) -> LearnedUnit | None:
@@ -62,6 +67,7 @@ def pack_unit(unit: LearnedUnit) -> Saved:
         "activations": [[name, own.format.bits, own.format.signed] for name, own in unit.activations.items()],
         "num_steps": unit.num_steps,
         "biases": [*unit.biases],
+        **rows_as_facts(unit.log),
     }
     return Saved(tensors, facts)
 
@@ -76,5 +82,5 @@ def unpack_unit(saved: Saved, device: torch.device) -> LearnedUnit:
     for i, (name, bits, signed) in enumerate(saved.facts["activations"]):
         step_size = float(saved.tensors[f"activation{i}"])
         activations[name] = ActivationQuantizer(step_size, activation_format(bits, signed)).to(device)
-    biases = {key: saved.tensors[f"bias{i}"].to(device) for i, key in enumerate(saved.facts["biases"])}
-    return LearnedUnit(weights, activations, saved.facts["num_steps"], biases)
+    biases = {key: saved.tensors[f"bias{i}"].to(device) for i, key in enumerate(saved.facts.get("biases", ()))}
+    return LearnedUnit(weights, activations, saved.facts["num_steps"], biases, tuple(saved_rows(saved)))

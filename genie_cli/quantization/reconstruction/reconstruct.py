@@ -19,6 +19,7 @@ from genie_cli.quantization.learned.soft_rounding import rounding_beta
 from genie_cli.quantization.reconstruction.batches import Batches, DeviceBatches, complement
 from genie_cli.quantization.reconstruction.early_stopping import EarlyStopping
 from genie_cli.quantization.reconstruction.loss import kl_divergence, squared_error
+from genie_cli.quantization.reconstruction.loss_log import LossRow, rows_as_facts, saved_rows
 from genie_cli.quantization.reconstruction.micro_batches import MicroBatches
 from genie_cli.quantization.reconstruction.parameters import UnitParameters
 from genie_cli.quantization.reconstruction.task import UnitTask
@@ -71,6 +72,7 @@ def reconstruct(
         if (left := work.checkpoint(checkpoint, workers)) is not None:
             start = left.facts["step"]
             learner.resume(left.tensors, start)
+            task.log.extend(saved_rows(left))
             if stopping is not None:
                 stopping.resume(left)
         on_pace(start, True)
@@ -87,14 +89,18 @@ def reconstruct(
                 on_step(step, float(learner.loss))
             if is_logged or is_over(step, context.device):
                 on_pace(step, False)
+            held_out_loss, is_settled = None, False
             if stopping is not None and stopping.is_due(step):
                 learner.check_numbers()
                 held_out_loss = learner.held_out_loss()
                 if not math.isfinite(held_out_loss):
                     raise NumbersError(f"Unit '{task.name}': the held-out loss is {held_out_loss} at step {step}.")
-                if stopping.is_over(step, held_out_loss, learner.snapshot):
-                    taken = step
-                    break
+                is_settled = stopping.is_over(step, held_out_loss, learner.snapshot)
+            if is_logged or held_out_loss is not None:
+                task.log.append(LossRow(step, float(learner.loss), held_out_loss))
+            if is_settled:
+                taken = step
+                break
             if step == config.num_steps:
                 break
             is_asked = (step % every == 0 or learner.can_be_left_at(step)) and context.interrupts.agreed(workers)
@@ -102,7 +108,9 @@ def reconstruct(
                 learner.check_numbers()
             if is_asked or (step % every == 0 and work.is_due(checkpoint, workers)):
                 best = stopping.saved() if stopping is not None else Saved({}, {})
-                state = Saved({**learner.state(), **best.tensors}, {"step": step, **best.facts})
+                state = Saved(
+                    {**learner.state(), **best.tensors}, {"step": step, **rows_as_facts(task.log), **best.facts}
+                )
                 work.save_checkpoint(checkpoint, state, workers)
             if is_asked:
                 raise KeyboardInterrupt
@@ -368,7 +376,8 @@ class UnitLearner:
     @torch.no_grad()
     def resume(self, state: Mapping[str, Tensor], steps_done: int) -> None:
         """Go on from a state, after so many steps."""
-        self.restore([state[name] for name in ("elements", "offsets", "shifts")][: len(self._parameters.tensors())])
+        names = ("elements", "offsets", "shifts")[: len(self._parameters.tensors())]
+        self.restore([state[name] for name in names])
         self.loss.copy_(state["loss"])
         self.micro_batches.count = int(state["micro_batches"])
         self._generator.set_state(state["generator"])

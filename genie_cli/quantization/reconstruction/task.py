@@ -19,6 +19,7 @@ from genie_cli.quantization.learned.straight_through_weight import StraightThrou
 from genie_cli.quantization.learned.weight import LearnedWeight
 from genie_cli.quantization.plan import QuantizationPlan
 from genie_cli.quantization.reconstruction.learned_unit import LearnedUnit
+from genie_cli.quantization.reconstruction.loss_log import LossRow
 from genie_cli.quantization.units.unit_graph import UnitGraph
 from genie_cli.student.grid import weight_grid
 from genie_cli.student.modules import ActivationQuantizer
@@ -70,6 +71,7 @@ class UnitTask:
         data: the activations that it learns from.
         biases: tensor's name -> the bias that learns.
         teacher: where a step mixes its inputs, the graph that makes their targets; None: they are stored.
+        log: the course of its loss so far.
     """
 
     name: str
@@ -80,6 +82,7 @@ class UnitTask:
     data: UnitData
     biases: Mapping[str, LearnedBias] = field(default_factory=dict)
     teacher: fx.GraphModule | None = None
+    log: list[LossRow] = field(default_factory=list)
 
     def use(self, weights: Sequence[Tensor], step_sizes: Sequence[Tensor], biases: Sequence[Tensor] = ()) -> None:
         """Let the student run on these, in their order: a weight per layer, a step size ``[1]`` per site, biases."""
@@ -109,7 +112,7 @@ class UnitTask:
         weights = {name: weight.harden() for name, weight in self.weights.items()}
         activations = {name: activation.harden() for name, activation in self.activations.items()}
         biases = {key: bias.value.detach().clone() for key, bias in self.biases.items()}
-        return LearnedUnit(weights, activations, num_steps, biases)
+        return LearnedUnit(weights, activations, num_steps, biases, tuple(self.log))
 
 
 def make_task(
