@@ -24,6 +24,7 @@ from genie_cli.commands import (
     presets,
     quantize,
     report,
+    sensitivity,
     show,
     synthesize,
     verify,
@@ -108,6 +109,7 @@ app = typer.Typer(
     "otherwise, 130 interrupted.",
 )
 app.command("synthesize")(synthesize.synthesize)
+app.command("sensitivity")(sensitivity.sensitivity)
 app.command("quantize")(quantize.quantize)
 app.command("evaluate")(evaluate.evaluate)
 app.command("export")(export.export)

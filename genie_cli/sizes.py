@@ -46,6 +46,26 @@ def _no_size(value: object) -> ValueError:
     )
 
 
+def parse_count(text: str | int | float) -> int:
+    """The number of ``"2.1G"``, ``"600M"``, ``"3e9"`` or a plain number; k, M, G and T are powers of 1000.
+
+    Raises:
+        ValueError: not a number, negative, or beyond 2**63 - 1.
+    """
+    wrong = ValueError(f"{reprlib.repr(text)} is not a count: give a number, or one with a unit such as 2.1G or 600M")
+    if isinstance(text, bool) or not isinstance(text, str | int | float):
+        raise wrong
+    written = str(text).strip()
+    power = _DECIMAL.get(written[-1:].upper(), 1) if written[-1:].isalpha() else 1
+    try:
+        number = Decimal(written[:-1] if written[-1:].isalpha() and power > 1 else written) * power
+    except ArithmeticError:
+        raise wrong from None
+    if not (number.is_finite() and 0 <= number <= _LARGEST):
+        raise wrong
+    return int(number)
+
+
 def format_size(num_bytes: int) -> str:
     """``"2.00 GiB"``: binary units, two decimals from KiB on."""
     if abs(num_bytes) < 1024:

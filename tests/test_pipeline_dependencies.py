@@ -104,7 +104,7 @@ def _lies_in(file: str, place: str) -> bool:
 
 def test_all_pipelines_have_stages_that_run_genie() -> None:
     assert {name.partition(":")[0] for name in STAGES} == {
-        "root", "images", "ablation", "zero-shot", "all-layers", "few-shot", "num-images"
+        "root", "images", "ablation", "zero-shot", "all-layers", "few-shot", "num-images", "mixed"
     }  # fmt: skip
     assert {command for command, _ in STAGES.values()} == {"synthesize", "quantize", "evaluate", "export", "report"}
 

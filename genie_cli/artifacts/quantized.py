@@ -13,7 +13,6 @@ and the network's source code are enough to run the network; the teacher's weigh
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -207,7 +206,8 @@ class QuantizedArtifact:
     """Every other parameter and buffer, float32 (counters and masks: integer or bool)."""
     metadata: QuantizedMetadata
     metrics: Mapping[str, Any]
-    details: Details = dataclasses.field(default_factory=Details)
+    details: Details | None = None
+    """Distributions and curves for a report; None: there are none, or they are left out."""
 
 
 def save_quantized(folder: Path, artifact: QuantizedArtifact) -> None:
@@ -215,6 +215,15 @@ def save_quantized(folder: Path, artifact: QuantizedArtifact) -> None:
 
     Raises:
         InputError: the folder cannot be written.
+        ValueError: parts of the artifact do not fit each other, or a parameter is not finite.
+    """
+    atomic_write_folder(folder, folder_files(artifact))
+
+
+def folder_files(artifact: QuantizedArtifact) -> dict[str, bytes]:
+    """The files of a quantized folder: name -> content.
+
+    Raises:
         ValueError: parts of the artifact do not fit each other, or a parameter is not finite.
     """
     metadata = artifact.metadata.model_copy(update={"kind": "quantized_weights"})
@@ -243,9 +252,10 @@ def save_quantized(folder: Path, artifact: QuantizedArtifact) -> None:
         WEIGHTS_FILE: serialize(tensors, metadata),
         STEP_SIZES_FILE: serialize(step_sizes, metadata.model_copy(update={"kind": "step_sizes"})),
         METRICS_FILE: encode_metrics(artifact.metrics),
-        DETAILS_FILE: encode_metrics(artifact.details.model_dump(mode="json")),
     }
-    atomic_write_folder(folder, files)
+    if artifact.details is not None:
+        files[DETAILS_FILE] = encode_metrics(artifact.details.model_dump(mode="json"))
+    return files
 
 
 def load_quantized(folder: Path) -> QuantizedArtifact:
@@ -272,7 +282,7 @@ def load_quantized(folder: Path) -> QuantizedArtifact:
     if step_sizes:
         raise InputError(f"{steps_path}: tensor '{min(step_sizes)}' belongs to no activation site of its metadata.")
     metrics = read_metrics(folder / METRICS_FILE)
-    return QuantizedArtifact(weights, activations, tensors, metadata, metrics, read_details(folder) or Details())
+    return QuantizedArtifact(weights, activations, tensors, metadata, metrics, read_details(folder))
 
 
 def _join(layer: str, part: str) -> str:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from genie_cli.config import MAX_ACTIVATION_BITS, MAX_BITS, MIN_BITS
+from genie_cli.config.bit_table import TABLE_SUFFIXES
 from genie_cli.errors import UsageError
 
-_FORM = "PATTERN=W,A, a pattern over layer names with the bits of weight and input, such as 'layer1.*=8,8'"
+_FORM = (
+    "PATTERN=W,A, a pattern over layer names with the bits of weight and input, such as 'layer1.*=8,8', or the path of "
+    "a bits.yaml"
+)
 
 
 def parse_override(text: str) -> tuple[str, int, int | None]:
@@ -49,3 +54,22 @@ def parse_overrides(texts: Iterable[str] | None) -> dict[str, tuple[int, int | N
         overrides.pop(pattern, None)  # given again, it ranks as the later one
         overrides[pattern] = (weight_bits, activation_bits)
     return overrides
+
+
+def override_keys(texts: Iterable[str] | None) -> dict[str, Any]:
+    """Keys of the configuration for the texts of ``--bits-override``: patterns, and the file of a table.
+
+    Raises:
+        UsageError: as `parse_override`, or more than one file.
+    """
+    if texts is None:
+        return {}
+    given = list(texts)
+    files = [text for text in given if text.lower().endswith(TABLE_SUFFIXES)]
+    patterns = [text for text in given if text not in files]
+    if len(files) > 1:
+        raise UsageError(f"--bits-override takes one file, it was given {', '.join(files)}: put them into one.")
+    return {
+        **({"bits_override": parse_overrides(patterns)} if patterns else {}),
+        **({"bits_table": files[0]} if files else {}),
+    }

@@ -45,7 +45,7 @@ def inspect(
     if path.suffix == ".safetensors" or (path.is_dir() and not _names_network(subject)):
         show_artifact(path, as_json)
         return
-    from genie_cli.commands.bits_override import parse_overrides
+    from genie_cli.commands.bits_override import override_keys
     from genie_cli.commands.describe import describe_model
     from genie_cli.commands.display import tell_of
     from genie_cli.config import Params, QuantizeConfig, stage_config
@@ -54,8 +54,8 @@ def inspect(
     from genie_cli.student.protocol import find_protocol
 
     config = opt.model_config(Params({}), {"name": subject, **used["model"]})
-    overrides = parse_overrides(used["quantize"].get("bits_override"))
-    bits = stage_config(QuantizeConfig, {}, opt.given({**used["quantize"], "bits_override": overrides}))
+    overrides = override_keys(used["quantize"].pop("bits_override", None))
+    bits = stage_config(QuantizeConfig, {}, opt.given({**used["quantize"], **overrides}))
     find_protocol(bits.protocol)
     teacher = load_untrained(config)
     tell_of(teacher)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from genie_cli.commands import options as opt
@@ -19,14 +20,14 @@ def quantize(
     used: Used, settings: opt.QuantizeSettings = None, scheme: opt.Scheme = None, params: opt.ParamsFile = None
 ) -> None:
     """Quantize a network's weights and activations on synthesized images (GENIE-M)."""
-    from genie_cli.commands.bits_override import parse_overrides
+    from genie_cli.commands.bits_override import override_keys
     from genie_cli.config import QuantizeConfig, stage_config
     from genie_cli.quantization.presets import find_preset
 
     file = opt.read(params)
     model_config = opt.model_config(file, used["model"])
-    overrides = parse_overrides(used["quantize"].get("bits_override"))
-    flags = opt.given({**used["quantize"], "bits_override": overrides}, settings)
+    overrides = override_keys(used["quantize"].pop("bits_override", None))
+    flags = opt.given({**used["quantize"], **overrides}, settings)
     section = {**file.section("quantize"), **(file.scheme(scheme) if scheme is not None else {})}
     config = stage_config(QuantizeConfig, section, flags, find_preset, "quantize")
     _run(model_config, config)
@@ -43,9 +44,12 @@ def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
     with running(config) as run:
         with run.checks():
             if run.workers.is_first:
+                table = bits_path(config.out) if config.has_target else None
                 outputs = {"--out": config.out, "--performance": config.performance, "--log": config.log}
+                outputs["the bits of --out"] = table
                 images = code_file(config.images) if names_source(config.images) else config.images
-                opt.check_files(outputs, {"--weights": model_config.weights, "--images": images}, ["--out"])
+                read = {"--weights": model_config.weights, "--images": images, "--sensitivity": config.sensitivity}
+                opt.check_files(outputs, read, ["--out"])
         with quantized(
             run,
             config,
@@ -54,6 +58,11 @@ def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
         ) as result:
             if run.workers.is_first:
                 _finish(run, model_config, config, result)
+
+
+def bits_path(out: Path) -> Path:
+    """The table of bits that a search writes beside a quantized folder."""
+    return out.with_name(f"{out.name}.bits.yaml")
 
 
 def _finish(run: CommandRun, model: ModelConfig, config: QuantizeConfig, result: Quantized) -> None:
@@ -69,12 +78,19 @@ def _finish(run: CommandRun, model: ModelConfig, config: QuantizeConfig, result:
     if config.log is not None:
         atomic_write_text(config.log, loss_csv(network.records))
     save_quantized(config.out, result.artifact(run))
+    if result.search is not None:
+        from genie_cli.quantization.bits.search import table_of
+
+        table = table_of(network.plan.bits).text(f"bits found by genie quantize for {teacher.name}")
+        atomic_write_text(bits_path(config.out), table)
     taken = sum(unit.num_steps for unit in network.units)
     run.write_performance(config.performance, {"steps": taken, "activations": network.memory})
     rows = {"teacher": f"{teacher.name} ({teacher.sha256[:12]})"}
     if result.images is not None:
         rows["images"] = f"{config.num_images or len(result.images)} of {config.images}"
     rows["recipe"] = _recipe(config, network)
+    if result.search is not None:
+        rows["bits"] = f"{result.search.described()}; {bits_path(config.out)}"
     if network.units:
         rows["units"] = str(len(network.units))
         rows["error"] = described_errors(network.units)
@@ -93,7 +109,8 @@ def _finish(run: CommandRun, model: ModelConfig, config: QuantizeConfig, result:
     rows["written"] = str(config.out)
     rows["next"] = next_command("evaluate", model, {"--quantized": config.out, "--data": data_for(model)})
     own = "" if config.activation_bits is None else f"a{config.activation_bits}"
-    summary(f"Quantized w{config.weight_bits}{own or ', activations in float'}", rows)
+    weights = f"w{config.weight_bits}" if result.search is None else "within the budget, w2-8"
+    summary(f"Quantized {weights}{own or ', activations in float'}", rows)
 
 
 def _recipe(config: QuantizeConfig, network: QuantizedNetwork) -> str:
@@ -102,6 +119,8 @@ def _recipe(config: QuantizeConfig, network: QuantizedNetwork) -> str:
     if config.weight_grid != "asymmetric":
         recipe += f", {config.weight_grid} weights"
     recipe += "".join(f", {pattern}={w},{a or 'none'}" for pattern, (w, a) in (config.bits_override or {}).items())
+    if config.bits_table is not None:
+        recipe += ", bits of a table"
     if config.reconstruct:
         by_layer = config.unit == "layer"
         recipe += f", {config.num_steps} steps per {'layer' if by_layer else 'unit'}"

@@ -17,7 +17,7 @@ _TITLES = {
     "weight_bits": "W bits", "activation_bits": "A bits", "top1": "top-1 %", "teacher_top1": "teacher %",
     "agreement": "agreement %", "miou": "mIoU %", "teacher_miou": "teacher %", "pixel_accuracy": "pixels %",
     "map": "mAP %", "teacher_map": "teacher %", "map50": "mAP@50 %", "map75": "mAP@75 %", "sqnr_db": "SQNR dB",
-    "relative_error": "rel. error",
+    "relative_error": "rel. error", "num_bytes": "bytes",
 }  # fmt: skip
 """Short names, so that the table fits a terminal of 80 columns."""
 _TEXTS = ("scheme", "model", "metric", "preset")
@@ -44,6 +44,9 @@ def report(
         typer.Option(
             "--by-bits", help="A column for each bit width: rows are called without the part w4a4 of their names."
         ),
+    ] = False,
+    with_size: Annotated[
+        bool, typer.Option("--with-size", help="A column with the bytes of each quantized folder, for plots.")
     ] = False,
     html: Annotated[
         Path | None,
@@ -76,7 +79,7 @@ def report(
         metrics = _write_page(metrics, html, real)
         if not metrics:
             return
-    _write_tables(metrics, over_seeds, by_bits, Path("report") if out is None and html is None else out)
+    _write_tables(metrics, over_seeds, by_bits, with_size, Path("report") if out is None and html is None else out)
 
 
 def _write_page(paths: list[Path], html: Path, real: str | None) -> list[Path]:
@@ -128,13 +131,13 @@ def _real_images(source: str, found: Found) -> ImageSet:
     return image_set(pixels, ImagesMetadata(**facts, teacher_sha256=None, num_images=len(pixels), dtype="uint8"))
 
 
-def _write_tables(metrics: list[Path], over_seeds: bool, by_bits: bool, out: Path | None) -> None:
+def _write_tables(metrics: list[Path], over_seeds: bool, by_bits: bool, with_size: bool, out: Path | None) -> None:
     """Print the table, and write it into a folder where one is named."""
     from genie_cli.errors import InputError
     from genie_cli.evaluation import aggregation, comparison
     from genie_cli.runtime.atomic import atomic_write_text
 
-    rows = comparison.read_rows(metrics)
+    rows = comparison.read_rows(metrics, with_size)
     if over_seeds:
         rows = aggregation.over_seeds(rows)
     columns = comparison.columns_of(rows)
@@ -161,13 +164,14 @@ _Shown = tuple[str, list[dict[str, Any]], list[str]]
 
 def _by_scheme(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> tuple[_Files, _Shown]:
     from genie_cli.evaluation.comparison import as_csv, as_json, as_markdown, shown_figure
-    from genie_cli.evaluation.keys import figures_of
+    from genie_cli.evaluation.keys import NUM_BYTES, figures_of
     from genie_cli.evaluation.pivot import mean_and_spread
 
     files = {"table.md": as_markdown(rows, columns), "table.json": as_json(rows), "table.csv": as_csv(rows, columns)}
     figures = _shown_figures(rows)
     runs = ["runs"] if "runs" in columns else []
-    shown = [*_texts(rows, *([] if runs else ["preset"])), "weight_bits", "activation_bits", *runs, *figures]
+    sizes = [NUM_BYTES] if NUM_BYTES in columns else []
+    shown = [*_texts(rows, *([] if runs else ["preset"])), "weight_bits", "activation_bits", *sizes, *runs, *figures]
     cells = []
     for row in rows:
         texts = {key: shown_figure(row, row[key]) for key in figures if isinstance(row.get(key), int | float)}

@@ -11,7 +11,7 @@ from typing import Any
 
 from genie_cli.config.marks import Flag
 
-_MODULES = ("base", "synthesize", "quantize", "evaluate", "export")
+_MODULES = ("base", "synthesize", "quantize", "sensitivity", "evaluate", "export")
 _KINDS = ("int", "float", "bool", "Path")
 _SENTENCE_END = re.compile(r"(?<=\.)\s+(?=[A-Z`])")
 

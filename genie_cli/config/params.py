@@ -15,6 +15,7 @@ from genie_cli.config.evaluate import EvaluateConfig
 from genie_cli.config.export import ExportConfig
 from genie_cli.config.presets import Preset
 from genie_cli.config.quantize import QuantizeConfig
+from genie_cli.config.sensitivity import SensitivityConfig
 from genie_cli.config.synthesize import SynthesizeConfig
 from genie_cli.errors import InputError, UsageError, look_up, unknown_name
 
@@ -22,6 +23,7 @@ SECTIONS: dict[str, type[Frozen]] = {
     "model": ModelConfig,
     "synthesize": SynthesizeConfig,
     "quantize": QuantizeConfig,
+    "sensitivity": SensitivityConfig,
     "evaluate": EvaluateConfig,
     "export": ExportConfig,
 }

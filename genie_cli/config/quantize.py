@@ -10,10 +10,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from genie_cli.config.base import LongStage
+from genie_cli.config.bit_table import MAX_ACTIVATION_BITS as MAX_ACTIVATION_BITS
+from genie_cli.config.bit_table import MAX_BITS as MAX_BITS
+from genie_cli.config.bit_table import MIN_BITS as MIN_BITS
+from genie_cli.config.bit_table import ActivationBits, BitTable, as_bit_table, gives_table
 from genie_cli.config.marks import NOT_DETERMINING, Flag
-from genie_cli.sizes import parse_size
+from genie_cli.sizes import parse_count, parse_size
 
-MIN_BITS, MAX_BITS, MAX_ACTIVATION_BITS = 2, 8, 16
 _ROUNDING_LR, _ACTIVATION_STEP_LR, _PAPER_STEPS = 1e-3, 4e-5, 20000
 """The paper's rates of the softbits and the activation step sizes, and the steps that they are for."""
 _LARGEST_ROUNDING_LR = 0.1
@@ -25,16 +28,26 @@ MemorySize = Annotated[int, BeforeValidator(parse_size), Field(ge=1)]
 """Bytes, also written as ``2GiB`` or ``500 MB``."""
 
 
-def _read_bits(value: Any) -> Any:
-    """The bits of activations as they were written: a number, or ``none``."""
-    text = value.strip().lower() if isinstance(value, str) else ""
-    return None if text == "none" else int(text) if text.isascii() and text.isdigit() else value
+def _read_target(value: Any) -> Any:
+    """A size, or the word that stands for that of the uniform network."""
+    return UNIFORM if isinstance(value, str) and value.strip().lower() == UNIFORM else parse_size(value)
 
 
-ActivationBits = Annotated[
-    Annotated[int, Field(ge=MIN_BITS, le=MAX_ACTIVATION_BITS)] | None, BeforeValidator(_read_bits)
+UNIFORM = "uniform"
+TargetSize = Annotated[Annotated[int, Field(ge=1)] | Literal["uniform"], BeforeValidator(_read_target)]
+"""Bytes, also written as ``600kB``; or ``uniform``."""
+Count = Annotated[int, BeforeValidator(parse_count), Field(ge=1)]
+"""A number, also written as ``2.1G``."""
+
+
+def _read_widths(value: Any) -> Any:
+    """Widths as they were written: ``2,4,8``, or a list."""
+    return tuple(value.split(",")) if isinstance(value, str) else (value,) if isinstance(value, int) else value
+
+
+Widths = Annotated[
+    tuple[Annotated[int, Field(ge=MIN_BITS, le=MAX_BITS)], ...], BeforeValidator(_read_widths), Field(min_length=1)
 ]
-"""Bits of activations; None, also written as ``none``: they stay in float."""
 WeightGrid = Literal["asymmetric", "symmetric"]
 """The relation of a weight's codes to zero: a zero point per channel, or signed codes of which 0 is zero."""
 
@@ -59,12 +72,34 @@ class QuantizeConfig(LongStage):
     protocol: Annotated[str, Flag("Recipe")] = "genie"
     """Who gets which bits: genie, qdrop, ait, hardware, integer. `genie inspect MODEL --protocol NAME` prints it."""
     bits_override: Annotated[
-        dict[str, tuple[int, ActivationBits]] | None, Flag("Recipe", metavar="PATTERN=W,A", repeated=True)
+        dict[str, tuple[int, ActivationBits]] | None, Flag("Recipe", metavar="PATTERN=W,A|FILE", repeated=True)
     ] = None
-    """Bits of weight and input of the layers that match, such as 'layer1.*=8,8'; may be repeated.
+    """Bits of weight and input of the layers that match, such as 'layer1.*=8,8' (may be repeated), or a bits.yaml.
 
     They rank above the protocol. A params file holds shell-style patterns over layer names, quoted where they begin
-    with a star: `{layer1.*: [8, 8]}`. An input of none bits stays in float. Later patterns win."""
+    with a star: `{layer1.*: [8, 8]}`. An input of none bits stays in float. Later patterns win. A file's path, or a
+    table with weights and activations, is taken for `bits_table`."""
+    bits_table: Annotated[BitTable | None, BeforeValidator(as_bit_table), NOT_DETERMINING] = None
+    """Bits of weights by layer and of activations by site, or a file of them; they rank above all others.
+
+    Artifacts have the bits of each layer and site in their metadata, and do not repeat the table."""
+    target_size: Annotated[TargetSize | None, Flag("Recipe", metavar="SIZE")] = None
+    """Most bytes of the folder on the disk, e.g. 600kB: the bits of each layer are searched.
+
+    `uniform` is the size that the network has with `weight_bits` everywhere. Activations keep their bits, which take no
+    bytes, and so do the layers that the protocol or an override exempts."""
+    target_ratio: Annotated[float | None, Flag("Recipe", metavar="SHARE")] = Field(None, gt=0, le=1)
+    """The same as a share of the network in float32, e.g. 0.12."""
+    target_bitops: Annotated[Count | None, Flag("Recipe", metavar="COUNT")] = None
+    """Most bit operations per image, e.g. 2.1G: the bits of layers and activations are searched."""
+    widths: Annotated[Widths | None, Flag("Recipe", "--bits", default="all of 2 to 8", metavar="B,B...")] = None
+    """Bits that the search chooses from, such as 2,4,8 for runtimes that know only these."""
+    repair: Annotated[bool, Flag("Recipe")] = True
+    """After a search and its learning, change bits by one where learning came out otherwise, and learn again.
+
+    The budget is kept. Of the two networks the one whose outputs are nearer to the teacher's is written."""
+    sensitivity: Annotated[Path | None, Flag("Recipe", default="the estimate"), NOT_DETERMINING] = None
+    """Costs that the search goes by, a file of `genie sensitivity`."""
     preset: Annotated[str, Flag("Recipe")] = "genie-m"
     """Named recipe: genie-m, genie-tuned, minmax, mse, dfq, adaround, adaquant, brecq, qdrop, lsq, ait."""
     num_steps: Annotated[int, Flag("Recipe")] = Field(20000, ge=1)
@@ -169,6 +204,25 @@ class QuantizeConfig(LongStage):
             return self.activation_step_lr
         return _ACTIVATION_STEP_LR * math.sqrt(max(1.0, _PAPER_STEPS / self.num_steps))
 
+    @property
+    def has_target(self) -> bool:
+        """True if bits are to be searched within a budget."""
+        return not (self.target_size is None and self.target_ratio is None and self.target_bitops is None)
+
+    @property
+    def own_widths(self) -> tuple[int, ...]:
+        """`widths` in their order, or all."""
+        return tuple(sorted(set(self.widths or range(MIN_BITS, MAX_BITS + 1))))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _table_of_overrides(cls, values: Any) -> Any:
+        """Take a file or a table that is given as `bits_override` for `bits_table`."""
+        given = values.get("bits_override") if isinstance(values, Mapping) else None
+        if gives_table(given):
+            return {**values, "bits_override": None, "bits_table": given}
+        return values
+
     @model_validator(mode="after")
     def _fits_together(self) -> QuantizeConfig:
         if self.loss == "kl" and self.unit != "network":
@@ -178,8 +232,27 @@ class QuantizeConfig(LongStage):
         if self.reconstruct and self.rounding == "nearest":
             if self.activation_step_lr == 0:
                 raise ValueError("rounding = 'nearest' with activation_step_lr = 0 leaves nothing to learn")
-            if self.activation_bits is None and all(bits is None for _, bits in (self.bits_override or {}).values()):
+            table = self.bits_table.activations if self.bits_table is not None else {}
+            asked = [*(bits for _, bits in (self.bits_override or {}).values()), *table.values()]
+            if self.activation_bits is None and all(bits is None for bits in asked):
                 raise ValueError("rounding = 'nearest' with activation_bits = none leaves nothing to learn")
+        return self
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> QuantizeConfig:
+        """Refuse budgets that contradict each other, and parts of a search without one."""
+        if self.target_size is not None and self.target_ratio is not None:
+            raise ValueError("target_size and target_ratio both say how large the network may be: give one")
+        if not self.has_target:
+            for name in ("widths", "sensitivity"):
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f"{name} belongs to a search for bits: give target_size, target_ratio or target_bitops too"
+                    )
+        elif self.bits_table is not None:
+            raise ValueError("a table of bits leaves nothing to search: leave out the target, or the table")
+        elif self.data_free:
+            raise ValueError("a search for bits needs images, and this preset uses none: give another preset")
         return self
 
     @field_validator("bits_override", mode="before")

@@ -8,7 +8,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from genie_cli.errors import InputError
-from genie_cli.evaluation.keys import FACTS, figures_of, spread_key
+from genie_cli.evaluation.keys import FACTS, NUM_BYTES, figures_of, spread_key
 
 _SEED = "(?:seed|s)([0-9]+)"
 _SEPARATOR = r"((?:[-_/ ]|\.(?![0-9]))+)"
@@ -80,6 +80,9 @@ def _shown(fact: Any) -> str:
 def _mean(scheme: str, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     check_same(runs, FACTS, "the seed")
     row: dict[str, Any] = {"scheme": scheme, **{fact: runs[0][fact] for fact in FACTS if fact != "num_images"}}
+    if NUM_BYTES in runs[0]:
+        sizes = [run[NUM_BYTES] for run in runs]
+        row[NUM_BYTES] = None if None in sizes else round(mean(sizes))
     row["runs"] = len(runs)
     for place, key in enumerate(figures_of(runs[0])):  # exact: the mean of equal figures is that figure
         values = [run.get(key) for run in runs]

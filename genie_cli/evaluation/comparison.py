@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from genie_cli.errors import InputError, UsageError
-from genie_cli.evaluation.keys import CLASSIFICATION, FACTS, HASHES, IN_PERCENT, OUTPUTS, PER_CLASS, figures_of
+from genie_cli.evaluation.keys import (
+    CLASSIFICATION,
+    FACTS,
+    HASHES,
+    IN_PERCENT,
+    NUM_BYTES,
+    OUTPUTS,
+    PER_CLASS,
+    figures_of,
+)
 
 COLUMNS = (
     "scheme", "model", "metric", "preset", "protocol", "weight_bits", "activation_bits", *CLASSIFICATION, "num_images",
@@ -26,8 +35,10 @@ _DEFAULT = "classification"
 """Metric of files that name none."""
 
 
-def read_rows(paths: Sequence[Path]) -> list[dict[str, Any]]:
+def read_rows(paths: Sequence[Path], with_size: bool = False) -> list[dict[str, Any]]:
     """One row per metrics file of ``genie evaluate``; a row is named after the file's folder.
+
+    Where `with_size`, a row has the bytes of the quantized folder too, None where the file does not tell them.
 
     Where two files share a folder, rows are named after the files, or after folder and file. A folder
     stands for the JSON files in it.
@@ -37,7 +48,7 @@ def read_rows(paths: Sequence[Path]) -> list[dict[str, Any]]:
         UsageError: a file is given twice.
     """
     paths = [file for path in paths for file in _files(path)]
-    return [{**_read_figures(path), "scheme": name} for path, name in zip(paths, _names(paths), strict=True)]
+    return [{**_read_figures(path, with_size), "scheme": name} for path, name in zip(paths, _names(paths), strict=True)]
 
 
 def _files(path: Path) -> list[Path]:
@@ -66,7 +77,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return [str(path) for path in paths]
 
 
-def _read_figures(path: Path) -> dict[str, Any]:
+def _read_figures(path: Path, with_size: bool) -> dict[str, Any]:
     try:
         figures = json.loads(path.read_bytes())
     except OSError as error:
@@ -76,13 +87,14 @@ def _read_figures(path: Path) -> dict[str, Any]:
     metric = figures.get("metric", _DEFAULT) if isinstance(figures, dict) else _DEFAULT
     names = list(CLASSIFICATION)
     if metric != _DEFAULT:
-        others = (*FACTS, *HASHES, PER_CLASS, OUTPUTS)
+        others = (*FACTS, NUM_BYTES, *HASHES, PER_CLASS, OUTPUTS)
         names = [key for key, value in figures.items() if key not in others and not isinstance(value, list)]
     if not isinstance(figures, dict) or not names or (metric == _DEFAULT and figures.get(names[0]) is None):
         missing = f"'{names[0]}' is missing" if names else "it has no figures"
         raise InputError(f"{path} holds no metrics of 'genie evaluate': {missing}.")
     facts = [column for column in COLUMNS if column not in (*CLASSIFICATION, "num_images")]
-    row = {key: figures.get(key) for key in (*facts, *names, "num_images")}
+    sizes = [NUM_BYTES] if with_size else []
+    row = {key: figures.get(key) for key in (*facts, *sizes, *names, "num_images")}
     row["metric"] = metric
     for key, value in row.items():
         if value is not None and not (isinstance(value, str) if key in _TEXTS else _is_figure(value)):

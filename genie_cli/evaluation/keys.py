@@ -7,6 +7,8 @@ from typing import Any
 
 FACTS = ("model", "metric", "preset", "protocol", "weight_bits", "activation_bits", "num_images")
 """Facts of a run; all other numbers of a metrics file are figures."""
+NUM_BYTES = "num_bytes"
+"""The size of the quantized folder on the disk: a fact that may differ between seeds."""
 HASHES = ("data_sha256", "metric_sha256", "decode_sha256", "quantized_sha256")
 """Hashes of the files of code that took part, and of the tensors of the quantized network that was measured."""
 PER_CLASS, OUTPUTS = "per_class", "outputs"
@@ -25,7 +27,7 @@ _RUN = ("scheme", "method", "bits", "runs")
 
 def figures_of(row: Mapping[str, Any]) -> list[str]:
     """The names of the figures in a row of a table, in its order; the first one is the most important."""
-    return [key for key in row if key not in (*_RUN, *FACTS)]
+    return [key for key in row if key not in (*_RUN, *FACTS, NUM_BYTES)]
 
 
 def spread_key(figure: str) -> str:
@@ -45,4 +47,6 @@ def drop_key(figure: str, is_first: bool) -> str:
 
 def is_reserved(name: str) -> bool:
     """True if a figure cannot have this name."""
-    return name in (*FACTS, *HASHES, PER_CLASS, OUTPUTS, DROP, AGREEMENT) or name.startswith(("teacher_", f"{DROP}_"))
+    return name in (*FACTS, NUM_BYTES, *HASHES, PER_CLASS, OUTPUTS, DROP, AGREEMENT) or name.startswith(
+        ("teacher_", f"{DROP}_")
+    )

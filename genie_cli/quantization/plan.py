@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from genie_cli.config import QuantizeConfig
 from genie_cli.errors import InputError, UsageError
@@ -94,9 +94,7 @@ def make_plan(teacher: Teacher, config: QuantizeConfig, device: torch.device | N
     if config.data_free and config.equalize:
         equalized = equalize(folded)
     graph = equalized.folded.graph
-    bits = assign_bits(
-        graph, protocol, config.weight_bits, config.activation_bits, config.bits_override or {}, config.weight_grid
-    )
+    bits = bit_plan(graph, config)
     units = tuple(reconstruction_units(graph, config.unit == "network", config.max_unit_layers))
     has_budget = device is not None and not config.data_free
     finetuned = reconstruction_units(graph, True, config.max_unit_layers)[0] if config.finetune_steps else None
@@ -115,6 +113,23 @@ def make_plan(teacher: Teacher, config: QuantizeConfig, device: torch.device | N
         units=units,
         finetuned=finetuned,
         budget=budget,
+    )
+
+
+def bit_plan(folded: fx.GraphModule, config: QuantizeConfig) -> BitPlan:
+    """The bits of each weight and activation site of a folded graph, as the recipe says.
+
+    Raises:
+        UsageError: as `make_plan`.
+    """
+    return assign_bits(
+        folded,
+        find_protocol(config.protocol),
+        config.weight_bits,
+        config.activation_bits,
+        config.bits_override or {},
+        config.weight_grid,
+        config.bits_table,
     )
 
 

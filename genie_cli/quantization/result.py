@@ -21,7 +21,7 @@ STAGE = "quantize"
 
 @dataclass(frozen=True)
 class UnitReport:
-    """The outcome of one unit.
+    """The outcome of one unit; where the network is fine-tuned behind its units, the outcome before that.
 
     Attributes:
         name: the unit's name.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +53,61 @@ class Work:
             saved: the state of this process; its fact `step` says how far it is.
             workers: processes that work on the part together, each of which keeps its state.
         """
+
+
+class PartsInMemory(Work):
+    """Finished parts in memory, for a stage that needs them again and keeps nothing on the disk."""
+
+    def __init__(self) -> None:
+        """Hold nothing yet."""
+        self._parts: dict[str, Saved] = {}
+
+    def part(self, name: str) -> Saved | None:
+        """See `Work.part`."""
+        return self._parts.get(name)
+
+    def finish(self, name: str, saved: Saved) -> None:
+        """See `Work.finish`."""
+        self._parts[name] = saved
+
+
+class SecondRound(Work):
+    """The work of a second round in the place of a first: parts that are the same are those of the first round.
+
+    All others have names of their own there.
+    """
+
+    def __init__(self, first: Work, is_same: Callable[[str], bool]) -> None:
+        """Keep the round's work in that of the first.
+
+        Args:
+            first: the work of the first round.
+            is_same: by its name, whether a part comes out as in the first round.
+        """
+        self._first, self._is_same = first, is_same
+
+    def _name(self, name: str) -> str:
+        return name if self._is_same(name) else f"second-{name}"
+
+    def part(self, name: str) -> Saved | None:
+        """See `Work.part`."""
+        return self._first.part(self._name(name))
+
+    def finish(self, name: str, saved: Saved) -> None:
+        """See `Work.finish`."""
+        self._first.finish(self._name(name), saved)
+
+    def checkpoint(self, name: str, workers: Workers) -> Saved | None:
+        """See `Work.checkpoint`."""
+        return self._first.checkpoint(self._name(name), workers)
+
+    def is_due(self, name: str, workers: Workers) -> bool:
+        """See `Work.is_due`."""
+        return self._first.is_due(self._name(name), workers)
+
+    def save_checkpoint(self, name: str, saved: Saved, workers: Workers) -> None:
+        """See `Work.save_checkpoint`."""
+        self._first.save_checkpoint(self._name(name), saved, workers)
 
 
 NO_WORK = Work()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from genie_cli.artifacts.metadata import FOLDER_FILES
 from genie_cli.artifacts.quantized import QuantizedArtifact, load_quantized
 from genie_cli.config import EvaluateConfig, InputSpec
 from genie_cli.data.labeled import LabeledImages, check_classes
@@ -19,6 +20,7 @@ from genie_cli.deployment.network import as_student, is_exported, open_exported
 from genie_cli.deployment.runtimes import Runtime
 from genie_cli.errors import UsageError
 from genie_cli.evaluation import evaluate as evaluation
+from genie_cli.evaluation.keys import NUM_BYTES
 from genie_cli.evaluation.metrics.choose import Metrics, Wanted, choose_metrics
 from genie_cli.evaluation.metrics.network_outputs import NetworkOutputs
 from genie_cli.evaluation.outputs import unsupported_evaluation
@@ -39,11 +41,13 @@ class Measured:
         where: names it in messages.
         artifact: a quantized network.
         exported: an exported file, loaded in its runtime.
+        num_bytes: size of the quantized folder.
     """
 
     where: str = ""
     artifact: QuantizedArtifact | None = None
     exported: tuple[Runtime, ExportMetadata] | None = None
+    num_bytes: int = 0
 
     def recorded(self) -> RecordedInput | None:
         """The input that it records."""
@@ -68,6 +72,7 @@ class Measured:
         if self.artifact is not None:
             facts |= {key: getattr(self.artifact.metadata, key) for key in ("preset", "protocol")}
             facts |= {key: self.artifact.metadata.config.get(key) for key in ("weight_bits", "activation_bits")}
+            facts[NUM_BYTES] = self.num_bytes
         sha256 = self._content_sha256()
         return facts if sha256 is None else {**facts, "quantized_sha256": sha256}
 
@@ -89,7 +94,8 @@ def open_measured(path: Path | None) -> Measured:
         return Measured()
     if is_exported(path):
         return Measured(str(path), exported=open_exported(path, torch.get_num_threads()))
-    return Measured(str(path), artifact=load_quantized(path))
+    num_bytes = sum((path / name).stat().st_size for name in FOLDER_FILES if (path / name).is_file())
+    return Measured(str(path), artifact=load_quantized(path), num_bytes=num_bytes)
 
 
 @dataclass(frozen=True)

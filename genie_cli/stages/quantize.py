@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from genie_cli.artifacts.images import ImageSet
-from genie_cli.artifacts.quantized import QuantizedArtifact
+from genie_cli.artifacts.quantized import QuantizedArtifact, folder_files
 from genie_cli.config import QuantizeConfig
 from genie_cli.errors import UsageError
 from genie_cli.models.graph.layers import weight_layers
@@ -27,6 +27,7 @@ from genie_cli.quantization.result import QuantizedNetwork
 from genie_cli.quantization.unsupported import unsupported_quantization
 from genie_cli.runtime.determinism import derive_seed
 from genie_cli.runtime.work import NO_WORK
+from genie_cli.stages.bits import Search, learned_in_rounds, searched
 from genie_cli.stages.run import Run
 from genie_cli.student.overrides import layer_bits
 from genie_cli.student.protocol import find_protocol
@@ -40,15 +41,24 @@ class Quantized:
         teacher: the network that was quantized.
         images: those that it was quantized on; None: on none.
         network: the quantized one.
+        search: how its bits were found; None: the recipe said them.
     """
 
     teacher: Teacher
     images: ImageSet | None
     network: QuantizedNetwork
+    search: Search | None = None
 
     def artifact(self, run: Run) -> QuantizedArtifact:
-        """Integers, step sizes and all other tensors, with where they come from."""
-        return to_artifact(self.network, self.teacher, self.images, run.arithmetic(self.network.plan.config))
+        """Integers, step sizes and all other tensors, with where they come from.
+
+        Where the bits were searched within a size, the details for a report are left out if they do not fit.
+        """
+        artifact = to_artifact(self.network, self.teacher, self.images, run.arithmetic(self.network.plan.config))
+        most = None if self.search is None else self.search.choice.problem.budget.num_bytes
+        if most is not None and sum(map(len, folder_files(artifact).values())) > most:
+            return replace(artifact, details=None)
+        return artifact
 
 
 @contextmanager
@@ -110,14 +120,25 @@ def _on_images(
         plan = make_plan(teacher, config, run.device)
     _tell_of_plan(run, plan)
     _tell_of_images(run, config, images, teacher)
+    search = None
+    if config.has_target:
+        search = searched(run, plan, given, images)
+        plan = search.plan
     determinants: dict[str, Any] = {
         "command": "quantize",
         "config": config.determining(),
         "teacher": teacher.sha256,
         "input": teacher.input.model_dump(mode="json"),
         "images": images.sha256,
+        **_own_bits(plan.config),
     }
-    yield from _learned(run, plan, inputs, determinants, teacher, images)
+    for network in _learned(run, plan, inputs, determinants, search):
+        yield Quantized(teacher, images, network, search)
+
+
+def _own_bits(config: QuantizeConfig) -> dict[str, Any]:
+    """The table of bits, where there is one: artifacts have it in the entries of their layers and sites."""
+    return {} if config.bits_table is None else {"bits_table": config.bits_table.model_dump(mode="json")}
 
 
 def _learned(
@@ -125,9 +146,8 @@ def _learned(
     plan: QuantizationPlan,
     inputs: ImageRows,
     determinants: dict[str, Any],
-    teacher: Teacher,
-    images: ImageSet,
-) -> Iterator[Quantized]:
+    search: Search | None,
+) -> Iterator[QuantizedNetwork]:
     config = plan.config
     run.decide_arithmetic(
         config,
@@ -136,11 +156,18 @@ def _learned(
         lambda dtype: run.is_unfinished(config, config.out, determinants, dtype),
     )
     need = quantization_need(plan, len(inputs), run.dtype, run.workers.size)
-    parts = (sum(plan.stages) + (plan.finetuned is not None), "layers" if config.unit == "layer" else "units")
+    has_repair = search is not None and config.repair and config.reconstruct
+    if has_repair:  # the units of both rounds are kept
+        need = replace(need, beside_output=2 * need.beside_output)
+    num_parts = sum(plan.stages) * (2 if has_repair else 1) + (plan.finetuned is not None)
+    parts = (num_parts, "layers" if config.unit == "layer" else "units")
     with run.keeping(config, config.out, determinants, need, parts) as work:
         with run.working(work, _shorter(config)) as context:
-            network = quantize_network(plan, inputs, context)
-        yield Quantized(teacher, images, network)
+            if search is not None and has_repair:
+                network = learned_in_rounds(search, inputs, context)
+            else:
+                network = quantize_network(plan, inputs, context)
+        yield network
 
 
 def _check_shares(run: Run, config: QuantizeConfig, num_own: int, num_found: int) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from genie_cli.config import WeightGrid
+from genie_cli.config.bit_table import BitTable
 from genie_cli.errors import UsageError, look_up
 from genie_cli.models.graph.cuts import data_nodes
 from genie_cli.models.graph.integer_operations import grid_source
@@ -21,7 +22,7 @@ from genie_cli.models.graph.layers import WeightLayer, weight_layers
 from genie_cli.student.formats import NumberFormat, weight_format
 from genie_cli.student.integer_tensors import integer_tensors
 from genie_cli.student.outputs import handed_on_outputs
-from genie_cli.student.overrides import layer_bits
+from genie_cli.student.overrides import layer_bits, table_bits
 
 EDGE_BITS = 8
 """Bits of the layers and tensors that a protocol exempts from the target, and of the tensors that no layer reads where
@@ -136,6 +137,7 @@ def assign_bits(
     activation_bits: Bits,
     overrides: Mapping[str, tuple[int, Bits]] = {},
     weight_grid: WeightGrid = "asymmetric",
+    table: BitTable | None = None,
 ) -> BitPlan:
     """Apply `protocol` to a folded graph: weights of every layer, inputs of every layer but the network's own.
 
@@ -150,13 +152,15 @@ def assign_bits(
         overrides: pattern over layer names -> bits of weight and of input, which rank above the protocol; later
             patterns win. A layer that reads the images keeps them as they are.
         weight_grid: the grid of the weights that `protocol` leaves the choice for.
+        table: layer -> bits of its weight, and site -> bits of its tensor, which rank above all else.
 
     Raises:
-        UsageError: a pattern matches no layer, or activations stay in float that `protocol` needs as integers.
+        UsageError: a pattern matches no layer or no site, or activations stay in float that `protocol` needs as
+            integers.
     """
     layers = weight_layers(folded)
     own = layer_bits([layer.name for layer in layers], overrides)
-    images = _images(folded, {layer.node for layer in layers})
+    images = image_tensors(folded, {layer.node for layer in layers})
     edges = _edges(layers, images)
     exempt_weights = {*edges.first, *edges.last} if protocol.edge_weights_8bit else set()
     exempt_inputs = edges.second if protocol.second_input_8bit else set()
@@ -179,6 +183,13 @@ def assign_bits(
             if node not in images:
                 bits_of.setdefault(node, activation_bits)
     names = {node: name for name, node in tensor_names(folded).items()}
+    if table is not None:
+        can_be_sites = [names[node] for node in folded.graph.nodes if node in bits_of]
+        of_layers, of_sites = table_bits(table, [layer.name for layer in layers], can_be_sites)
+        weights.update(of_layers)
+        bits_of = {node: of_sites.get(names[node], bits) for node, bits in bits_of.items()}
+        if protocol.every_tensor and None in bits_of.values():
+            raise _no_floats(protocol)
     sites = [
         ActivationSite(names[node], node.name, bits)
         for node in folded.graph.nodes
@@ -206,16 +217,20 @@ def _bits_of_all_tensors(
         UsageError: activations that stay in float.
     """
     if activation_bits is None or None in input_bits.values():
-        raise UsageError(
-            f"Protocol {protocol.name!r} quantizes every tensor that an integer kernel reads or writes and leaves no "
-            "activation in float: give --activation-bits and each --bits-override a number, or another --protocol."
-        )
+        raise _no_floats(protocol)
     asked: dict[fx.Node, Bits] = {}
     for layer in layers:
         for source in map(grid_source, layer.sources):
             if source not in images:
                 asked[source] = _larger(input_bits[layer.node], asked.get(source, 0))
     return {node: asked.get(node, _at_least_8(activation_bits)) for node in integer_tensors(folded)}
+
+
+def _no_floats(protocol: Protocol) -> UsageError:
+    return UsageError(
+        f"Protocol {protocol.name!r} quantizes every tensor that an integer kernel reads or writes and leaves no "
+        "activation in float: give --activation-bits and each --bits-override a number, or another --protocol."
+    )
 
 
 def _at_least_8(bits: Bits) -> Bits:
@@ -266,7 +281,7 @@ def _behind(node: fx.Node) -> set[fx.Node]:
     return found
 
 
-def _images(folded: fx.GraphModule, layers: set[fx.Node]) -> set[fx.Node]:
+def image_tensors(folded: fx.GraphModule, layers: set[fx.Node]) -> set[fx.Node]:
     """The network's input, and what is computed from it before the first weight layer."""
     images: set[fx.Node] = set()
     for node in folded.graph.nodes:

@@ -120,6 +120,38 @@ def test_overrides_of_the_params_file_and_flags_that_replace_them(genie: Any, im
     assert found["flag"] == found["set"] == {"fc": 3, "fc.input": 5}
 
 
+def test_a_table_from_a_file_a_params_file_and_inside_of_one(genie: Any, images: Path) -> None:
+    Path("bits.yaml").write_text("weights: {layer1.0.conv1: 3}\nactivations: {fc.input: 5, '*.conv2.input': 2}\n")
+    Path("named.yaml").write_text("quantize: {bits_override: bits.yaml}\n")
+    Path("inside.yaml").write_text(
+        "quantize:\n  bits_override:\n    weights: {layer1.0.conv1: 3}\n"
+        "    activations: {fc.input: 5, '*.conv2.input': 2}\n"
+    )
+    command = ("quantize", *DIGITS, "--images", images, "--preset", "minmax", "--protocol", "ait")
+    ways = {"flag": ("--bits-override", "bits.yaml"), "named": ("--params", "named.yaml"),
+            "inside": ("--params", "inside.yaml")}  # fmt: skip
+    written = set()
+    for name, options in ways.items():
+        assert "bits of a table" in genie(*command, *options, "--out", name).stdout
+        written.add(b"".join(file.read_bytes() for file in sorted(Path(name).iterdir())))
+    assert len(written) == 1
+    artifact = load_quantized(Path("flag"))
+    assert {name: weight.bits for name, weight in artifact.weights.items() if weight.bits != 4} == {"layer1.0.conv1": 3}
+    assert {name: step.bits for name, step in artifact.activations.items() if step.bits != 4} == {
+        "fc.input": 5, **{f"layer{n}.0.conv2.input": 2 for n in (1, 2, 3)}
+    }  # fmt: skip
+    sites = {site["name"]: site["bits"] for site in described(genie, "--protocol", "ait", *ways["flag"])["sites"]}
+    assert sites == {name: step.bits for name, step in artifact.activations.items()}
+
+
+def test_a_table_of_absent_names_is_refused_before_the_work(genie: Any, images: Path) -> None:
+    Path("bits.yaml").write_text("activations: {fc.output: 5}\n")
+    result = genie("quantize", *DIGITS, "--images", images, "--bits-override", "bits.yaml", code=2)
+    assert "names the activation site 'fc.output'" in result.stderr
+    Path("bits.yaml").write_text("weights: {fc: 9}\n")
+    assert "at 'weights.fc' = 9" in genie("inspect", "digits_resnet", "--bits-override", "bits.yaml", code=3).stderr
+
+
 def test_help_tells_the_form(genie: Any) -> None:
     for command in ("quantize", "inspect"):
         shown = " ".join(genie(command, "--help").stdout.split())

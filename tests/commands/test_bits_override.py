@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from genie_cli.commands.bits_override import parse_override, parse_overrides
+from genie_cli.commands.bits_override import override_keys, parse_override, parse_overrides
 from genie_cli.errors import UsageError
 
 
@@ -48,3 +48,12 @@ def test_several_keep_their_order_and_the_last_of_one_pattern_counts() -> None:
     overrides = parse_overrides(["fc=2,2", "*=3,3", "fc=8,8"])
     assert overrides is not None
     assert list(overrides.items()) == [("*", (3, 3)), ("fc", (8, 8))]
+
+
+def test_a_file_is_a_table_and_patterns_stand_beside_it() -> None:
+    assert override_keys(None) == {}
+    assert override_keys(["fc=8,8"]) == {"bits_override": {"fc": (8, 8)}}
+    assert override_keys(["out/bits.yaml"]) == {"bits_table": "out/bits.yaml"}
+    assert override_keys(["fc=8,8", "b.yml"]) == {"bits_override": {"fc": (8, 8)}, "bits_table": "b.yml"}
+    with pytest.raises(UsageError, match=r"takes one file, it was given a\.yaml, b\.yaml"):
+        override_keys(["a.yaml", "b.yaml"])

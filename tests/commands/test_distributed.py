@@ -251,7 +251,7 @@ def test_two_learn_one_network(outcomes: Any, by_two: Path) -> None:
     assert stdout.startswith("Quantized w4a4\n")
     assert re.search(r"^images +72 of images\.safetensors$", stdout, re.MULTILINE)
     files = sorted(path.name for path in (by_two / "quantized").iterdir())
-    assert files == ["metrics.json", "step_sizes.safetensors", "weights.safetensors"]
+    assert files == ["details.json", "metrics.json", "step_sizes.safetensors", "weights.safetensors"]
     assert json.loads((by_two / "performance.json").read_text())["processes"] == 2
     written = load_file(by_two / "quantized" / "step_sizes.safetensors")
     assert written and all(value.isfinite().all() for value in written.values())

@@ -18,8 +18,8 @@ from genie_cli.student.protocol import PROTOCOLS
 from genie_cli.synthesis.presets import PRESETS as SYNTHESIS_PRESETS
 
 COMMANDS = (
-    "synthesize", "quantize", "evaluate", "export", "benchmark", "inspect", "show", "models", "presets", "config",
-    "report", "verify", "clean",
+    "synthesize", "sensitivity", "quantize", "evaluate", "export", "benchmark", "inspect", "show", "models", "presets",
+    "config", "report", "verify", "clean",
 )  # fmt: skip
 STAGES = ("synthesize", "quantize", "evaluate", "export")
 HEAVY = ("torch", "torchvision", "numpy", "sklearn", "safetensors", "ruamel.yaml", "pydantic")

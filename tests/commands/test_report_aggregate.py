@@ -115,3 +115,14 @@ def test_without_options_seeds_are_rows(genie: Any) -> None:
     rows = read_csv("report/table.csv")
     assert len(rows) == 7
     assert list(rows[0])[-1] == "num_images" and "runs" not in rows[0]
+
+
+def test_sizes_are_shown_where_they_are_wanted(genie: Any) -> None:
+    for seed, size in enumerate((99_000, 99_010)):
+        save(f"mixed-w2a4-seed{seed}", 86.0, (2, 4), num_bytes=size)
+    assert "99005" not in genie("report", "m", "--over-seeds", "--out", "without").stdout
+    assert "99005" in genie("report", "m", "--over-seeds", "--with-size", "--out", "with").stdout
+    sizes = {row["scheme"]: row["num_bytes"] for row in read_csv("with/table.csv")}
+    assert sizes["mixed-w2a4"] == "99005" and sizes["resnet20-w2a4-genie"] == ""
+    genie("report", "m", "--over-seeds", "--by-bits", "--with-size", "--out", "bits")
+    assert {row["num_bytes"] for row in read_csv("bits/table.csv") if row["method"] == "mixed"} == {"99005"}

@@ -185,7 +185,10 @@ def test_set_that_cannot_be_read(setting: str) -> None:
         ({"model": {"nmae": "resnet18"}}, ("'nmae'", "'model'", "Did you mean 'name'?")),
         ({"synthesize": {"latent_dims": 1}}, ("'latent_dims'", "'synthesize'", "Did you mean 'latent_dim'?")),
         ({"quantize": {"wight_bits": 4}}, ("'wight_bits'", "'quantize'", "Did you mean 'weight_bits'?")),
-        ({"quantize": {"schemes": {"a": {"bits": 4}}}}, ("'bits'", "'quantize.schemes.a'", "_bits'?")),
+        (
+            {"quantize": {"schemes": {"a": {"bits": 4}}}},
+            ("'bits'", "'quantize.schemes.a'", "Did you mean 'bits_table'?"),
+        ),
         ({"evaluate": {"seed": 4}}, ("'seed'", "'evaluate'")),
         ({"evaluate": {("a", "b"): 4}}, ("('a', 'b')", "'evaluate'")),
     ],

@@ -21,9 +21,10 @@ QUANTIZE = (
     '"batch_size":32,"beta_end":2.0,'
     '"beta_start":20.0,"bits_override":null,"data_free":false,"deterministic":true,"drop_prob":0.5,"equalize":true,'
     '"finetune_share":0.0,"holdout":0.0,"loss":"squared","max_unit_layers":12,"num_images":null,"num_steps":20000,"patience":null,'
-    '"precision":"auto","preset":"genie-m","protocol":"genie","reconstruct":true,"round_weight":1.0,"rounding":"genie",'
-    '"rounding_lr":null,"seed":0,"unit":"block","warmup":0.2,"weight_bits":4,"weight_grid":"asymmetric",'
-    '"weight_range":"search","weight_step_lr":0.0001,"weight_step_space":"checkpoint"}'
+    '"precision":"auto","preset":"genie-m","protocol":"genie","reconstruct":true,"repair":true,'
+    '"round_weight":1.0,"rounding":"genie","rounding_lr":null,"seed":0,"target_bitops":null,"target_ratio":null,'
+    '"target_size":null,"unit":"block","warmup":0.2,"weight_bits":4,"weight_grid":"asymmetric",'
+    '"weight_range":"search","weight_step_lr":0.0001,"weight_step_space":"checkpoint","widths":null}'
 )
 
 

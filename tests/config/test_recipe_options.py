@@ -9,7 +9,10 @@ from genie_cli.config import QuantizeConfig
 from genie_cli.quantization.presets import PRESETS
 
 EXPERIMENTS = Path(__file__).parents[2] / "docs" / "experiments.md"
-WHAT_IS_WANTED = {"weight_bits", "activation_bits", "weight_grid", "bits_override", "protocol", "preset"}
+WHAT_IS_WANTED = {
+    *("weight_bits", "activation_bits", "weight_grid", "bits_override", "protocol", "preset"),
+    *("target_size", "target_ratio", "target_bitops", "widths", "repair"),
+}
 HOW_IT_RUNS = {"num_images", "num_steps", "batch_size", "seed", "deterministic", "precision", "holdout", "patience"}
 PUBLISHED = {
     *("reconstruct", "data_free", "equalize", "unit", "max_unit_layers", "rounding", "loss", "weight_range"),

@@ -188,7 +188,7 @@ def test_the_imagenet_experiment_of_the_readme_is_a_dry_run(project: Path) -> No
 
 # --- the paper's experiments
 
-EXPERIMENTS = ("images", "ablation", "zero-shot", "all-layers", "few-shot", "num-images", "time")
+EXPERIMENTS = ("images", "ablation", "zero-shot", "all-layers", "few-shot", "num-images", "mixed", "time")
 PROFILES = ("kit", "imagenet")
 SETTINGS = {  # Table 2
     "m1": ("zeroq", "qdrop"),
@@ -296,7 +296,7 @@ def test_experiments_read_image_sets_that_exist(stages: dict[str, PipelineStage]
         assert images <= sets.keys()
         read.setdefault(Path(stage.path_in_repo).parent.name, set()).update(sets[path] for path in images)
     assert {name for name, images in read.items() if images} == {
-        "ablation", "zero-shot", "all-layers", "num-images", "time"
+        "ablation", "zero-shot", "all-layers", "num-images", "mixed", "time"
     }  # fmt: skip
     assert set.union(*read.values()) == set(sets.values())  # no set is made for nothing
 

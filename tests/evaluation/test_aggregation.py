@@ -149,3 +149,10 @@ def test_figures_of_another_metric_and_the_spread_of_the_first() -> None:
 def test_runs_of_two_metrics_are_not_one() -> None:
     with pytest.raises(InputError, match="their metric is classification and segmentation"):
         over_seeds([run("a-seed0"), run("a-seed1", metric="segmentation")])
+
+
+def test_sizes_may_differ_between_seeds_and_are_no_figure() -> None:
+    (row,) = over_seeds([run(f"a-seed{seed}", num_bytes=size) for seed, size in enumerate((1000, 1003))])
+    assert row["num_bytes"] == 1002 and "num_bytes_std" not in row
+    (row,) = over_seeds([run(f"a-seed{seed}", num_bytes=size) for seed, size in enumerate((1000, None))])
+    assert row["num_bytes"] is None

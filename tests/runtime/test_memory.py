@@ -20,6 +20,7 @@ from genie_cli.config import QuantizeConfig, build
 from genie_cli.errors import UsageError
 from genie_cli.runtime import memory
 from genie_cli.runtime.memory import format_size, free_memory, parse_size, peak_memory
+from genie_cli.sizes import parse_count
 from tests.support import CPU
 
 UNITS = {
@@ -240,3 +241,24 @@ def test_peak_of_a_gpu_is_that_of_torch(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 40 + device.index)
     peak = peak_memory(torch.device("cuda", 2))
     assert peak["device"] == 42 and peak["host"] > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("2.1G", 2_100_000_000),
+        ("600M", 600_000_000),
+        ("3e9", 3_000_000_000),
+        (" 12k ", 12_000),
+        (7, 7),
+        (1e6, 1_000_000),
+    ],
+)
+def test_counts(text: str | float, number: int) -> None:
+    assert parse_count(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "G", "many", "-1", "1 G B", "inf", "nan", True, None, [1], "1e40"])
+def test_what_is_no_count(text: Any) -> None:
+    with pytest.raises(ValueError, match="is not a count: give a number, or one with a unit such as"):
+        parse_count(text)

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from genie_cli.config import InputSpec, ModelConfig, QuantizeConfig, build, parse_yaml
+from genie_cli.config.bit_table import BitTable
 from genie_cli.errors import UsageError
 from genie_cli.models.graph.capture import capture
 from genie_cli.models.graph.folding import fold_batch_norms
@@ -187,3 +188,49 @@ def test_bits_that_cannot_be_used_name_their_pattern(bits: str) -> None:
 def test_overrides_that_are_no_mapping_of_names(text: str) -> None:
     with pytest.raises(UsageError, match="bits_override = "):
         configured(text)
+
+
+# --- tables: weights by layer, activations by site
+
+
+def planned(table: BitTable, protocol: str = "ait", activation_bits: int | None = 4) -> BitPlan:
+    return assign_bits(digits(), PROTOCOLS[protocol], 4, activation_bits, {"fc": (8, 8)}, "asymmetric", table)
+
+
+def test_a_table_ranks_above_protocol_and_overrides() -> None:
+    before = planned(BitTable())
+    plan = planned(BitTable(weights={"fc": 3, "layer1.*": 2}, activations={"fc.input": 5}))
+    assert plan.weights == {**before.weights, "fc": 3, "layer1.0.conv1": 2, "layer1.0.conv2": 2}
+    assert sites(plan) == {**sites(before), "fc.input": 5}
+
+
+def test_a_site_goes_by_the_tensor_whoever_reads_it() -> None:
+    plan = planned(BitTable(activations={"layer2.0.conv1.input": 2}))
+    assert sites(plan)["layer2.0.conv1.input"] == 2  # downsample.0, which reads the tensor too, would have asked for 4
+
+
+def test_a_table_takes_activations_to_floats_and_back() -> None:
+    assert sites(planned(BitTable(activations={"*": None}))) == {}
+    assert sites(planned(BitTable(activations={"*.conv2.input": 6}), activation_bits=None)) == {
+        **{f"layer{n}.0.conv2.input": 6 for n in (1, 2, 3)}, "fc.input": 8
+    }  # fmt: skip
+
+
+def test_symmetry_follows_the_bits_of_the_table() -> None:
+    plan = planned(BitTable(weights={"conv1": 4, "layer1.0.conv1": 8}), "integer")
+    assert plan.symmetric_weights == {"layer1.0.conv1", "fc"}
+    with pytest.raises(UsageError, match="leaves no activation in float"):
+        planned(BitTable(activations={"layer1.0.conv1.input": None}), "integer")
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (BitTable(weights={"conv7": 4}), "names the layer 'conv7', .* Did you mean 'conv1'"),
+        (BitTable(activations={"fc.inptu": 4}), "names the activation site 'fc.inptu', .* Did you mean 'fc.input'"),
+        (BitTable(activations={"conv1.input": 4}), "names the activation site 'conv1.input'"),  # the images
+    ],
+)
+def test_absent_layers_and_sites_are_named(table: BitTable, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        planned(table)

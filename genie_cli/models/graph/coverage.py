@@ -95,6 +95,12 @@ def coverage(folded: fx.GraphModule, unfolded: dict[str, str]) -> Coverage:
     )
 
 
+def layer_multiplications(folded: fx.GraphModule) -> dict[str, float]:
+    """Weight layer -> its multiplications per image, for the input that the network was captured with."""
+    batch = next(node for node in folded.graph.nodes if node.op == "placeholder").meta["val"].shape[0]
+    return {layer.name: _products(folded, layer.node, layer, batch) for layer in weight_layers(folded)}
+
+
 def _products(folded: fx.GraphModule, node: fx.Node, layer: WeightLayer | None, batch: Any) -> float:
     """Multiplications of a node per image, where they are sums of products."""
     value = node.meta.get("val")
