@@ -132,7 +132,7 @@ def _on_images(
         "images": images.sha256,
         **_own_bits(plan.config),
     }
-    for network in _learned(run, plan, inputs, determinants, search):
+    with _learned(run, plan, inputs, determinants, search) as network:
         yield Quantized(teacher, images, network, search)
 
 
@@ -141,6 +141,7 @@ def _own_bits(config: QuantizeConfig) -> dict[str, Any]:
     return {} if config.bits_table is None else {"bits_table": config.bits_table.model_dump(mode="json")}
 
 
+@contextmanager
 def _learned(
     run: Run,
     plan: QuantizationPlan,

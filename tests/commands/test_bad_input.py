@@ -801,7 +801,7 @@ CASES = [
     # --- a file to start from
     case("section to print that is not named", USAGE, ["config"], "Missing argument", "COMMAND"),
     case("section of an unknown command", USAGE, ["config", "quantise"],
-         "Unknown command 'quantise'", "synthesize, quantize, evaluate", "Did you mean 'quantize'?"),
+         "Unknown command 'quantise'", "synthesize, quantize, sensitivity, evaluate", "Did you mean 'quantize'?"),
     case("values of an unknown preset", USAGE, ["config", "quantize", "--preset", "breq"],
          "Unknown quantization preset 'breq'", "Did you mean 'brecq'?"),
     case("values of the other stage's preset", USAGE, ["config", "synthesize", "--preset", "minmax"],

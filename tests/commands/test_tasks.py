@@ -156,7 +156,7 @@ def test_segmentation_of_float_and_quantized(genie: Any, segmenter: list[str], t
     assert list(figures) == [
         "model", "metric", "num_images", "miou", "pixel_accuracy", "teacher_miou", "drop", "teacher_pixel_accuracy",
         "drop_pixel_accuracy", "agreement", "per_class", "preset", "protocol", "weight_bits", "activation_bits",
-        "quantized_sha256",
+        "num_bytes", "quantized_sha256",
     ]  # fmt: skip
     teacher = measured(genie, *segmenter, *options)
     assert (figures["metric"], figures["num_images"]) == ("segmentation", 4)

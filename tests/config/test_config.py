@@ -178,7 +178,7 @@ def test_set_that_cannot_be_read(setting: str) -> None:
     [
         ({"modle": {}}, ("section 'modle'", "Did you mean 'model'?")),
         ({"syntesize": {}}, ("section 'syntesize'", "Did you mean 'synthesize'?")),
-        ({"report": {}}, ("section 'report'", "model, synthesize, quantize, evaluate, export, common")),
+        ({"report": {}}, ("section 'report'", "model, synthesize, quantize, sensitivity, evaluate, export, common")),
         ({3: {}}, ("section '3'",)),
         ({"common": {"sed": 1}}, ("'sed'", "'common'", "Did you mean 'seed'?")),
         ({"common": {"num_steps": 1}}, ("'num_steps'", "'common'")),
@@ -187,7 +187,7 @@ def test_set_that_cannot_be_read(setting: str) -> None:
         ({"quantize": {"wight_bits": 4}}, ("'wight_bits'", "'quantize'", "Did you mean 'weight_bits'?")),
         (
             {"quantize": {"schemes": {"a": {"bits": 4}}}},
-            ("'bits'", "'quantize.schemes.a'", "Did you mean 'bits_table'?"),
+            ("'bits'", "'quantize.schemes.a'", "Did you mean 'widths'?"),
         ),
         ({"evaluate": {"seed": 4}}, ("'seed'", "'evaluate'")),
         ({"evaluate": {("a", "b"): 4}}, ("('a', 'b')", "'evaluate'")),

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from genie_cli.artifacts.metadata import FOLDER_FILES
 from genie_cli.config import ModelConfig, QuantizeConfig
 from genie_cli.config.bit_table import BitTable
 from genie_cli.models.graph.layers import weight_layers
@@ -37,7 +38,7 @@ SLACK = 400
 
 
 def folder_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.iterdir())
+    return sum((folder / name).stat().st_size for name in FOLDER_FILES)
 
 
 @settings(max_examples=4, deadline=None)
