@@ -217,7 +217,7 @@ def save_quantized(folder: Path, artifact: QuantizedArtifact) -> None:
         InputError: the folder cannot be written.
         ValueError: parts of the artifact do not fit each other, or a parameter is not finite.
     """
-    atomic_write_folder(folder, folder_files(artifact))
+    atomic_write_folder(folder, folder_files(artifact), (DETAILS_FILE,))
 
 
 def folder_files(artifact: QuantizedArtifact) -> dict[str, bytes]:

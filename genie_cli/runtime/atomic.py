@@ -45,12 +45,17 @@ def atomic_write_text(path: Path, text: str) -> None:
     atomic_write_bytes(path, text.encode("utf-8"))
 
 
-def atomic_write_folder(path: Path, files: Mapping[str, bytes]) -> None:
+def atomic_write_folder(path: Path, files: Mapping[str, bytes], optional: Collection[str] = ()) -> None:
     """Write a folder of files wholly, in the place of a folder written before.
 
     The new folder is complete on the disk before it takes the name; an old folder is moved aside,
     then deleted. A process killed at that point leaves the old folder beside it as ``.genie-*.old``.
     Files of other names are carried over, never deleted.
+
+    Args:
+        path: the folder.
+        files: name -> content.
+        optional: names of files that an old folder may hold of its own run, which are not carried over.
 
     Raises:
         InputError: the folder cannot be written, with the system's reason.
@@ -75,7 +80,7 @@ def atomic_write_folder(path: Path, files: Mapping[str, bytes]) -> None:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         if os.path.lexists(aside) and os.path.lexists(path):
-            _retire(aside, path, set(files))
+            _retire(aside, path, {*files, *optional})
 
 
 def check_writable(path: Path, folder_files: Collection[str] = ()) -> None:

@@ -240,3 +240,10 @@ def test_a_failure_to_clean_up_does_not_fail_the_run(tmp_path: Path, monkeypatch
 def test_a_mount_point_is_not_replaced() -> None:
     with pytest.raises(InputError, match="mount point"):
         check_writable(Path("/"), FILES)
+
+
+def test_an_optional_file_of_an_older_run_is_not_carried_over(tmp_path: Path) -> None:
+    atomic_write_folder(tmp_path / "f", {"a": b"1", "details": b"old"}, ("details",))
+    (tmp_path / "f" / "notes").write_text("mine")
+    atomic_write_folder(tmp_path / "f", {"a": b"2"}, ("details",))
+    assert {file.name: file.read_bytes() for file in (tmp_path / "f").iterdir()} == {"a": b"2", "notes": b"mine"}
