@@ -1,6 +1,6 @@
 """Typed, frozen configurations of the commands, and how they are put together.
 
-Precedence: defaults < preset < common section < command section < scheme < command-line flags.
+Precedence: defaults < preset < budget < common section < command section < scheme < command-line flags.
 Unknown keys are refused with the nearest known key. A field of a schema is everything about a key: its type and range,
 its default (the paper's: method section 4 and the authors' constants), its docstring, which is the reference of
 ``params.yaml``, its command-line option, and its part in the result (`marks`).

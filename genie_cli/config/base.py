@@ -113,6 +113,13 @@ class Stage(Frozen):
 class LongStage(Stage):
     """Keys of a stage of hours, which can go on after it was killed."""
 
+    budget: Annotated[
+        Literal["quick", "balanced", "paper"] | None, Flag("Recipe", before="preset"), NOT_DETERMINING
+    ] = None
+    """Named number of images and steps: quick, balanced or paper. Keys that are set themselves win over it.
+
+    quick: 256 images, 120 steps of each batch, 200 of each unit. balanced: 1024, 250 and 1000. paper: 1024, 4000 and
+    20000, which are the defaults."""
     checkpoint_interval: Annotated[float, Flag("Run"), NOT_DETERMINING] = Field(180.0, ge=0)
     """Seconds between checkpoints inside a batch or unit."""
     fresh: Annotated[bool, Flag("Run"), NOT_DETERMINING] = False

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from genie_cli.config.base import Frozen, ModelConfig
+from genie_cli.config.budgets import budget_options
 from genie_cli.config.evaluate import EvaluateConfig
 from genie_cli.config.export import ExportConfig
 from genie_cli.config.presets import Preset
@@ -27,7 +28,7 @@ SECTIONS: dict[str, type[Frozen]] = {
     "evaluate": EvaluateConfig,
     "export": ExportConfig,
 }
-COMMON_KEYS = ("device", "precision", "deterministic", "seed")
+COMMON_KEYS = ("budget", "device", "precision", "deterministic", "seed")
 """Keys of the `common` section: each command takes those that it knows."""
 
 ConfigT = TypeVar("ConfigT", bound=Frozen)
@@ -56,7 +57,7 @@ def stage_config(
     find_preset: Callable[[str], Preset] | None = None,
     where: str = "",
 ) -> ConfigT:
-    """The configuration of a stage: defaults < preset < section < flags.
+    """The configuration of a stage: defaults < preset < budget < section < flags.
 
     Args:
         cls: its class.
@@ -73,7 +74,8 @@ def stage_config(
     name = str(flags.get("preset", section.get("preset", cls.model_fields["preset"].default)))
     preset = find_preset(name)
     preset.check_needs(name, {**preset.options, **section, **flags}, where)
-    return build(cls, preset.options, section, flags, where=where)
+    budget = budget_options(where, flags.get("budget", section.get("budget")))
+    return build(cls, preset.options, budget, section, flags, where=where)
 
 
 def check_keys(section: Mapping[str, Any], known: Any, where: str) -> None:
