@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Budget:
-    """How much work the stages do.
+    """The work that the stages do.
 
     Attributes:
         summary: what it is for, in one line.

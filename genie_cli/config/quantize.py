@@ -141,6 +141,10 @@ class QuantizeConfig(LongStage):
 
     Where `rounding` is adaquant, it is the rate of the weights, in step sizes. The default is the paper's 0.001 for
     its 20000 steps, and in proportion more for fewer, up to 0.1 (adaquant 0.01): the way is as long."""
+    bias_lr: float = Field(0.0, ge=0)
+    """Learning rate of the biases while a unit learns; 0: they stay.
+
+    It is a share of the root mean square of a layer's biases, and falls to 0 with the steps. 0.01 is a good one."""
     drop_prob: Annotated[float, Flag("Recipe")] = Field(0.5, ge=0, le=1)
     """QDrop: probability that an activation keeps full precision during reconstruction."""
     finetune_share: Annotated[float, Flag("Recipe")] = Field(0.0, ge=0, le=1)

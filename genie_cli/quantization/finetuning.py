@@ -12,15 +12,13 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import fx
+from torch import Tensor
 
 from genie_cli.config import QuantizeConfig
-from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.pooling import with_repeatable_pooling
-from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.models.teacher import Teacher
 from genie_cli.quantization.learned.activation import LearnedActivationQuantizer
-from genie_cli.quantization.learned.bias import LearnedBias
+from genie_cli.quantization.learned.bias import LearnedBias, read_biases_from
 from genie_cli.quantization.learned.scaled_weight import ScaledWeight
 from genie_cli.quantization.reconstruction.task import UnitData, UnitTask, WeightSlot
 from genie_cli.quantization.units.unit_graph import UnitGraph
@@ -28,6 +26,8 @@ from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
 
 NAME = "fine-tuning"
 """The name of its progress and of its part of the work folder."""
+BIAS_RATE = 0.01
+"""Rate of the biases, in shares of the root mean square of their layer's."""
 
 
 def finetuning_config(config: QuantizeConfig, teacher: Teacher) -> QuantizeConfig:
@@ -42,6 +42,7 @@ def finetuning_config(config: QuantizeConfig, teacher: Teacher) -> QuantizeConfi
             "rounding_lr": 0.0,
             "weight_step_lr": 1.0,
             "activation_step_lr": math.inf,
+            "bias_lr": BIAS_RATE,
             "drop_prob": 0.0,
             "patience": None,
         }
@@ -52,6 +53,7 @@ def finetuning_task(
     network: UnitGraph,
     weights: Mapping[str, IntegerWeight],
     activations: Mapping[str, ActivationQuantizer],
+    biases: Mapping[str, Tensor],
     data: UnitData,
     device: torch.device,
 ) -> UnitTask:
@@ -61,6 +63,7 @@ def finetuning_task(
         network: the whole of it as one unit, on the device where it learns.
         weights: layer name -> its finished codes.
         activations: site name -> quantizer, where its step size starts.
+        biases: tensor's name -> bias ``[O]``, where it starts.
         data: the images, and the weight of each output in the loss; targets are made in each step.
         device: where it is computed.
     """
@@ -73,20 +76,7 @@ def finetuning_task(
         for site in network.bits.activations
     }
     student = with_repeatable_pooling(network.student(slots, sites)).to(device)
-    keys = [layer.bias_key for layer in weight_layers(network.teacher) if layer.bias_key is not None]
-    biases = {key: LearnedBias(get_tensor(network.teacher, key)).to(device) for key in keys}
-    _read_biases_from(student, biases)
+    learned = {key: LearnedBias(bias).to(device) for key, bias in biases.items()}
+    read_biases_from(student, learned)
     teacher = with_repeatable_pooling(network.teacher)
-    return UnitTask(NAME, student, slots, own, sites, data, biases, teacher)
-
-
-def _read_biases_from(student: fx.GraphModule, biases: Mapping[str, LearnedBias]) -> None:
-    """Let modules give the biases of a graph, in place."""
-    for number, (key, bias) in enumerate(biases.items()):
-        (constant,) = (node for node in student.graph.nodes if node.op == "get_attr" and node.target == key)
-        target = f"learned_biases.{number}"
-        student.add_submodule(target, bias)
-        with student.graph.inserting_before(constant):
-            constant.replace_all_uses_with(student.graph.call_module(target))
-        student.graph.erase_node(constant)
-    student.recompile()
+    return UnitTask(NAME, student, slots, own, sites, data, learned, teacher)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from genie_cli.artifacts.details import Histograms, histograms_of
 from genie_cli.errors import NumbersError
@@ -62,6 +62,9 @@ def quantize_network(plan: QuantizationPlan, images: ImageRows, context: RunCont
     assert plan.budget is not None, "the plan was made to be looked at"
     config, graph, budget = plan.config, plan.folded.graph, plan.budget
     move(graph, context.device)
+    network = None
+    if plan.finetuned is not None:  # cut out while its biases are the teacher's
+        network = cut_out(graph, plan.finetuned, plan.bits, context.device, plan.slopes)
     steps = config.num_steps if config.reconstruct else 1
     context.report(StageStarted(STAGE, plan.num_steps))
     shares = step_cost_shares(plan)
@@ -84,10 +87,10 @@ def quantize_network(plan: QuantizationPlan, images: ImageRows, context: RunCont
             release_freed_memory()
             weights.update((name, weight.cpu()) for name, weight in learned.weights.items())
             activations.update((name, activation.cpu()) for name, activation in learned.activations.items())
-        if plan.finetuned is not None:
+        if network is not None:
             share = shares[-1] / config.finetune_steps
             progress = _Progress(context.report, NAME, NAME, done, sum(shares[:-1]), share)
-            learned = _finetune(stage, plan.finetuned, LearnedUnit(weights, activations, 0), images, carried, progress)
+            learned = _finetune(stage, network, LearnedUnit(weights, activations, 0), images, carried, progress)
             weights, activations = learned.weights, learned.activations
             records[NAME] = UnitRecord(learned.log, None)
         output_errors = _output_errors(stage, images, carried, activations)
@@ -222,6 +225,7 @@ def _quantize_unit(
         learned = _learn(stage, part, learned, initial, data, progress)
     else:
         learned = learned.joined(LearnedUnit(_nearest_weights(plan, part), initial, 0))
+    _set_biases(plan, part, learned.biases)
     if plan.protocol.every_tensor:
         learned = _with_integer_biases(plan, part, learned, learned_before)
     carried.add_full(unit.outputs, targets, unit.passing)  # before the next set is made: two and the new one are most
@@ -240,13 +244,13 @@ def _quantize_unit(
 
 
 def _finetune(
-    stage: _Stage, whole: Unit, finished: LearnedUnit, images: ImageRows, carried: Carried, progress: _Progress
+    stage: _Stage, network: UnitGraph, finished: LearnedUnit, images: ImageRows, carried: Carried, progress: _Progress
 ) -> LearnedUnit:
     """Learn all step sizes and biases together; the biases of the network's graph are those that were learned.
 
     Args:
         stage: what all units share.
-        whole: the network as one unit.
+        network: the whole of it as one unit, with the teacher's biases.
         finished: all codes and step sizes.
         images: the calibration images.
         carried: what is alive behind the last unit; afterwards the outputs of the tuned network.
@@ -258,10 +262,11 @@ def _finetune(
     """
     plan, context = stage.plan, stage.context
     config = finetuning_config(plan.config, plan.teacher)
-    network = cut_out(plan.folded.graph, whole, plan.bits, context.device, plan.slopes)
     outputs = output_nodes(plan.folded.graph)
     weights = _target_weights(replace(stage, plan=replace(plan, config=config)), outputs, carried.full(outputs))
     store = store_images(images, stage.pool)
+    keys = [layer.bias_key for layer in weight_layers(network.teacher) if layer.bias_key is not None]
+    biases = {key: get_tensor(plan.folded.graph, key) for key in keys}
     learned = finished_part(NAME, context)
     if learned is None:
         with context.interrupts.held():
@@ -269,7 +274,7 @@ def _finetune(
                 with attempt:
                     own = finished.on(context.device)
                     data = UnitData((store,), (store,), (), weights, carried.held_out)
-                    task = finetuning_task(network, own.weights, own.activations, data, context.device)
+                    task = finetuning_task(network, own.weights, own.activations, biases, data, context.device)
                     taken = reconstruct(task, config, attempt.context, attempt.checkpoint, progress, progress.pace)
                     learned = task.harden(taken)
             assert learned is not None
@@ -277,9 +282,7 @@ def _finetune(
                 context.work.finish(NAME, pack_unit(learned))
     else:
         progress.pace(config.num_steps, True)
-    for key, bias in learned.biases.items():
-        set_tensor(plan.folded.graph, key, bias)
-        set_tensor(network.teacher, key, bias)
+    _set_biases(plan, network, learned.biases)
     if plan.protocol.every_tensor:
         learned = _with_integer_biases(plan, network, learned, {})
     student = network.student(learned.weights, learned.activations).to(context.device)
@@ -346,7 +349,14 @@ def _learn(
                 for store in own.targets:
                     store.release()
         finished = finished.joined(found)
-    return LearnedUnit(finished.weights, {**initial, **finished.activations}, finished.num_steps, log=finished.log)
+    return replace(finished, activations={**initial, **finished.activations})
+
+
+def _set_biases(plan: QuantizationPlan, unit: UnitGraph, biases: Mapping[str, Tensor]) -> None:
+    """Let the graphs of a unit, whose targets are made, and of the network hold the biases that were learned."""
+    for key, bias in biases.items():
+        set_tensor(plan.folded.graph, key, bias)
+        set_tensor(unit.teacher, key, bias)
 
 
 def _with_integer_biases(

@@ -164,7 +164,12 @@ def test_the_gradient_is_that_of_the_whole_network():
     assert whole is not None
     graph = cut_out(plan.folded.graph, whole, plan.bits, CPU)
     own = dict(finished.weights)
-    task = finetuning_task(graph, own, finished.activations, UnitData((), (), (), (1.0,), torch.empty(0)), CPU)
+    starts = {
+        str(layer.bias_key): get_tensor(plan.folded.graph, str(layer.bias_key))
+        for layer in weight_layers(plan.folded.graph)
+    }
+    data = UnitData((), (), (), (1.0,), torch.empty(0))
+    task = finetuning_task(graph, own, finished.activations, starts, data, CPU)
     config = finetuning_config(plan.config, owner)
     parameters = UnitParameters(task.weights, task.activations, config, CPU, task.biases)
     made = parameters.make(torch.float32, None)

@@ -1,8 +1,12 @@
-"""A bias that learns with the scales of a quantized network."""
+"""A bias that learns with the weights and step sizes of a unit, or of the whole network."""
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from collections.abc import Mapping
+
+from torch import Tensor, fx, nn
+
+from genie_cli.models.graph.tensors import stored_tensors
 
 
 class LearnedBias(nn.Module):
@@ -28,3 +32,23 @@ class LearnedBias(nn.Module):
     def forward(self) -> Tensor:
         """The bias of this step."""
         return self.value
+
+
+def read_biases_from(student: fx.GraphModule, biases: Mapping[str, LearnedBias]) -> None:
+    """Let modules give the biases of a graph, in place.
+
+    Args:
+        student: the graph.
+        biases: tensor's name -> module; names that the graph does not read are passed over.
+    """
+    constants = stored_tensors(student)
+    for number, (key, bias) in enumerate(biases.items()):
+        if key not in constants:
+            continue
+        target = f"learned_biases.{number}"
+        student.add_submodule(target, bias)
+        for constant in constants[key]:
+            with student.graph.inserting_before(constant):
+                constant.replace_all_uses_with(student.graph.call_module(target))
+            student.graph.erase_node(constant)
+    student.recompile()

@@ -20,9 +20,6 @@ from genie_cli.quantization.learned.soft_rounding import (
 )
 from genie_cli.quantization.learned.weight import LearnedWeight
 
-BIAS_RATE = 0.01
-"""Rate of the biases that learn, in shares of the root mean square of their layer's."""
-
 
 class Made(NamedTuple):
     """The tensors that a unit runs on in one step.
@@ -70,6 +67,7 @@ class UnitParameters:
         self._elements_decay = config.rounding == "adaquant"
         weight_rate = config.weight_step_lr if config.rounding in ("genie", "adaquant") else 0.0
         self._step_rate = weight_rate or config.own_activation_step_lr
+        self._bias_rate = config.bias_lr
         self._device = device
         parts = [layer.elements.detach().flatten() for layer in self._layers]
         self.elements = nn.Parameter(torch.cat(parts), requires_grad=bool(self._element_rate))
@@ -98,7 +96,7 @@ class UnitParameters:
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups for an optimizer; `start` is the rate before the cosine, where there is one (`decays`)."""
-        rates = (self._element_rate, self._elements_decay), (self._step_rate, True), (BIAS_RATE, True)
+        rates = (self._element_rate, self._elements_decay), (self._step_rate, True), (self._bias_rate, True)
         return [
             {"params": [tensor], "lr": torch.tensor(lr, device=self._device), "start": lr, "decays": decays}
             for tensor, (lr, decays) in zip(self.tensors(), rates, strict=False)  # of the shifts, where there are any

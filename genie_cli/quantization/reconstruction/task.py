@@ -13,7 +13,7 @@ from genie_cli.models.graph.pooling import with_repeatable_pooling
 from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.quantization.activations.store import ActivationStore
 from genie_cli.quantization.learned.activation import LearnedActivationQuantizer
-from genie_cli.quantization.learned.bias import LearnedBias
+from genie_cli.quantization.learned.bias import LearnedBias, read_biases_from
 from genie_cli.quantization.learned.soft_rounding import SoftRoundedWeight, largest_rate
 from genie_cli.quantization.learned.straight_through_weight import StraightThroughWeight
 from genie_cli.quantization.learned.weight import LearnedWeight
@@ -129,15 +129,12 @@ def make_task(
         part: its graph and bits.
         plan: the recipe, and the multipliers of folded batch norms.
         initial: site name -> where its step size starts.
-        finished: weights and step sizes that are in `part` and learn no more.
+        finished: weights, step sizes and biases that are in `part` and learn no more.
         data: the activations that it learns from.
         device: where it is computed.
     """
-    weights = {
-        layer.name: _start_weight(part, layer, plan).to(device)
-        for layer in weight_layers(part.teacher)
-        if layer.name not in finished.weights
-    }
+    layers = [layer for layer in weight_layers(part.teacher) if layer.name not in finished.weights]
+    weights = {layer.name: _start_weight(part, layer, plan).to(device) for layer in layers}
     slots = {name: WeightSlot() for name in weights}
     activations = {
         site.name: LearnedActivationQuantizer(
@@ -149,7 +146,11 @@ def make_task(
     all_weights: dict[str, nn.Module] = {**slots, **{name: w.to(device) for name, w in finished.weights.items()}}
     all_activations: dict[str, nn.Module] = {**finished.activations, **activations}
     student = with_repeatable_pooling(part.student(all_weights, all_activations))
-    return UnitTask(part.name, student.to(device), slots, weights, activations, data)
+    keys = [layer.bias_key for layer in layers if layer.bias_key is not None] if plan.config.bias_lr else []
+    biases = {key: LearnedBias(get_tensor(part.teacher, key)).to(device) for key in keys}
+    finished_biases = {key: LearnedBias(bias) for key, bias in finished.biases.items()}
+    read_biases_from(student, {**finished_biases, **biases})
+    return UnitTask(part.name, student.to(device), slots, weights, activations, data, biases)
 
 
 def _start_weight(part: UnitGraph, layer: WeightLayer, plan: QuantizationPlan) -> LearnedWeight:
