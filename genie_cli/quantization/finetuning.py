@@ -10,24 +10,91 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from genie_cli.config import QuantizeConfig
+from genie_cli.models.graph.cuts import output_nodes
+from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.pooling import with_repeatable_pooling
+from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.models.teacher import Teacher
+from genie_cli.quantization.activations.carried import Carried
+from genie_cli.quantization.activations.passing import ImageRows, run_over_stores, store_images
+from genie_cli.quantization.biases import set_biases, with_integer_biases
 from genie_cli.quantization.learned.activation import LearnedActivationQuantizer
 from genie_cli.quantization.learned.bias import LearnedBias, read_biases_from
 from genie_cli.quantization.learned.scaled_weight import ScaledWeight
+from genie_cli.quantization.reconstruction.learned_unit import LearnedUnit, finished_part, pack_unit
+from genie_cli.quantization.reconstruction.reconstruct import reconstruct
 from genie_cli.quantization.reconstruction.task import UnitData, UnitTask, WeightSlot
+from genie_cli.quantization.stage import Stage, StageProgress
+from genie_cli.quantization.target_weights import target_weights
 from genie_cli.quantization.units.unit_graph import UnitGraph
+from genie_cli.runtime.retry import float32_retried
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
 
 NAME = "fine-tuning"
 """The name of its progress and of its part of the work folder."""
 BIAS_RATE = 0.01
 """Rate of the biases, in shares of the root mean square of their layer's."""
+
+
+def finetune(
+    stage: Stage,
+    network: UnitGraph,
+    finished: LearnedUnit,
+    images: ImageRows,
+    carried: Carried,
+    progress: StageProgress,
+) -> LearnedUnit:
+    """Learn all step sizes and biases together; the biases of the network's graph are those that were learned.
+
+    Args:
+        stage: what all units share.
+        network: the whole of it as one unit, with the teacher's biases.
+        finished: all codes and step sizes.
+        images: the calibration images.
+        carried: what is alive behind the last unit; afterwards the outputs of the tuned network.
+        progress: where it is.
+
+    Raises:
+        KeyboardInterrupt: the user has interrupted; what was done is kept.
+        NumbersError: the loss is not finite, in float32 too.
+    """
+    plan, context = stage.plan, stage.context
+    config = finetuning_config(plan.config, plan.teacher)
+    outputs = output_nodes(plan.folded.graph)
+    weights = target_weights(replace(stage, plan=replace(plan, config=config)), outputs, carried.full(outputs))
+    store = store_images(images, stage.pool)
+    keys = [layer.bias_key for layer in weight_layers(network.teacher) if layer.bias_key is not None]
+    biases = {key: get_tensor(plan.folded.graph, key) for key in keys}
+    learned = finished_part(NAME, context)
+    if learned is None:
+        with context.interrupts.held():
+            for attempt in float32_retried(context, NAME):
+                with attempt:
+                    own = finished.on(context.device)
+                    data = UnitData((store,), (store,), (), weights, carried.held_out)
+                    task = finetuning_task(network, own.weights, own.activations, biases, data, context.device)
+                    taken = reconstruct(task, config, attempt.context, attempt.checkpoint, progress, progress.pace)
+                    learned = task.harden(taken)
+            assert learned is not None
+            if context.workers.is_first:
+                context.work.finish(NAME, pack_unit(learned))
+    else:
+        progress.pace(config.num_steps, True)
+    set_biases(plan, network, learned.biases)
+    if plan.protocol.every_tensor:
+        learned = with_integer_biases(plan, network, learned, {})
+    student = network.student(learned.weights, learned.activations).to(context.device)
+    carried.add_quantized(outputs, run_over_stores(student, (store,), network.rows, stage.pool, context), ())
+    store.release()
+    if context.interrupts.agreed(context.workers):
+        raise KeyboardInterrupt
+    return learned.on(torch.device("cpu"))
 
 
 def finetuning_config(config: QuantizeConfig, teacher: Teacher) -> QuantizeConfig:

@@ -14,7 +14,7 @@ from genie_cli.quantization.activations.passing import ImageRows, run_over_store
 from genie_cli.quantization.activations.pool import ActivationPool
 from genie_cli.quantization.plan import QuantizationPlan
 from genie_cli.quantization.reconstruction.learned_unit import LearnedUnit
-from genie_cli.quantization.reconstruction.reconstruct import UnitLearner
+from genie_cli.quantization.reconstruction.learner import UnitLearner
 from genie_cli.quantization.reconstruction.task import UnitData, UnitTask, make_task
 from genie_cli.quantization.units.unit_graph import UnitGraph, cut_out
 from genie_cli.runtime.context import RunContext

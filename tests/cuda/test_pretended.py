@@ -19,7 +19,7 @@ from genie_cli.config import QuantizeConfig
 from genie_cli.errors import DeviceError
 from genie_cli.quantization import presets as quantization_presets
 from genie_cli.quantization.activations.budget import ActivationBudget
-from genie_cli.quantization.reconstruction.reconstruct import UnitLearner
+from genie_cli.quantization.reconstruction.learner import UnitLearner
 from genie_cli.runtime.cuda_graph import GraphedStep
 from genie_cli.runtime.distribution import Workers
 from genie_cli.runtime.work import Saved

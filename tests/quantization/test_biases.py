@@ -15,7 +15,7 @@ from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.outputs import as_tuple
 from genie_cli.models.graph.tensors import get_tensor, named_tensors
 from genie_cli.models.teacher import Teacher, make_teacher
-from genie_cli.quantization import quantize as module
+from genie_cli.quantization import finetuning as module
 from genie_cli.quantization.plan import QuantizationPlan, make_plan
 from genie_cli.quantization.quantize import quantize_network
 from genie_cli.quantization.reconstruction.learned_unit import LearnedUnit

@@ -12,7 +12,7 @@ from genie_cli.config import QuantizeConfig
 from genie_cli.models.teacher import make_teacher
 from genie_cli.quantization.plan import QuantizationPlan, make_plan
 from genie_cli.quantization.quantize import quantize_network
-from genie_cli.quantization.reconstruction.reconstruct import UnitLearner
+from genie_cli.quantization.reconstruction.learner import UnitLearner
 from genie_cli.quantization.step_cost import step_cost_shares
 from genie_cli.runtime.context import RunContext
 from genie_cli.runtime.distribution import SOLO

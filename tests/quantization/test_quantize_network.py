@@ -25,7 +25,7 @@ from genie_cli.quantization.activations.store import ActivationStore
 from genie_cli.quantization.learned.soft_rounding import largest_rate, rectified_sigmoid
 from genie_cli.quantization.presets import preset_options
 from genie_cli.quantization.quantize import QuantizedNetwork
-from genie_cli.quantization.reconstruction import reconstruct
+from genie_cli.quantization.reconstruction import learner
 from genie_cli.quantization.reconstruction.batches import Batches
 from genie_cli.quantization.units.partition import reconstruction_units
 from genie_cli.runtime.determinism import make_generator
@@ -242,7 +242,7 @@ def test_each_unit_and_purpose_draws_from_a_place_of_its_own(
         places.append(place)
         return make_generator(device, *place)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(reconstruct, "make_generator", record)
+    monkeypatch.setattr(learner, "make_generator", record)
     quantize(digits_teacher, digits[:4], num_steps=1, seed=9)
     assert len(places) == len(set(places)) == 10 and {place[0] for place in places} == {9}
 

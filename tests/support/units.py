@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from genie_cli.quantization import quantize as quantization
-from genie_cli.quantization.reconstruction.reconstruct import UnitLearner, reconstruct
+from genie_cli.quantization.reconstruction.learner import UnitLearner
+from genie_cli.quantization.reconstruction.reconstruct import reconstruct
 from genie_cli.quantization.reconstruction.task import UnitTask
 
 __all__ = [

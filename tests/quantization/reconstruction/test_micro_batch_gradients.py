@@ -18,8 +18,8 @@ from genie_cli.models.teacher import Teacher
 from genie_cli.models.zoo import load_teacher
 from genie_cli.quantization.plan import make_plan
 from genie_cli.quantization.quantize import quantize_network
+from genie_cli.quantization.reconstruction.learner import UnitLearner
 from genie_cli.quantization.reconstruction.micro_batches import MicroBatches
-from genie_cli.quantization.reconstruction.reconstruct import UnitLearner
 from genie_cli.quantization.result import QuantizedNetwork
 from genie_cli.runtime.context import RunContext
 from genie_cli.runtime.progress import Event, Note
