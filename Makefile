@@ -23,6 +23,11 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
 	@touch $@
 
+.PHONY: browser
+browser: install  ## a Chromium for the tests of pages: the system's, else Debian's, else playwright's own
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
+	  { apt-get update -qq && apt-get install -y -qq chromium; } || $(BIN)/python -m playwright install chromium
+
 demo: install  ## the whole pipeline on the embedded digits network
 	$(RUN) dvc repro
 	@cat outputs/report/table.md

@@ -90,7 +90,8 @@ def _write_page(paths: list[Path], html: Path, real: str | None) -> list[Path]:
     from genie_cli.errors import InputError
     from genie_cli.report.charts import check_charts
     from genie_cli.report.collect import collect
-    from genie_cli.report.page import LIMIT, make_page
+    from genie_cli.report.page import make_page
+    from genie_cli.report.room import LIMIT
     from genie_cli.runtime.atomic import atomic_write_text
 
     check_charts()
@@ -119,7 +120,7 @@ def _real_images(source: str, found: Found) -> ImageSet:
     from genie_cli.artifacts.metadata import provenance
     from genie_cli.config import EvaluateConfig
     from genie_cli.evaluation.images import open_samples
-    from genie_cli.report.page import NUM_IMAGES
+    from genie_cli.report.pictures import NUM_IMAGES
 
     inputs = [images.metadata.input for images in found.images.values()]
     inputs += [run.quantized.metadata.input for run in found.runs if run.quantized is not None]
