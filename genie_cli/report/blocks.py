@@ -1,4 +1,4 @@
-"""What a page is made of: sections of parts, tables of cells."""
+"""The blocks of a page: sections of parts, tables of cells."""
 
 from __future__ import annotations
 

@@ -189,7 +189,7 @@ def scatter_chart(points: Sequence[tuple[str, float, float]], label: str) -> Mar
             textcoords="axes fraction",
             va="center",
             fontsize=7,
-            arrowprops={"arrowstyle": "-", "lw": 0.5, "color": _LINE, "shrinkA": 1, "shrinkB": 3},
+            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": _INK, "alpha": 0.5, "shrinkA": 1, "shrinkB": 3},
         )
     return _svg(figure, f"{label} against the size of each run")
 

@@ -46,7 +46,7 @@ def run_section(run: ReportedRun, link: str, room: Room) -> Section:
 
 
 def facts_of(run: ReportedRun) -> list[tuple[str, str]]:
-    """What is to be seen first of a run: name -> value."""
+    """The facts that are seen first of a run: name -> value."""
     facts = [("network", model_of(run))]
     if run.quantized is not None:
         made, units = run.quantized.metadata, run.quantized.units
