@@ -23,6 +23,21 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
 	@touch $@
 
+.PHONY: plots
+plots: install  ## the curves and the table of the demo as charts of DVC, in a page that needs no network
+	@mkdir -p outputs
+	$(RUN) python pipelines/offline_plots.py outputs/plots-template.html
+	$(RUN) dvc plots show --html-template outputs/plots-template.html --out outputs/plots
+
+.PHONY: experiments
+experiments: install  ## experiments with the params in which they differ, and one figure of each network
+	$(RUN) dvc exp show --only-changed --drop '^(pipelines|genie_cli|outputs)/'
+
+.PHONY: browser
+browser: install  ## a Chromium for the tests of pages: the system's, else Debian's, else playwright's own
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
+	  { apt-get update -qq && apt-get install -y -qq chromium; } || $(BIN)/python -m playwright install chromium
+
 demo: install  ## the whole pipeline on the embedded digits network
 	$(RUN) dvc repro
 	@cat outputs/report/table.md

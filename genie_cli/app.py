@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 import time
+import traceback
 from contextlib import suppress
 from typing import Annotated, Any, NoReturn
 
@@ -29,6 +30,8 @@ from genie_cli.commands import (
     synthesize,
     verify,
 )
+from genie_cli.commands.opening import tell_of_torch
+from genie_cli.commands.verbosity import is_verbose, set_level, with_verbosity
 from genie_cli.errors import GenieError, InputError, UsageError
 from genie_cli.runtime.full_disk import is_full
 
@@ -42,18 +45,22 @@ _LONGEST_WAIT = 30.0
 class _Group(TyperGroup):
     """Turns the errors that users can fix into one message on stderr and the exit code of their class."""
 
-    def get_help_option(self, ctx: Any) -> Any:
-        """The ``--help`` option; where it is not given, it is False, as typer imports pydantic to convert a None."""
-        option = super().get_help_option(ctx)
-        if option is not None:
-            option.default = False
-        return option
+    def get_params(self, ctx: Any) -> Any:
+        """The options; a switch that is not given is False, as typer imports pydantic to convert a None."""
+        options = super().get_params(ctx)
+        for option in options:
+            if getattr(option, "is_flag", False) and option.default is None:
+                option.default = False
+        return options
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
+        set_level("normal")
         try:
             return super().invoke(ctx)
         except GenieError as error:
+            if is_verbose():
+                _say("".join(traceback.format_exception(error)).rstrip())
             _fail(str(error), error.exit_code, shared=error.is_shared is not False)
         except _CommandLineError as error:
             if _number("LOCAL_RANK") > 0:
@@ -100,7 +107,7 @@ def _number(variable: str) -> int:
 app = typer.Typer(
     cls=_Group,
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Quantize a pre-trained CNN to a few bits without any real data (GENIE, CVPR 2023).",
@@ -108,20 +115,20 @@ app = typer.Typer(
     "4 no suitable device, 5 another process ended, 6 NaN or infinity in the work, 7 an exported file that answers "
     "otherwise, 130 interrupted.",
 )
-app.command("synthesize")(synthesize.synthesize)
-app.command("sensitivity")(sensitivity.sensitivity)
-app.command("quantize")(quantize.quantize)
-app.command("evaluate")(evaluate.evaluate)
-app.command("export")(export.export)
-app.command("benchmark")(benchmark.benchmark)
-app.command("inspect")(inspect.inspect)
-app.command("show")(show.show)
-app.command("models")(models.models)
-app.command("presets")(presets.presets)
-app.command("config")(config.config)
-app.command("report")(report.report)
-app.command("verify")(verify.verify)
-app.command("clean")(clean.clean)
+app.command("synthesize")(with_verbosity(synthesize.synthesize))
+app.command("sensitivity")(with_verbosity(sensitivity.sensitivity))
+app.command("quantize")(with_verbosity(quantize.quantize))
+app.command("evaluate")(with_verbosity(evaluate.evaluate))
+app.command("export")(with_verbosity(export.export))
+app.command("benchmark")(with_verbosity(benchmark.benchmark))
+app.command("inspect")(with_verbosity(inspect.inspect))
+app.command("show")(with_verbosity(show.show))
+app.command("models")(with_verbosity(models.models))
+app.command("presets")(with_verbosity(presets.presets))
+app.command("config")(with_verbosity(config.config))
+app.command("report")(with_verbosity(report.report))
+app.command("verify")(with_verbosity(verify.verify))
+app.command("clean")(with_verbosity(clean.clean))
 
 
 def _show_version(wanted: bool) -> None:
@@ -141,6 +148,7 @@ def root(
 
 def main() -> None:
     """The `genie` script."""
+    tell_of_torch()
     try:
         sys.exit(app())
     except OSError as error:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -70,6 +70,10 @@ class ArtifactMetadata(Frozen):
     """cpu, or the name of the accelerator."""
     arithmetic: Arithmetic | None = None
     """The arithmetic and kernels that computed it; None in files of format 1."""
+    plugins: dict[str, str | None] = Field(default_factory=dict)
+    """Things that the user registered and the recipe took, such as ``rounding sine`` -> hash of their file.
+
+    None: it had no file. They are told; nothing is ever loaded by them."""
     content_sha256: str | None = None
     """Hash of the file's tensors, filled in when it is written and compared when it is read."""
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from genie_cli.commands.completion import any_preset, sections
+from genie_cli.commands.options import AsJson
 from genie_cli.errors import UsageError, look_up
 
 if TYPE_CHECKING:
@@ -13,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def config(
-    command: Annotated[str, typer.Argument(metavar="COMMAND", help="synthesize, quantize or evaluate.")],
+    command: Annotated[
+        str, typer.Argument(metavar="COMMAND", help="synthesize, quantize or evaluate.", autocompletion=sections)
+    ],
     preset: Annotated[
         str | None,
         typer.Option(
@@ -21,8 +26,10 @@ def config(
             help="Set every key to the value that it has with this preset.",
             show_default=False,
             rich_help_panel="Recipe",
+            autocompletion=any_preset,
         ),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Print a command's section for --params: every key, commented out, with its default and its meaning."""
     from genie_cli.config import SECTIONS
@@ -40,6 +47,9 @@ def config(
         lines = [f"# Every key of `genie {command} --params FILE`, with the values of preset {preset}."]
         lines += [f"# It needs {need}." for need in chosen.needs.values()]
         values = schema.model_construct(**{**chosen.options, "preset": preset}).model_dump(mode="json")
+    if as_json:
+        typer.echo(json.dumps({command: values}, indent=2))
+        return
     typer.echo("\n".join([*lines, f"{command}:", *_key_lines(command, values, is_commented=preset is None)]))
 
 

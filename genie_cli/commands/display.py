@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
 
 from genie_cli.commands.pace import Pace
+from genie_cli.commands.verbosity import is_quiet, is_verbose
 from genie_cli.runtime.progress import Advanced, Event, Note, Paced, Reporter, StageFinished, StageStarted
 from genie_cli.sizes import file_size as file_size
 
@@ -24,10 +24,19 @@ if TYPE_CHECKING:
     from genie_cli.data.samples import Samples
     from genie_cli.models.teacher import Teacher
 
-_LINE_EVERY = 10.0
-"""Seconds between plain lines."""
+_LINE_EVERY, _LINE_EVERY_VERBOSE = 10.0, 1.0
+"""Seconds between plain lines; the same with ``--verbose``."""
+_SHORTEST_BAR, _LONGEST_BAR, _BESIDE_BAR = 4, 40, 80
+"""Columns of a bar, and those that are left to the text beside it as long as there are so many."""
 _PIPED_WIDTH = 100_000
 """Columns of a table that is piped: nothing is folded."""
+
+
+class _DetailColumn(ProgressColumn):
+    """The place of the work and its figures; what does not fit into the line is left out."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["detail"], no_wrap=True, overflow="ellipsis")
 
 
 class _PaceColumn(ProgressColumn):
@@ -68,14 +77,17 @@ class _Stages:
 def progress() -> Iterator[Reporter]:
     """A reporter for one stage; progress goes to stderr, results stay on stdout."""
     console = Console(stderr=True)
+    if is_quiet():
+        yield _warnings_alone
+        return
     if not console.is_interactive:
         yield _plain_lines(console)
         return
-    columns = (  # on a narrow terminal the bar gives way, the figures stay
+    columns = (  # on a narrow terminal the bar and the detail give way; stage, count, rate and time stay
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=max(_SHORTEST_BAR, min(_LONGEST_BAR, console.width - _BESIDE_BAR))),
         MofNCompleteColumn(table_column=Column(no_wrap=True)),
-        TextColumn("{task.fields[detail]}"),
+        _DetailColumn(table_column=Column(no_wrap=False)),
         _PaceColumn(table_column=Column(no_wrap=True)),
     )
     with Progress(*columns, console=console, transient=True) as bar:
@@ -89,11 +101,16 @@ def progress() -> Iterator[Reporter]:
                 stages.find(event)
                 bar.update(tasks[event.stage], completed=event.done)
                 if isinstance(event, Advanced):
-                    bar.update(tasks[event.stage], detail=escape(_detail(event)))
+                    bar.update(tasks[event.stage], detail=_detail(event))
             elif isinstance(event, Note):
                 bar.console.print(_note(event))
 
         yield report
+
+
+def _warnings_alone(event: Event) -> None:
+    if isinstance(event, Note):
+        note(event.message, event.warning)
 
 
 def _plain_lines(console: Console) -> Reporter:
@@ -114,7 +131,7 @@ def _plain_lines(console: Console) -> Reporter:
             stage, pace = stages.find(event)
             if isinstance(event, Advanced):
                 details[event.stage] = _detail(event)
-            if time.monotonic() - last >= _LINE_EVERY:
+            if time.monotonic() - last >= (_LINE_EVERY_VERBOSE if is_verbose() else _LINE_EVERY):
                 last = time.monotonic()
                 parts = (details.get(event.stage, ""), _left(pace, stage.noun))
                 done = event.done if stage.total is None else f"{event.done}/{stage.total}"
@@ -152,6 +169,8 @@ def _clock(seconds: float) -> str:
 
 def note(message: str, warning: bool = False) -> None:
     """One line on stderr."""
+    if is_quiet() and not warning:
+        return
     with suppress(OSError):
         Console(stderr=True).print(_note(Note(message, warning)), soft_wrap=True)
 

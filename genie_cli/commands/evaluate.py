@@ -22,7 +22,9 @@ _PER_CLASS = {"classification": "top-1", "segmentation": "IoU"}
 
 
 @takes(Fields("model"), Fields("evaluate"))
-def evaluate(used: Used, params: opt.ParamsFile = None, as_json: opt.AsJson = False) -> None:
+def evaluate(
+    used: Used, params: opt.ParamsFile = None, dry_run: opt.DryRun = False, as_json: opt.AsJson = False
+) -> None:
     """Measure a network: accuracy, mean IoU, mAP, fidelity or a metric of your own; of a quantized one the drop too."""
     from genie_cli.config import EvaluateConfig, stage_config
 
@@ -36,19 +38,22 @@ def evaluate(used: Used, params: opt.ParamsFile = None, as_json: opt.AsJson = Fa
         )
     if config.folded and config.quantized is not None:
         raise UsageError("--folded evaluates the teacher and --quantized a student: give one of them.")
-    _run(model_config, config, config.data, as_json)
+    _run(model_config, config, dry_run, as_json)
 
 
-def _run(model_config: ModelConfig, config: EvaluateConfig, source: str, as_json: bool) -> None:
-    from genie_cli.commands.running import running
+def _run(model_config: ModelConfig, config: EvaluateConfig, dry_run: bool, as_json: bool) -> None:
+    from genie_cli.commands.opening import open_network
+    from genie_cli.commands.plan import PlannedRun, planning
+    from genie_cli.commands.running import CommandRun, running
     from genie_cli.evaluation.images import open_samples
-    from genie_cli.models.zoo import load_teacher
     from genie_cli.runtime.atomic import atomic_write_text
     from genie_cli.runtime.user_code import code_file
     from genie_cli.stages.evaluate import evaluate as measured
     from genie_cli.stages.evaluate import open_measured
 
-    with running(config) as run:
+    source = config.data
+    assert source is not None, "an evaluation is of some data"
+    with running(config, PlannedRun if dry_run else CommandRun) as run, planning(run, {"--out": config.out}, as_json):
         with run.checks():
             if run.workers.is_first:
                 data_file = source if source.endswith(".safetensors") else code_file(source)
@@ -58,7 +63,7 @@ def _run(model_config: ModelConfig, config: EvaluateConfig, source: str, as_json
         figures = measured(
             run,
             config,
-            lambda recorded: load_teacher(model_config, recorded),
+            lambda recorded: open_network(model_config, recorded),
             lambda spec: open_samples(source, config, spec),
             lambda: open_measured(config.quantized),
         )

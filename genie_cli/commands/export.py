@@ -21,42 +21,45 @@ if TYPE_CHECKING:
     from genie_cli.stages.export import Exportable
 
 _STAGE = "export"
-_STEPS = ("loading torch", "capturing the network", "reading images", "making the file and running it")
+_STEPS = ("loading what makes the file", "capturing the network", "reading images", "making the file and running it")
 _MOST_NAMES = 8
 """More float islands or layers are counted, not named."""
 
 
 @takes(Fields("model"), Fields("export"))
-def export(used: Used, params: opt.ParamsFile = None, as_json: opt.AsJson = False) -> None:
+def export(used: Used, params: opt.ParamsFile = None, dry_run: opt.DryRun = False, as_json: opt.AsJson = False) -> None:
     """Write a quantized network as an ONNX or .pt2 file, and check its answers in the runtime."""
     from genie_cli.config import ExportConfig, stage_config
 
     file = opt.read(params)
     model_config = opt.model_config(file, used["model"])
     config = stage_config(ExportConfig, file.section("export"), opt.given(used["export"]), where="export")
-    _run(model_config, config, as_json)
+    _run(model_config, config, dry_run, as_json)
 
 
-def _run(model_config: ModelConfig, config: ExportConfig, as_json: bool) -> None:
+def _run(model_config: ModelConfig, config: ExportConfig, dry_run: bool, as_json: bool) -> None:
     from genie_cli.commands.display import progress
     from genie_cli.runtime.progress import StageFinished, StageStarted
 
     with progress() as report:
         report(StageStarted(_STAGE, len(_STEPS)))
-        found = _exported(model_config, config, report)
+        found = _exported(model_config, config, dry_run, report)
         report(StageFinished(_STAGE))
-    if as_json:
+    if found is None:
+        _show_plan(model_config, config, as_json)
+    elif as_json:
         typer.echo(json.dumps(found.report, indent=2, sort_keys=True))
     else:
         _show(config, found.report)
 
 
-def _exported(model_config: ModelConfig, config: ExportConfig, report: Reporter) -> Exported:
-    """The file, made, checked and written.
+def _exported(model_config: ModelConfig, config: ExportConfig, dry_run: bool, report: Reporter) -> Exported | None:
+    """The file, made, checked and written; None: only the input was checked.
 
     Args:
         model_config: the network.
         config: what to make of it.
+        dry_run: end before the file is made.
         report: receives what is going on.
     """
     _tell(report, 0)  # before torch is imported, which takes seconds
@@ -81,6 +84,8 @@ def _exported(model_config: ModelConfig, config: ExportConfig, report: Reporter)
             lambda reading: open_samples(images, reading, exportable.input), config.check_images
         )
         _tell_of(samples, report)
+    if dry_run:
+        return None
     _tell(report, 3)
     found = exported(exportable, config, pixels)
     save_exported(found, config)
@@ -116,6 +121,26 @@ def _exportable(model_config: ModelConfig, config: ExportConfig, report: Reporte
         return in_float(teacher)
     artifact = load_quantized(config.quantized)
     return in_integers(load_simulated(model_config.name, artifact), artifact)
+
+
+def _show_plan(model_config: ModelConfig, config: ExportConfig, as_json: bool) -> None:
+    """Print what would be made."""
+    from genie_cli.commands.display import summary
+    from genie_cli.deployment.export import report_path
+
+    plan = {
+        "network": model_config.name,
+        "quantized": config.quantized and str(config.quantized),
+        "format": config.format,
+        "storage": config.storage,
+        "images": config.images or "noise",
+        "would_write": [str(config.path), str(report_path(config.path))],
+    }
+    if as_json:
+        typer.echo(json.dumps({"dry_run": True, **plan}, indent=2))
+        return
+    rows = {key.replace("_", " "): ", ".join(v) if isinstance(v, list) else v or "none" for key, v in plan.items()}
+    summary("Plan; nothing was written", rows)
 
 
 def _show(config: ExportConfig, report: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from genie_cli.commands.completion import completion_of
 from genie_cli.config.fields import SchemaField, section_fields
 from genie_cli.config.marks import PANELS, Flag
 
@@ -67,7 +68,7 @@ def takes(*sections: Fields) -> Callable[[Callable[..., None]], Callable[..., No
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         options = [
-            (fields, _parameter(field, flag, fields.several_networks))
+            (fields, _parameter(fields.section, field, flag, fields.several_networks))
             for fields in sections
             for field, flag in fields.chosen()
         ]
@@ -109,7 +110,7 @@ def _place(parameter: inspect.Parameter) -> int:
     return PANELS.index(option.rich_help_panel) if option.rich_help_panel else -1
 
 
-def _parameter(field: SchemaField, flag: Flag, several_networks: bool) -> inspect.Parameter:
+def _parameter(section: str, field: SchemaField, flag: Flag, several_networks: bool) -> inspect.Parameter:
     """A parameter that typer makes an option of; its value is None where it is not given."""
     repeated = flag.repeated or (several_networks and bool(flag.several))
     option = typer.Option(
@@ -118,6 +119,7 @@ def _parameter(field: SchemaField, flag: Flag, several_networks: bool) -> inspec
         rich_help_panel=flag.panel,
         show_default=False,
         metavar=flag.metavar,
+        autocompletion=completion_of(section, field),
     )
     kind: Any = list[str] if repeated else _KINDS[field.kind]
     annotation: Any = Annotated[kind | None, option]

@@ -48,8 +48,9 @@ def inspect(
     from genie_cli.commands.bits_override import override_keys
     from genie_cli.commands.describe import describe_model
     from genie_cli.commands.display import tell_of
+    from genie_cli.commands.opening import step_told
     from genie_cli.config import Params, QuantizeConfig, stage_config
-    from genie_cli.models.zoo import load_untrained
+    from genie_cli.models.zoo import display_name, load_untrained
     from genie_cli.quantization.plan import make_plan
     from genie_cli.student.protocol import find_protocol
 
@@ -57,7 +58,8 @@ def inspect(
     overrides = override_keys(used["quantize"].pop("bits_override", None))
     bits = stage_config(QuantizeConfig, {}, opt.given({**used["quantize"], **overrides}))
     find_protocol(bits.protocol)
-    teacher = load_untrained(config)
+    with step_told(f"capturing {display_name(config.name)}"):
+        teacher = load_untrained(config)
     tell_of(teacher)
     plan = make_plan(teacher, bits, None)
     description = describe_model(teacher, plan)

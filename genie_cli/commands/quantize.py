@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import typer
 
 from genie_cli.commands import options as opt
 from genie_cli.commands.flags import Fields, Used, takes
+from genie_cli.commands.plugins import plugins_loaded
 
 if TYPE_CHECKING:
     from genie_cli.commands.running import CommandRun
@@ -17,7 +22,12 @@ if TYPE_CHECKING:
 
 @takes(Fields("model"), Fields("quantize"))
 def quantize(
-    used: Used, settings: opt.QuantizeSettings = None, scheme: opt.Scheme = None, params: opt.ParamsFile = None
+    used: Used,
+    settings: opt.QuantizeSettings = None,
+    scheme: opt.Scheme = None,
+    params: opt.ParamsFile = None,
+    dry_run: opt.DryRun = False,
+    as_json: opt.AsJson = False,
 ) -> None:
     """Quantize a network's weights and activations on synthesized images (GENIE-M)."""
     from genie_cli.commands.bits_override import override_keys
@@ -29,35 +39,36 @@ def quantize(
     overrides = override_keys(used["quantize"].pop("bits_override", None))
     flags = opt.given({**used["quantize"], **overrides}, settings)
     section = {**file.section("quantize"), **(file.scheme(scheme) if scheme is not None else {})}
-    config = stage_config(QuantizeConfig, section, flags, find_preset, "quantize")
-    _run(model_config, config)
+    with plugins_loaded(flags, section):
+        config = stage_config(QuantizeConfig, section, flags, find_preset, "quantize")
+        _run(model_config, config, dry_run, as_json)
 
 
-def _run(model_config: ModelConfig, config: QuantizeConfig) -> None:
-    from genie_cli.commands.running import running
+def _run(model_config: ModelConfig, config: QuantizeConfig, dry_run: bool, as_json: bool) -> None:
+    from genie_cli.commands.opening import open_network
+    from genie_cli.commands.plan import PlannedRun, planning
+    from genie_cli.commands.running import CommandRun, running
     from genie_cli.data.sources import names_source
-    from genie_cli.models.zoo import load_teacher
     from genie_cli.quantization.images import open_image_set, recorded_input
     from genie_cli.runtime.user_code import code_file
     from genie_cli.stages.quantize import quantized
 
-    with running(config) as run:
+    outputs = {"--out": config.out, "--performance": config.performance, "--log": config.log}
+    outputs["the bits of --out"] = bits_path(config.out) if config.has_target else None
+    with running(config, PlannedRun if dry_run else CommandRun) as run, planning(run, outputs, as_json):
         with run.checks():
             if run.workers.is_first:
-                table = bits_path(config.out) if config.has_target else None
-                outputs = {"--out": config.out, "--performance": config.performance, "--log": config.log}
-                outputs["the bits of --out"] = table
                 images = code_file(config.images) if names_source(config.images) else config.images
                 read = {"--weights": model_config.weights, "--images": images, "--sensitivity": config.sensitivity}
                 opt.check_files(outputs, read, ["--out"])
         with quantized(
             run,
             config,
-            lambda: load_teacher(model_config, None if config.data_free else recorded_input(config.images)),
+            lambda: open_network(model_config, None if config.data_free else recorded_input(config.images)),
             lambda teacher: open_image_set(config.images, teacher, config.num_images, config.seed),
         ) as result:
             if run.workers.is_first:
-                _finish(run, model_config, config, result)
+                _finish(run, model_config, config, result, as_json)
 
 
 def bits_path(out: Path) -> Path:
@@ -65,7 +76,7 @@ def bits_path(out: Path) -> Path:
     return out.with_name(f"{out.name}.bits.yaml")
 
 
-def _finish(run: CommandRun, model: ModelConfig, config: QuantizeConfig, result: Quantized) -> None:
+def _finish(run: CommandRun, model: ModelConfig, config: QuantizeConfig, result: Quantized, as_json: bool) -> None:
     from genie_cli.artifacts.network_size import network_size
     from genie_cli.artifacts.quantized import save_quantized
     from genie_cli.artifacts.unit_figures import described_errors
@@ -85,6 +96,9 @@ def _finish(run: CommandRun, model: ModelConfig, config: QuantizeConfig, result:
         atomic_write_text(bits_path(config.out), table)
     taken = sum(unit.num_steps for unit in network.units)
     run.write_performance(config.performance, {"steps": taken, "activations": network.memory})
+    if as_json:
+        typer.echo(json.dumps({**_facts(config, result), **run.facts_of_work()}, indent=2))
+        return
     rows = {"teacher": f"{teacher.name} ({teacher.sha256[:12]})"}
     if result.images is not None:
         rows["images"] = f"{config.num_images or len(result.images)} of {config.images}"
@@ -111,6 +125,30 @@ def _finish(run: CommandRun, model: ModelConfig, config: QuantizeConfig, result:
     own = "" if config.activation_bits is None else f"a{config.activation_bits}"
     weights = f"w{config.weight_bits}" if result.search is None else "within the budget, w2-8"
     summary(f"Quantized {weights}{own or ', activations in float'}", rows)
+
+
+def _facts(config: QuantizeConfig, result: Quantized) -> dict[str, Any]:
+    """The closing table as JSON has it."""
+    from genie_cli.artifacts.network_size import network_size
+
+    network, size = result.network, network_size(config.out)
+    return {
+        "out": str(config.out),
+        **asdict(size),
+        "teacher": result.teacher.name,
+        "teacher_sha256": result.teacher.sha256,
+        "images_sha256": None if result.images is None else result.images.sha256,
+        "num_images": None if result.images is None else config.num_images or len(result.images),
+        "preset": config.preset,
+        "protocol": config.protocol,
+        "weight_bits": config.weight_bits,
+        "activation_bits": config.activation_bits,
+        "bits_table": str(bits_path(config.out)) if config.has_target else None,
+        "units": [{**asdict(unit), "layers": list(unit.layers)} for unit in network.units],
+        "output_errors": network.output_errors,
+        "quantized_parameters": network.plan.coverage.parameters,
+        "quantized_multiplications": network.plan.coverage.multiplications,
+    }
 
 
 def _recipe(config: QuantizeConfig, network: QuantizedNetwork) -> str:

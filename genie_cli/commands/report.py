@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from genie_cli.commands.options import AsJson
+from genie_cli.commands.verbosity import is_quiet
 from genie_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -67,10 +70,11 @@ def report(
         Path | None,
         typer.Option(
             "--out",
-            help="Folder to write table.md, table.json and table.csv into. \\[default: report, and none with --html]",
+            help="Folder for table.md, .json, .csv and figures.json. \\[default: report, and none with --html]",
             show_default=False,
         ),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Compare evaluated runs in one table (markdown, JSON, CSV), and show all that is known of runs on one page."""
     if html is None and real is not None:
@@ -78,8 +82,19 @@ def report(
     if html is not None:
         metrics = _write_page(metrics, html, real)
         if not metrics:
+            if as_json:
+                typer.echo("[]")
             return
-    _write_tables(metrics, over_seeds, by_bits, with_size, Path("report") if out is None and html is None else out)
+    folder = Path("report") if out is None and html is None else out
+    files, shown = _tables(metrics, over_seeds, by_bits, with_size)
+    if folder is not None:
+        _write_tables(files, folder)
+    if as_json:
+        typer.echo(files["table.json"].rstrip("\n"))
+    else:
+        _show(*shown)
+    if folder is not None and not is_quiet():
+        typer.echo(f"Written to {folder}: {', '.join(files)}", err=True)
 
 
 def _write_page(paths: list[Path], html: Path, real: str | None) -> list[Path]:
@@ -90,7 +105,8 @@ def _write_page(paths: list[Path], html: Path, real: str | None) -> list[Path]:
     from genie_cli.errors import InputError
     from genie_cli.report.charts import check_charts
     from genie_cli.report.collect import collect
-    from genie_cli.report.page import LIMIT, make_page
+    from genie_cli.report.page import make_page
+    from genie_cli.report.room import LIMIT
     from genie_cli.runtime.atomic import atomic_write_text
 
     check_charts()
@@ -104,7 +120,8 @@ def _write_page(paths: list[Path], html: Path, real: str | None) -> list[Path]:
     if size > LIMIT:
         raise InputError(f"The page of {len(found.runs)} runs would have {file_size(size)}: give fewer runs.")
     atomic_write_text(html, page)
-    typer.echo(f"Written to {html}: {file_size(size)}, {len(found.runs)} run(s)", err=True)
+    if not is_quiet():
+        typer.echo(f"Written to {html}: {file_size(size)}, {len(found.runs)} run(s)", err=True)
     return found.evaluations
 
 
@@ -119,7 +136,7 @@ def _real_images(source: str, found: Found) -> ImageSet:
     from genie_cli.artifacts.metadata import provenance
     from genie_cli.config import EvaluateConfig
     from genie_cli.evaluation.images import open_samples
-    from genie_cli.report.page import NUM_IMAGES
+    from genie_cli.report.pictures import NUM_IMAGES
 
     inputs = [images.metadata.input for images in found.images.values()]
     inputs += [run.quantized.metadata.input for run in found.runs if run.quantized is not None]
@@ -131,20 +148,26 @@ def _real_images(source: str, found: Found) -> ImageSet:
     return image_set(pixels, ImagesMetadata(**facts, teacher_sha256=None, num_images=len(pixels), dtype="uint8"))
 
 
-def _write_tables(metrics: list[Path], over_seeds: bool, by_bits: bool, with_size: bool, out: Path | None) -> None:
-    """Print the table, and write it into a folder where one is named."""
-    from genie_cli.errors import InputError
+def _tables(metrics: list[Path], over_seeds: bool, by_bits: bool, with_size: bool) -> tuple[_Files, _Shown]:
+    """The table as files, and as the terminal shows it."""
     from genie_cli.evaluation import aggregation, comparison
-    from genie_cli.runtime.atomic import atomic_write_text
 
     rows = comparison.read_rows(metrics, with_size)
     if over_seeds:
         rows = aggregation.over_seeds(rows)
     columns = comparison.columns_of(rows)
-    files, shown = _by_bits(rows, columns) if by_bits else _by_scheme(rows, columns)
-    if out is None:
-        _show(*shown)
-        return
+    return _by_bits(rows, columns) if by_bits else _by_scheme(rows, columns)
+
+
+def _write_tables(files: _Files, out: Path) -> None:
+    """Write the table into a folder.
+
+    Raises:
+        InputError: the folder cannot be made.
+    """
+    from genie_cli.errors import InputError
+    from genie_cli.runtime.atomic import atomic_write_text
+
     if not out.resolve().parent.is_dir():
         raise InputError(f"Output folder {out.parent} does not exist: create it or choose another --out.")
     try:
@@ -153,8 +176,6 @@ def _write_tables(metrics: list[Path], over_seeds: bool, by_bits: bool, with_siz
         raise InputError(f"Output folder {out} cannot be made: {error.strerror}.") from None
     for name, text in files.items():
         atomic_write_text(out / name, text)
-    _show(*shown)
-    typer.echo(f"Written to {out}: {', '.join(files)}", err=True)
 
 
 _Files = dict[str, str]
@@ -168,6 +189,7 @@ def _by_scheme(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> tuple[_F
     from genie_cli.evaluation.pivot import mean_and_spread
 
     files = {"table.md": as_markdown(rows, columns), "table.json": as_json(rows), "table.csv": as_csv(rows, columns)}
+    files["figures.json"] = _figures(rows)
     figures = _shown_figures(rows)
     runs = ["runs"] if "runs" in columns else []
     sizes = [NUM_BYTES] if NUM_BYTES in columns else []
@@ -207,8 +229,16 @@ def _by_bits(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> tuple[_Fil
         "table.md": f"{as_markdown(text, ('scheme', 'model', *bits))}\n{caption}\n",
         "table.json": as_json(pivot.figures_only(table, bits)),
         "table.csv": as_csv(long, (*columns, *pivot.LONG_COLUMNS)),
+        "figures.json": _figures(rows),
     }
     return files, (caption, text, [*_texts(text), *bits])
+
+
+def _figures(rows: list[dict[str, Any]]) -> str:
+    """The first figure of each run under its name, which is all that `dvc exp show` needs to compare experiments."""
+    from genie_cli.evaluation.keys import figures_of
+
+    return json.dumps({row["scheme"]: row[figures_of(row)[0]] for row in rows}, indent=2) + "\n"
 
 
 def _texts(rows: list[dict[str, Any]], *more: str) -> list[str]:

@@ -14,6 +14,7 @@ from genie_cli.artifacts.metrics import encode_metrics
 from genie_cli.commands import display
 from genie_cli.commands.cost import cost_noted
 from genie_cli.commands.tensorboard import check_tensorboard, scalars_written
+from genie_cli.commands.verbosity import is_verbose
 from genie_cli.config import LongStage, QuantizeConfig, Stage, SynthesizeConfig
 from genie_cli.errors import DiskFullError
 from genie_cli.runtime.arithmetic import DTYPES, dtype_name
@@ -111,23 +112,30 @@ class CommandRun(Run):
         """Device and processes, for the closing table."""
         return f"{self.device}, {self.workers.size} processes" if self.workers.size > 1 else str(self.device)
 
+    def facts_of_work(self) -> dict[str, Any]:
+        """Device, arithmetic, seconds and memory, as JSON has them."""
+        return {
+            "device": str(self.device),
+            "precision": dtype_name(self.dtype),
+            "processes": self.workers.size,
+            "seconds": round(self.seconds, 3),
+            "peak_memory": peak_memory(self.device),
+        }
+
     def write_performance(self, path: Path | None, more: dict[str, Any] | None = None) -> None:
         """Seconds and peak memory as JSON: measured anew in every run, and so in a file of their own."""
         if path is None:
             return
-        figures = {
-            "seconds": round(self.seconds, 3),
-            "peak_memory": peak_memory(self.device),
-            "device": str(self.device),
-            "precision": dtype_name(self.dtype),
-            "processes": self.workers.size,
-        }
-        atomic_write_bytes(path, encode_metrics({**figures, **(more or {})}))
+        atomic_write_bytes(path, encode_metrics({**self.facts_of_work(), **(more or {})}))
 
 
 @contextmanager
-def running(config: Stage) -> Iterator[CommandRun]:
+def running(config: Stage, kind: type[CommandRun] = CommandRun) -> Iterator[CommandRun]:
     """Prepare the process and join the others, where there are some.
+
+    Args:
+        config: the stage's.
+        kind: the class of the run.
 
     Raises:
         UsageError: unknown device, or --tensorboard without its package.
@@ -139,10 +147,22 @@ def running(config: Stage) -> Iterator[CommandRun]:
     device = local_device(resolve_device(config.device))
     configure_process(device, config.deterministic)
     with joined_workers(device) as workers:
-        run = CommandRun(device, workers, _show_note)
+        run = kind(device, workers, _show_note)
         run.scalars = scalars
+        if is_verbose() and workers.is_first:
+            _tell_details(config, device)
         with run.shortage_explained(_KEPT):
             yield run
+
+
+def _tell_details(config: Stage, device: torch.device) -> None:
+    """Versions, the device, and the keys of the configuration that are not at their defaults."""
+    display.note(
+        f"genie {__version__}, torch {torch.__version__}, {device} ({kernel_kind(device)}), "
+        f"{torch.get_num_threads()} thread(s)."
+    )
+    for key in sorted(config.model_fields_set):
+        display.note(f"{key} = {getattr(config, key)}")
 
 
 def _kept(work: WorkFolder, num_parts: int, noun: str) -> str:

@@ -21,7 +21,9 @@ _BAR_BITS = 4
 
 
 @takes(Fields("model"), Fields("sensitivity"))
-def sensitivity(used: Used, params: opt.ParamsFile = None, as_json: opt.AsJson = False) -> None:
+def sensitivity(
+    used: Used, params: opt.ParamsFile = None, dry_run: opt.DryRun = False, as_json: opt.AsJson = False
+) -> None:
     """Measure what quantizing each layer and activation alone costs at the output, at 2 to 8 bits."""
     from genie_cli.config import stage_config
     from genie_cli.config.sensitivity import SensitivityConfig
@@ -31,19 +33,20 @@ def sensitivity(used: Used, params: opt.ParamsFile = None, as_json: opt.AsJson =
     config = stage_config(
         SensitivityConfig, file.section("sensitivity"), opt.given(used["sensitivity"]), where="sensitivity"
     )
-    _run(model_config, config, as_json)
+    _run(model_config, config, dry_run, as_json)
 
 
-def _run(model_config: ModelConfig, config: SensitivityConfig, as_json: bool) -> None:
-    from genie_cli.commands.running import running
+def _run(model_config: ModelConfig, config: SensitivityConfig, dry_run: bool, as_json: bool) -> None:
+    from genie_cli.commands.opening import open_network
+    from genie_cli.commands.plan import PlannedRun, planning
+    from genie_cli.commands.running import CommandRun, running
     from genie_cli.data.sources import names_source
-    from genie_cli.models.zoo import load_teacher
     from genie_cli.quantization.images import open_image_set, recorded_input
     from genie_cli.runtime.atomic import atomic_write_bytes
     from genie_cli.runtime.user_code import code_file
     from genie_cli.stages import sensitivity as stage
 
-    with running(config) as run:
+    with running(config, PlannedRun if dry_run else CommandRun) as run, planning(run, {"--out": config.out}, as_json):
         with run.checks():
             if run.workers.is_first:
                 images = code_file(config.images) if names_source(config.images) else config.images
@@ -51,7 +54,7 @@ def _run(model_config: ModelConfig, config: SensitivityConfig, as_json: bool) ->
         found = stage.sensitivity(
             run,
             config,
-            lambda: load_teacher(model_config, recorded_input(config.images)),
+            lambda: open_network(model_config, recorded_input(config.images)),
             lambda teacher: open_image_set(config.images, teacher, config.num_images, config.seed),
         )
         if run.workers.is_first:

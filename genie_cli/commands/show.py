@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from genie_cli.commands.options import AsJson
+from genie_cli.commands.verbosity import is_quiet
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,6 +22,7 @@ def show(
     images: Annotated[Path, typer.Argument(metavar="IMAGES", help="An image set of `genie synthesize`.")],
     num: Annotated[int, typer.Option("--num", min=1, help="Images to show, the first ones of the set.")] = 16,
     out: Annotated[Path | None, typer.Option("--out", help="Picture to write, as PNG.", show_default=False)] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show the images of a set: as half blocks in the terminal, and as a PNG file with --out."""
     from rich.console import Console
@@ -30,21 +35,25 @@ def show(
 
     console = Console()
     has_colors = console.is_terminal and console.color_system is not None
-    if out is None and not has_colors:
+    if out is None and not has_colors and not as_json:
         raise UsageError("The output is not a terminal with colours: write a picture with --out grid.png.")
     if out is not None and out.suffix.lower() != ".png":
         raise UsageError(f"--out {out} must end in .png: the picture is a PNG file.")
     check_files({"--out": out}, {"IMAGES": images})
     found = load_images(images)
     num_shown = min(num, len(found))
-    if has_colors:
+    if has_colors and not as_json:
         side = max((console.width + 1) // num_columns(num_shown) - 1, _SMALLEST)
         _print(console.width, picture_of(found, num_shown, side))
     told = f"{num_shown} of {len(found)} images, {'x'.join(map(str, found.images.shape[1:]))}"
     if out is not None:
         atomic_write_bytes(out, as_png(picture_of(found, num_shown)))
         told = f"Written to {out}: {told}"
-    typer.echo(told, err=True)
+    if as_json:
+        facts = {"images": str(images), "shape": list(found.images.shape), "shown": num_shown, "out": out and str(out)}
+        typer.echo(json.dumps(facts, indent=2))
+    elif not is_quiet():
+        typer.echo(told, err=True)
 
 
 def _print(width: int, picture: Image) -> None:

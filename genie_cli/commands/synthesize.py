@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from typing import TYPE_CHECKING
 
+import typer
+
 from genie_cli.commands import options as opt
 from genie_cli.commands.flags import Fields, Used, takes
+from genie_cli.commands.plugins import plugins_loaded
 
 if TYPE_CHECKING:
     from genie_cli.commands.running import CommandRun
@@ -15,7 +19,13 @@ if TYPE_CHECKING:
 
 
 @takes(Fields("model", several_networks=True), Fields("synthesize", last=("deterministic",)))
-def synthesize(used: Used, settings: opt.SynthesizeSettings = None, params: opt.ParamsFile = None) -> None:
+def synthesize(
+    used: Used,
+    settings: opt.SynthesizeSettings = None,
+    params: opt.ParamsFile = None,
+    dry_run: opt.DryRun = False,
+    as_json: opt.AsJson = False,
+) -> None:
     """Synthesize calibration images from the batch-norm statistics of a network (GENIE-D)."""
     from genie_cli.config import SynthesizeConfig, stage_config
     from genie_cli.synthesis.presets import find_preset
@@ -24,32 +34,35 @@ def synthesize(used: Used, settings: opt.SynthesizeSettings = None, params: opt.
     model, others = opt.split_networks(used["model"])
     model_config = opt.model_config(file, model)
     flags = opt.given({**used["synthesize"], "other_teachers": others}, settings)
-    config = stage_config(SynthesizeConfig, file.section("synthesize"), flags, find_preset, "synthesize")
-    _run(model_config, config)
+    section = file.section("synthesize")
+    with plugins_loaded(flags, section):
+        config = stage_config(SynthesizeConfig, section, flags, find_preset, "synthesize")
+        _run(model_config, config, dry_run, as_json)
 
 
-def _run(model_config: ModelConfig, config: SynthesizeConfig) -> None:
-    from genie_cli.commands.running import running
+def _run(model_config: ModelConfig, config: SynthesizeConfig, dry_run: bool, as_json: bool) -> None:
+    from genie_cli.commands.opening import open_network as opened
+    from genie_cli.commands.plan import PlannedRun, planning
+    from genie_cli.commands.running import CommandRun, running
     from genie_cli.models.network_input import RecordedInput
     from genie_cli.models.teacher import Teacher
-    from genie_cli.models.zoo import load_teacher
     from genie_cli.stages.synthesize import synthesized
 
     def open_network(reparameterize: bool, recorded: RecordedInput | None) -> Teacher:
-        return load_teacher(model_config.model_copy(update={"reparameterize": reparameterize}), recorded)
+        return opened(model_config.model_copy(update={"reparameterize": reparameterize}), recorded)
 
-    with running(config) as run:
+    outputs = {"--out": config.out, "--log": config.log, "--performance": config.performance}
+    with running(config, PlannedRun if dry_run else CommandRun) as run, planning(run, outputs, as_json):
         with run.checks():
             if run.workers.is_first:
-                outputs = {"--out": config.out, "--log": config.log, "--performance": config.performance}
                 for one in (model_config, *config.other_teachers):
                     opt.check_files(outputs, {"--weights": one.weights, "--student": config.student}, ["--student"])
         with synthesized(run, config, open_network, model_config.reparameterize, model_config.logits) as made:
             if run.workers.is_first:
-                _finish(run, model_config, config, made)
+                _finish(run, model_config, config, made, as_json)
 
 
-def _finish(run: CommandRun, network: ModelConfig, config: SynthesizeConfig, made: Synthesized) -> None:
+def _finish(run: CommandRun, network: ModelConfig, config: SynthesizeConfig, made: Synthesized, as_json: bool) -> None:
     from genie_cli.commands.display import duration, file_size, summary
     from genie_cli.commands.next_step import next_command
     from genie_cli.runtime.atomic import atomic_write_text
@@ -62,6 +75,21 @@ def _finish(run: CommandRun, network: ModelConfig, config: SynthesizeConfig, mad
     images.save(config.out)
     sizes = batch_sizes(config.num_images, config.batch_size)
     run.write_performance(config.performance, {"steps": config.num_steps * len(sizes), "loss": made.mean_loss})
+    if as_json:
+        facts = {
+            "out": str(config.out),
+            "sha256": images.sha256,
+            "num_bytes": config.out.stat().st_size,
+            "shape": list(images.images.shape),
+            "dtype": config.image_dtype,
+            "teachers": {teacher.name: teacher.sha256 for teacher in made.teachers},
+            "preset": config.preset,
+            "batches": sizes,
+            "loss": made.mean_loss,
+            **run.facts_of_work(),
+        }
+        typer.echo(json.dumps(facts, indent=2))
+        return
     summary(
         "Synthesized",
         {

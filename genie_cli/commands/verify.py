@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,12 +20,14 @@ if TYPE_CHECKING:
 def verify(
     used: Used,
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An image set, or a quantized folder.")],
+    as_json: opt.AsJson = False,
 ) -> None:
     """Check an artifact: schema, hashes, ranges and codes; with --model also that the network computes what it did."""
     from genie_cli.artifacts.images import load_images
     from genie_cli.artifacts.metadata import sniff
     from genie_cli.artifacts.quantized import load_quantized
     from genie_cli.commands.display import summary, tell_of
+    from genie_cli.commands.opening import open_network
 
     found = {"artifact": str(artifact)}
     if sniff(artifact)["kind"] == "images":
@@ -46,19 +49,21 @@ def verify(
     if "name" in used["model"]:
         from genie_cli.config import Params
         from genie_cli.models.network_input import RecordedInput
-        from genie_cli.models.zoo import load_teacher
         from genie_cli.student.probe import compare_with_record
 
         config = opt.model_config(Params({}), used["model"])
         recorded = RecordedInput(str(artifact), network_sha256, metadata.input, logits)
-        teacher = load_teacher(config, recorded)
+        teacher = open_network(config, recorded)
         tell_of(teacher)
         if "images" in found:
             matches = bool(teacher.known_sha256 & made_for)
             found["teacher"] = f"{teacher.name}: " + ("the images were made for it" if matches else "another one")
         else:
             found["outputs"] = compare_with_record(teacher, quantized)
-    summary("Whole", found)
+    if as_json:
+        typer.echo(json.dumps({"whole": True, **found}, indent=2))
+    else:
+        summary("Whole", found)
 
 
 def _counted(quantized: QuantizedArtifact) -> str:

@@ -26,6 +26,7 @@ class SchemaField:
         default: plain value; a path's text.
         text: docstring.
         flag: its command-line option, where it has one.
+        choices: the words that it takes, where its type names them.
     """
 
     name: str
@@ -33,6 +34,7 @@ class SchemaField:
     default: Any
     text: str
     flag: Flag | None
+    choices: tuple[str, ...] = ()
 
     @property
     def sentence(self) -> str:
@@ -68,12 +70,28 @@ def _class_fields(name: str) -> dict[str, SchemaField]:
 @functools.cache
 def _classes() -> dict[str, ast.ClassDef]:
     """Name -> syntax tree of every class of the schemas."""
-    classes = {}
+    return {node.name: node for node in _statements() if isinstance(node, ast.ClassDef)}
+
+
+@functools.cache
+def _aliases() -> dict[str, ast.expr]:
+    """Name -> type of every name that a module of the schemas gives to one."""
+    return {
+        node.targets[0].id: node.value
+        for node in _statements()
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+
+
+@functools.cache
+def _statements() -> tuple[ast.stmt, ...]:
+    """The statements of all modules of the schemas."""
+    statements: list[ast.stmt] = []
     for module in _MODULES:
         source = pkgutil.get_data("genie_cli.config", f"{module}.py")
         assert source is not None
-        classes.update({node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)})
-    return classes
+        statements += ast.parse(source).body
+    return tuple(statements)
 
 
 def _read_field(name: str, statement: ast.AnnAssign, following: ast.stmt | None) -> SchemaField:
@@ -81,7 +99,7 @@ def _read_field(name: str, statement: ast.AnnAssign, following: ast.stmt | None)
     text = ""
     if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
         text = str(following.value.value)
-    return SchemaField(name, _kind(annotation), _default(statement.value), text, flag)
+    return SchemaField(name, _kind(annotation), _default(statement.value), text, flag, _choices(annotation))
 
 
 def _split_annotated(annotation: ast.expr) -> tuple[ast.expr, Flag | None]:
@@ -100,6 +118,17 @@ def _split_annotated(annotation: ast.expr) -> tuple[ast.expr, Flag | None]:
 def _kind(annotation: ast.expr) -> str:
     names = ast.unparse(annotation).removesuffix(" | None")
     return names if names in _KINDS else "str"
+
+
+def _choices(annotation: ast.expr) -> tuple[str, ...]:
+    """The words of a ``Literal``, also of one that has a name."""
+    if isinstance(annotation, ast.Name) and annotation.id in _aliases():
+        annotation = _aliases()[annotation.id]
+    for part in ast.walk(annotation):
+        if isinstance(part, ast.Subscript) and ast.unparse(part.value) == "Literal":
+            words = [each.value for each in ast.walk(part.slice) if isinstance(each, ast.Constant)]
+            return tuple(word for word in words if isinstance(word, str))
+    return ()
 
 
 def _default(value: ast.expr | None) -> Any:

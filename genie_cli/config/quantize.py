@@ -116,11 +116,15 @@ class QuantizeConfig(LongStage):
     """Learned together: layer, block (residual blocks, single layers outside) or network."""
     max_unit_layers: Annotated[int, Flag("Recipe")] = Field(12, ge=1)
     """Most weight layers of a unit: a larger one is cut where several tensors cross, except with unit network."""
-    rounding: Annotated[Literal["nearest", "adaround", "genie", "adaquant"], Flag("Recipe")] = "genie"
-    """The way that weights learn: nearest, adaround, genie or adaquant.
+    rounding: Annotated[str, Flag("Recipe")] = "genie"
+    """The way that weights learn: nearest, adaround, genie, adaquant, or one of a plug-in.
 
     nearest: not at all. adaround: softbits on a fixed step size (AdaRound). genie: softbits and step size together
     (Eq. 10). adaquant: the weight itself behind nearest rounding, with its step size (AdaQuant, LSQ)."""
+    plugins: Annotated[
+        tuple[Path, ...] | None, Flag("Recipe", "--plugin", metavar="FILE.py", repeated=True), NOT_DETERMINING
+    ] = None
+    """File that registers roundings or presets (may be repeated): code that is run."""
     loss: Literal["squared", "kl"] = "squared"
     """Loss at a unit's output: the squared error, or the KL divergence of the class probabilities."""
     weight_range: Literal["search", "minmax"] = "search"

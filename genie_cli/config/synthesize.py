@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from genie_cli.config.base import LongStage, ModelConfig
 from genie_cli.config.marks import NOT_DETERMINING, Flag
+
+
+def _read_weights(value: Any) -> Any:
+    """Weights as they are given on a command line: ``["total-variation=0.1"]``."""
+    if not isinstance(value, list | tuple):
+        return value
+    weights = {}
+    for text in value:
+        name, _, weight = str(text).rpartition("=")
+        if not name:
+            raise ValueError(f"{text!r} must be NAME=WEIGHT, such as total-variation=0.1")
+        weights[name] = weight
+    return weights
+
+
+Terms = Annotated[dict[str, float], BeforeValidator(_read_weights)]
+"""Name -> weight."""
 
 
 class SynthesizeConfig(LongStage):
@@ -82,6 +99,12 @@ class SynthesizeConfig(LongStage):
     """Quantized folder of the same network, which the images are to tell from it (ZAQ)."""
     discrepancy_weight: float = Field(0.0, ge=0)
     """Weight of the difference between the logits of teacher and student, which is made large (ZAQ)."""
+    terms: Annotated[Terms | None, Flag("Recipe", "--term", metavar="NAME=WEIGHT", repeated=True)] = None
+    """Weight of a term of the loss that a plug-in registers, e.g. total-variation=0.1 (may be repeated)."""
+    plugins: Annotated[
+        tuple[Path, ...] | None, Flag("Recipe", "--plugin", metavar="FILE.py", repeated=True), NOT_DETERMINING
+    ] = None
+    """File that registers terms or presets (may be repeated): code that is run."""
     other_teachers: Annotated[tuple[ModelConfig, ...], NOT_DETERMINING] = ()
     """More networks whose statistics the images fit, each with its own normalisation (MixMix)."""
     image_dtype: Literal["float16", "uint8"] = "float16"

@@ -48,7 +48,7 @@ def quantize(
         NumbersError: a value that is not finite.
     """
     is_module = isinstance(network, nn.Module)
-    of_model, of_stage = split_options(options, QuantizeConfig, model_keys(is_module), ("images",))
+    of_model, of_stage = split_options(options, QuantizeConfig, model_keys(is_module), ("images", "plugins"))
     config = stage_config(QuantizeConfig, {}, of_stage, find_preset, "quantize")
     if images is None and not config.data_free:
         raise UsageError(f"Preset '{config.preset}' needs images: give an image set, a path or a tensor of pixels.")

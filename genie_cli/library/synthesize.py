@@ -40,7 +40,9 @@ def synthesize(network: str | nn.Module, *, report: Reporter | None = None, **op
         DeviceError: no such device, or memory runs out.
         NumbersError: the loss of a batch is not finite.
     """
-    of_model, of_stage = split_options(options, SynthesizeConfig, model_keys(isinstance(network, nn.Module)), ())
+    of_model, of_stage = split_options(
+        options, SynthesizeConfig, model_keys(isinstance(network, nn.Module)), ("plugins",)
+    )
     config = stage_config(SynthesizeConfig, {}, of_stage, find_preset, "synthesize")
     given = GivenNetwork.of(network, of_model)
 

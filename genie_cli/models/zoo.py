@@ -13,6 +13,7 @@ from genie_cli.errors import GenieError, InputError, UsageError, unknown_name
 from genie_cli.models import timm_zoo, torchvision_zoo
 from genie_cli.models.checkpoints import check_numbers, load_into, read_state, state_sha256
 from genie_cli.models.cold_copy import copies
+from genie_cli.models.listed_names import own_names
 from genie_cli.models.network_input import RecordedInput, assumptions, describe_input, input_warnings
 from genie_cli.models.preparation import prepared
 from genie_cli.models.reparameterization import reparameterized
@@ -22,7 +23,6 @@ from genie_cli.models.unwrapping import unwrapped
 from genie_cli.runtime.user_code import load_code, prints_on_stderr
 
 _ASSETS = Path(__file__).parent / "assets"
-_CIFAR_DEPTHS = (20, 32, 44, 56)
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def display_name(spec: str) -> str:
 
 def known_names() -> list[str]:
     """Every plain name that `load_teacher` takes, embedded ones first; timm's have a prefix and a list of their own."""
-    return ["digits_resnet", *(f"cifar_resnet{d}" for d in _CIFAR_DEPTHS), *torchvision_zoo.names()]
+    return [*own_names(), *torchvision_zoo.names()]
 
 
 def zoo_entries() -> Iterator[ZooEntry]:
@@ -195,7 +195,7 @@ def _find(name: str, weights: str | None) -> Source:
         from genie_cli.models.digits import INPUT_SPEC, digits_resnet
 
         return Source(digits_resnet, INPUT_SPEC, lambda: read_state(_ASSETS / "digits_resnet.safetensors"))
-    if name in [f"cifar_resnet{d}" for d in _CIFAR_DEPTHS]:
+    if name in own_names():
         from genie_cli.models.cifar import cifar_resnet
 
         depth = int(name.removeprefix("cifar_resnet"))

@@ -18,11 +18,18 @@ from genie_cli.artifacts.quantized import (
     QuantizedMetadata,
     QuantizedWeight,
 )
+from genie_cli.config import QuantizeConfig
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.tensors import get_tensor, key_owner, named_tensors
 from genie_cli.models.teacher import Teacher
 from genie_cli.quantization.result import QuantizedNetwork
+from genie_cli.runtime.registered import code_hashes
 from genie_cli.student.probe import METRIC, probe_outputs
+
+
+def recipe_hashes(config: QuantizeConfig) -> dict[str, str | None]:
+    """Hashes of the files of those parts of a recipe that the user registered."""
+    return code_hashes([("quantization preset", config.preset), ("rounding", config.rounding)])
 
 
 def to_artifact(
@@ -40,6 +47,7 @@ def to_artifact(
     }
     metadata = QuantizedMetadata(
         **provenance(config.determining(), config.seed, teacher.input, teacher.name, arithmetic),
+        plugins=recipe_hashes(config),
         teacher_sha256=teacher.sha256,
         source_sha256=teacher.source_sha256,
         protocol=config.protocol,

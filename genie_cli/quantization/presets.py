@@ -6,6 +6,7 @@ from typing import Any
 
 from genie_cli.config.presets import Preset
 from genie_cli.errors import look_up
+from genie_cli.runtime.registered import with_registered
 
 _NETWISE = {"unit": "network", "rounding": "adaquant", "drop_prob": 0.0, "rounding_lr": 1e-3}
 
@@ -85,7 +86,8 @@ def find_preset(name: str) -> Preset:
     Raises:
         UsageError: unknown name.
     """
-    return look_up(PRESETS, "quantization preset", name)
+    found: Preset = look_up(with_registered(PRESETS, "quantization preset"), "quantization preset", name)
+    return found
 
 
 def preset_options(name: str) -> dict[str, Any]:

@@ -56,6 +56,10 @@ _MOST_LABELS = 80
 """More bars are numbered, not named."""
 MOST_CURVES = len(_SERIES) * len(_DASHES)
 """Curves of one chart."""
+_LABEL_POINTS = 10
+"""Height of a line of small text, in points."""
+_BELOW_INCHES = 0.6
+"""Height of what stands below the drawing: numbers and the title of the axis."""
 _LONGEST = 36
 """Characters of a name beside a bar."""
 
@@ -162,15 +166,51 @@ def histogram_chart(values: Histograms, title: str, names: tuple[str, str] = ("f
 
 @_in_style
 def scatter_chart(points: Sequence[tuple[str, float, float]], label: str) -> Markup:
-    """A figure against the size of the network: (name, megabytes, figure) for each run."""
-    figure, axes = _figure(6.4, 3.6)
+    """A figure against the size of the network: (name, megabytes, figure) for each run.
+
+    The names stand in a column beside the drawing, each at the height of its point or as near as the others leave
+    room for, and a thin line leads to it: runs of nearly the same size and figure can be told apart.
+    """
+    named = sorted(points, key=lambda point: -point[2])[:_MOST_LABELS]
+    height = max(3.6, (len(named) + 4) * _LABEL_POINTS / 72)
+    figure, axes = _figure(6.4, height)
     axes[0].scatter([x for _, x, _ in points], [y for _, _, y in points], color=_SERIES[0], s=22)
-    for name, x, y in points:
-        axes[0].annotate(_short(name), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
     axes[0].set_xlabel("size in MB")
     axes[0].set_ylabel(label)
-    axes[0].margins(x=0.18, y=0.12)
+    axes[0].margins(x=0.08, y=0.12)
+    low, high = axes[0].get_ylim()
+    wanted = [(y - low) / (high - low) for _, _, y in named]
+    gap = _LABEL_POINTS / 72 / (height - _BELOW_INCHES)
+    for (name, x, y), place in zip(named, spread(wanted, gap), strict=True):
+        axes[0].annotate(
+            _short(name),
+            (x, y),
+            xytext=(1.03, place),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=7,
+            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": _INK, "alpha": 0.5, "shrinkA": 1, "shrinkB": 3},
+        )
     return _svg(figure, f"{label} against the size of each run")
+
+
+def spread(wanted: Sequence[float], gap: float) -> list[float]:
+    """Places that are at least `gap` apart, as near to those wanted as can be; the largest comes first.
+
+    Neighbours that are too near move as one, around the mean of what they want (pool adjacent violators).
+
+    >>> spread([1.0, 0.5, 0.5], 0.25)
+    [1.0, 0.625, 0.375]
+    """
+    groups: list[tuple[float, int]] = []  # mean of (wanted + place in the row times gap), number
+    for row, place in enumerate(wanted):
+        mean, number = place + row * gap, 1
+        while groups and groups[-1][0] < mean:
+            earlier, count = groups.pop()
+            mean, number = (earlier * count + mean * number) / (count + number), count + number
+        groups.append((mean, number))
+    means = [mean for mean, number in groups for _ in range(number)]
+    return [mean - row * gap for row, mean in enumerate(means)]
 
 
 def _figure(width: float, height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:

@@ -112,9 +112,27 @@ def load_code(spec: str, kind: str, noun: str = "factory") -> UserCode:
     return UserCode(kind, spec, function, file, sha256)
 
 
+def run_user_file(path: Path, kind: str) -> ModuleType:
+    """The module that a file of the user's makes; the file is run.
+
+    Args:
+        path: the file.
+        kind: word that messages begin with, such as ``Plug-in``.
+
+    Raises:
+        InputError: the file does not exist, or fails.
+    """
+    path = path.expanduser()
+    if not path.is_file():
+        raise InputError(f"{kind} file {path} does not exist.")
+    with _failures_told(kind, str(path), "while it was imported", path), _importable(str(path.with_suffix(".py"))):
+        return _run_file(path)
+
+
 def _run_file(path: Path) -> ModuleType:
     module_spec = importlib.util.spec_from_file_location(f"genie_user_{path.stem}", path)
-    assert module_spec is not None and module_spec.loader is not None
+    if module_spec is None or module_spec.loader is None:
+        raise InputError(f"{path} is no Python file: its name must end in .py.")
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[module_spec.name] = module
     module_spec.loader.exec_module(module)
@@ -176,7 +194,8 @@ def _place(error: BaseException, file: Path | None) -> str:
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if Path(frame.filename).resolve().is_relative_to(folder)
+        if not frame.filename.startswith("<")  # Python's own import machinery
+        and Path(frame.filename).resolve().is_relative_to(folder)
         and "site-packages" not in frame.filename
         and not Path(frame.filename).resolve().is_relative_to(Path(__file__).parents[1])
     ][-_MOST_FRAMES:]

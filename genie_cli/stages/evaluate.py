@@ -150,6 +150,14 @@ def evaluate(
     for note in metrics.notes:
         run.note(note)
     run.tell_of_idle(samples.num_batches(config.batch_size))
+    run.planned(
+        lambda: {
+            "teacher": opened.teacher.name,
+            "metric": metrics.name,
+            "num_images": samples.num_images,
+            "batches": samples.num_batches(config.batch_size),
+        }
+    )
     network = metrics.view(move(opened.network, run.device))
     reference = metrics.view(move(opened.reference, run.device)) if opened.reference is not None else None
     networks = [network] if reference is None else [network, reference]

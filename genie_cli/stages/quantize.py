@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from genie_cli.artifacts.images import ImageSet
+from genie_cli.artifacts.metadata import Arithmetic
 from genie_cli.artifacts.quantized import QuantizedArtifact, folder_files
 from genie_cli.config import QuantizeConfig
 from genie_cli.errors import UsageError
@@ -16,10 +17,12 @@ from genie_cli.models.graph.repeatable import check_repeatable
 from genie_cli.models.teacher import Teacher
 from genie_cli.quantization.activations.passing import ImageRows
 from genie_cli.quantization.augmentation import AugmentedImages
+from genie_cli.quantization.bits.size import folder_size
 from genie_cli.quantization.data_free.quantize import quantize_without_images
 from genie_cli.quantization.disk_need import quantization_need
-from genie_cli.quantization.export import to_artifact
+from genie_cli.quantization.export import recipe_hashes, to_artifact
 from genie_cli.quantization.images import calibration_images
+from genie_cli.quantization.learned.roundings import check_rounding
 from genie_cli.quantization.plan import QuantizationPlan, check_loss, make_plan
 from genie_cli.quantization.quantize import quantize_network
 from genie_cli.quantization.reconstruction.batches import held_out_share
@@ -83,6 +86,7 @@ def quantized(
     """
     with run.checks():
         find_protocol(config.protocol)
+        check_rounding(config.rounding)
         teacher = open_network()
         check_loss(teacher, config)
         check_repeatable(teacher, run.device)
@@ -91,7 +95,7 @@ def quantized(
     if config.data_free:
         with run.checks():
             plan = make_plan(teacher, config, run.device)
-        _tell_of_plan(run, plan)
+        _tell_of_plan(run, plan, None)
         yield Quantized(teacher, None, _without_images(run, plan, teacher))
     else:
         with _on_images(run, config, teacher, open_images) as result:
@@ -118,7 +122,7 @@ def _on_images(
         if config.reconstruct and config.augmentation != "none":
             inputs = AugmentedImages(given, config.augmentation, derive_seed(config.seed, run.workers.rank))
         plan = make_plan(teacher, config, run.device)
-    _tell_of_plan(run, plan)
+    _tell_of_plan(run, plan, images)
     _tell_of_images(run, config, images, teacher)
     search = None
     if config.has_target:
@@ -131,6 +135,7 @@ def _on_images(
         "input": teacher.input.model_dump(mode="json"),
         "images": images.sha256,
         **_own_bits(plan.config),
+        **_own_code(plan.config),
     }
     with _learned(run, plan, inputs, determinants, search) as network:
         yield Quantized(teacher, images, network, search)
@@ -139,6 +144,12 @@ def _on_images(
 def _own_bits(config: QuantizeConfig) -> dict[str, Any]:
     """The table of bits, where there is one: artifacts have it in the entries of their layers and sites."""
     return {} if config.bits_table is None else {"bits_table": config.bits_table.model_dump(mode="json")}
+
+
+def _own_code(config: QuantizeConfig) -> dict[str, Any]:
+    """Hashes of what the user registered, where the recipe takes any of it."""
+    hashes = recipe_hashes(config)
+    return {"plugins": hashes} if hashes else {}
 
 
 @contextmanager
@@ -204,8 +215,9 @@ def _tell_of_images(run: Run, config: QuantizeConfig, images: ImageSet, teacher:
         run.note(f"the batch of {config.batch_size} becomes {num_images}, the number of images.")
 
 
-def _tell_of_plan(run: Run, plan: QuantizationPlan) -> None:
+def _tell_of_plan(run: Run, plan: QuantizationPlan, images: ImageSet | None) -> None:
     """Name, before the work, what stays in float and what is learned in unusually large pieces."""
+    run.planned(lambda: _plan_facts(plan, images))
     if plan.coverage.is_low:
         run.note(f"only a part of the network is quantized: {plan.coverage.described()}.", warning=True)
     elif plan.coverage.in_float or plan.coverage.batch_norms:
@@ -217,6 +229,29 @@ def _tell_of_plan(run: Run, plan: QuantizationPlan) -> None:
             f"no cut brings these reconstruction units down to {most} layers, so that they take more memory and time: "
             f"{', '.join(large)}."
         )
+
+
+def _plan_facts(plan: QuantizationPlan, images: ImageSet | None) -> dict[str, Any]:
+    """The plan in plain values."""
+    config, num_parts = plan.config, sum(plan.stages)
+    facts: dict[str, Any] = {
+        "teacher": plan.teacher.name,
+        "preset": config.preset,
+        "protocol": config.protocol,
+        "layers": len(plan.bits.weights),
+        "units": len(plan.units),
+        "steps": config.num_steps * num_parts + config.finetune_steps if config.reconstruct else 0,
+        "quantized": plan.coverage.described(),
+    }
+    if images is not None:
+        facts["num_images"] = config.num_images or len(images)
+    if plan.budget is not None:
+        facts["memory_budget_bytes"] = plan.budget.device + plan.budget.host
+    if not config.has_target:
+        arithmetic = Arithmetic(dtype="float32", kernels="", deterministic=config.deterministic)
+        size = folder_size(plan, images, arithmetic)
+        facts["folder_bytes"] = size.num_bytes(plan.bits.weights)
+    return facts
 
 
 def _shorter(config: QuantizeConfig) -> list[str]:

@@ -141,6 +141,9 @@ class Run:
         """
         check_room(out, DiskNeed(0, need.temporary))
 
+    def planned(self, facts: Callable[[], Mapping[str, Any]]) -> None:
+        """Take in what is known of the work before it begins, name -> plain value; a run that only plans asks."""
+
     def note(self, message: str, warning: bool = False) -> None:
         """One line for the user, from the first process."""
         if self.workers.is_first:

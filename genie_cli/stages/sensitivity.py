@@ -54,6 +54,16 @@ def sensitivity(
         given = calibration_images(images, teacher, config.num_images, (run.workers.rank, run.workers.size))
         recipe = QuantizeConfig(protocol=config.protocol, weight_grid=config.weight_grid, seed=config.seed)
         plan = make_plan(teacher, recipe, None)
+    run.planned(
+        lambda: {
+            "teacher": teacher.name,
+            "protocol": plan.protocol.name,
+            "method": "exact" if config.exact else "estimate",
+            "num_images": config.num_images or len(images),
+            "layers": len(plan.bits.weights),
+            "sites": len(plan.bits.activations),
+        }
+    )
     run.use_float32("costs are compared, not learned")
     with run.working(NO_WORK) as context:
         return measured(plan, given, images, config.exact, context)

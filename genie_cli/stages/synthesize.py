@@ -20,8 +20,8 @@ from genie_cli.stages.run import Run
 from genie_cli.student.load import load_student
 from genie_cli.synthesis.batches import batch_sizes, batches_at_once
 from genie_cli.synthesis.discrepancy import Student
-from genie_cli.synthesis.disk_need import synthesis_need
-from genie_cli.synthesis.export import to_artifact
+from genie_cli.synthesis.disk_need import images_bytes, synthesis_need
+from genie_cli.synthesis.export import recipe_hashes, to_artifact
 from genie_cli.synthesis.loss_curve import LogRow
 from genie_cli.synthesis.synthesize import Synthesis, synthesize_images
 from genie_cli.synthesis.teacher_network import check_same_input
@@ -110,6 +110,7 @@ def synthesized(
     _tell(run, config, networks.teachers, is_merged)
     teacher, *others = networks.teachers
     num_batches = len(batch_sizes(config.num_images, config.batch_size))
+    own_code = recipe_hashes(config)
     determinants: dict[str, Any] = {
         "command": "synthesize",
         "config": config.determining(),
@@ -117,7 +118,20 @@ def synthesized(
         "inputs": [one.input.model_dump(mode="json") for one in networks.teachers],
         "student": networks.student_sha256,
         **({} if logits is None else {"logits": logits}),
+        **({"plugins": own_code} if own_code else {}),
     }
+
+    sizes = batch_sizes(config.num_images, config.batch_size)
+    run.planned(
+        lambda: {
+            "teachers": [one.name for one in networks.teachers],
+            "preset": config.preset,
+            "num_images": config.num_images,
+            "batches": len(sizes),
+            "steps": config.num_steps * len(sizes),
+            "images_bytes": images_bytes(teacher.input, config),
+        }
+    )
 
     def unsupported(context: RunContext) -> str | None:
         return unsupported_synthesis(teacher, config, context, others, networks.student)
@@ -146,7 +160,7 @@ def _opened(run: Run, config: SynthesizeConfig, open_network: OpenNetwork) -> _N
         check_same_input(teacher, other)
     for each in (teacher, *others):
         check_repeatable(each, run.device)
-    check_terms(teacher, config)
+    check_terms(teacher, config, run.device)
     if artifact is None or config.student is None or teacher.logits is None:
         return _Networks((teacher, *others), None, None)
     student = _student(run, artifact, teacher, lambda: open_network(True, recorded))

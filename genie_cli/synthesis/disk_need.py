@@ -18,6 +18,12 @@ _ROW_BYTES = 10
 """Of the loss curve per step, at most: a row of text every ten steps."""
 
 
+def images_bytes(spec: InputSpec, config: SynthesizeConfig) -> int:
+    """Bytes of the file of images, at most."""
+    width = torch.uint8.itemsize if config.image_dtype == "uint8" else torch.float16.itemsize
+    return width * config.num_images * math.prod(spec.shape) + SMALL_FILE
+
+
 def synthesis_need(spec: InputSpec, num_classes: int, config: SynthesizeConfig, num_at_once: int) -> DiskNeed:
     """Finished batches, which stay until the output stands, and the output or the checkpoints of batches at work.
 

@@ -158,6 +158,11 @@ class Batch:
             loss = loss + terms
         return images.detach(), loss
 
+    def own_terms_told(self) -> str:
+        """A sentence on the user's own terms, which may be what is not finite; empty without any."""
+        names = self._terms.own_names()
+        return f" It may be a term of your own: {', '.join(names)}." if names else ""
+
     def state(self) -> dict[str, Tensor]:
         """All that changes from step to step, as copies on the CPU."""
         state = {
@@ -223,7 +228,7 @@ def distill(
         if num_finite < min(step, num_steps - 1) or not math.isfinite(loss):  # the last pass only looks
             raise NumbersError(
                 f"Batch {index + 1}: the loss is NaN or infinite at step {num_finite + 1:.0f}; lower rates may help, "
-                "such as --set generator_lr=0.001 and --set latent_lr=0.01."
+                f"such as --set generator_lr=0.001 and --set latent_lr=0.01.{batch.own_terms_told()}"
             )
         rows.append(LogRow(index + 1, step, loss, rate))
         on_row(rows[-1])

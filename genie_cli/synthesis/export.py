@@ -10,6 +10,15 @@ from genie_cli.artifacts.images import ImagesMetadata, encode_images
 from genie_cli.artifacts.metadata import Arithmetic, provenance
 from genie_cli.config import SynthesizeConfig
 from genie_cli.models.teacher import Teacher
+from genie_cli.runtime.registered import Kind, code_hashes
+
+
+def recipe_hashes(config: SynthesizeConfig) -> dict[str, str | None]:
+    """Hashes of the files of those parts of a recipe that the user registered."""
+    terms: list[tuple[Kind, str]] = [
+        ("synthesis term", name) for name, weight in (config.terms or {}).items() if weight
+    ]
+    return code_hashes([("synthesis preset", config.preset), *terms])
 
 
 def to_artifact(
@@ -31,6 +40,7 @@ def to_artifact(
     teacher, *others = teachers
     metadata = ImagesMetadata(
         **provenance(config.determining(), config.seed, teacher.input, teacher.name, arithmetic),
+        plugins=recipe_hashes(config),
         teacher_sha256=teacher.sha256,
         other_teachers={other.sha256: other.name for other in others},
         student_sha256=student_sha256,

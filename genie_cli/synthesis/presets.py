@@ -6,6 +6,7 @@ from typing import Any
 
 from genie_cli.config.presets import Preset
 from genie_cli.errors import look_up
+from genie_cli.runtime.registered import with_registered
 
 _PIXELS = {"generator": False, "swing": False}
 _SAMPLED = {"latents": "sampled", "swing": False}
@@ -83,7 +84,8 @@ def find_preset(name: str) -> Preset:
     Raises:
         UsageError: unknown name.
     """
-    return look_up(PRESETS, "synthesis preset", name)
+    found: Preset = look_up(with_registered(PRESETS, "synthesis preset"), "synthesis preset", name)
+    return found
 
 
 def preset_options(name: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from genie_cli.synthesis.class_terms import (
 )
 from genie_cli.synthesis.discrepancy import Student, discrepancy_loss
 from genie_cli.synthesis.image_priors import SMALLEST_SMOOTHED, draw_crops, local_crop, smoothness_loss
+from genie_cli.synthesis.own_terms import ImageBatch, check_own_terms, chosen_terms
 
 _OF_CLASSES = ("class_weight", "soft_class_weight", "margin_weight")
 """Weights of terms that compare classes."""
@@ -30,17 +31,27 @@ _OF_LOGITS = (*_OF_CLASSES, "discrepancy_weight")
 
 def needs_logits(config: SynthesizeConfig) -> bool:
     """True if some term reads the teacher's class scores, so that the whole network has to run."""
-    return any(getattr(config, weight) for weight in _OF_LOGITS)
+    own = any(term.needs_logits for _, term in chosen_terms(config))
+    return own or any(getattr(config, weight) for weight in _OF_LOGITS)
 
 
-def check_terms(teacher: Teacher, config: SynthesizeConfig) -> None:
+def check_terms(teacher: Teacher, config: SynthesizeConfig, device: torch.device) -> None:
     """Refuse terms that a network's outputs, or its images, cannot have.
 
+    Args:
+        teacher: the network.
+        config: the recipe.
+        device: where terms of the user's own are tried.
+
     Raises:
-        UsageError: class scores are needed and the network has none, or one; or images too small for the smoothness.
+        UsageError: class scores are needed and the network has none, or one; images too small for the smoothness; or an
+            unknown term.
+        InputError: a term of the user's own that fails, or is no finite scalar.
     """
+    check_own_terms(teacher, config, device)
     needed = [f"{weight} = {getattr(config, weight):g}" for weight in _OF_LOGITS if getattr(config, weight)]
     classes = [f"{weight} = {getattr(config, weight):g}" for weight in _OF_CLASSES if getattr(config, weight)]
+    needed += [f"the term '{term.code.name}'" for _, term in chosen_terms(config) if term.needs_logits]
     if config.conditioning != "none":
         conditioning = f"conditioning = '{config.conditioning}'"
         needed, classes = [*needed, conditioning], [*classes, conditioning]
@@ -84,8 +95,11 @@ class BatchTerms:
             return make_generator(torch.device("cpu"), config.seed, purpose, index)
 
         self._config, self._student = config, student
+        self._own = chosen_terms(config)
         self._place = PixelPrior.of_input(spec).placement(device)
-        self._pixel_std = torch.tensor(PixelPrior.of_pixels(spec.num_channels).std).view(-1, 1, 1).to(device)
+        pixels = PixelPrior.of_pixels(spec.num_channels)
+        self._pixel_std = torch.tensor(pixels.std).view(-1, 1, 1).to(device)
+        self._pixel_mean = torch.tensor(pixels.mean).view(-1, 1, 1).to(device)
         self.labels = class_targets(size, num_classes, draws("classes")).to(device)
         self._one_hot = F.one_hot(self.labels, num_classes).float()
         self._confidences = draw_confidences(size, config.soft_class_lowest, draws("confidences")).to(device)
@@ -128,4 +142,12 @@ class BatchTerms:
                 terms.append(config.margin_weight * margin)
             if self._student is not None:
                 terms.append(config.discrepancy_weight * discrepancy_loss(logits, self._student(self._place(seen))))
+        for weight, term in self._own:
+            pixels = images * self._pixel_std + self._pixel_mean
+            own = term(ImageBatch(pixels, self.labels, logits if term.needs_logits else None))
+            terms.append(weight * own.float())
         return torch.stack(terms).sum() if terms else None
+
+    def own_names(self) -> list[str]:
+        """Files and names of the user's own terms."""
+        return [term.code.name for _, term in self._own]

@@ -602,7 +602,7 @@ CASES = [
     case("second network without batch norm", INPUT,
          lambda p: ["synthesize", *p.own("color"), *p.own("squeeze"), "--input-size", "32"],
          "no batch-norm layers", "real ones"),
-    case("unknown rounding", USAGE, lambda p: p.quantize("--rounding", "up"), "rounding = 'up'", "'adaquant'"),
+    case("unknown rounding", USAGE, lambda p: p.quantize("--rounding", "up"), "Unknown rounding 'up'", "adaquant"),
     case("unknown unit", USAGE, lambda p: p.quantize("--unit", "channel"), "unit = 'channel'", "'network'"),
     case("unknown loss", USAGE, lambda p: p.quantize("--set", "loss=huber"), "loss = 'huber'", "'squared' or 'kl'"),
     case("kl of blocks", USAGE, lambda p: p.quantize("--set", "loss=kl"), "loss = 'kl'", "unit = 'network'", "'block'"),
@@ -821,8 +821,6 @@ CASES = [
     # --- reports
     case("seeds of other bits", INPUT, runs("--over-seeds", net_seed0=(2, 4), net_seed3=(3, 4)),
          "'net-seed0' and 'net-seed3'", "their weight_bits is 2 and 3"),
-    case("bits that the name does not tell", INPUT, runs("--by-bits", net_w2a4=(3, 4), net_w4a4=(4, 4)),
-         "'net-w2a4' is W3A4 by its metrics file", "rename the file"),
     case("runs of one method and bits", INPUT, runs("--by-bits", net=(2, 4), net_w2a4=(2, 4)),
          "are both 'net' at W2A4", "rename a metrics file"),
     case("missing metrics", INPUT, ["report", "no.json"], "no.json cannot be read", "No such file"),

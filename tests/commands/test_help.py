@@ -75,7 +75,7 @@ def test_every_option_is_shown_and_told(genie: Any, command: str, width: int, mo
     for option in options(command):
         assert option.help and (option.help.endswith((".", "]"))), option.name
         for name in option.opts if option.param_type_name == "option" else [option.metavar]:
-            assert re.search(rf"│[ *]+(\S+,)?{re.escape(name)}(?!\w)", result.stdout), name
+            assert re.search(rf"│[ *]+(\S+,)?(--\S+ +)?{re.escape(name)}(?!\w)", result.stdout), name
 
 
 SWITCH = {"True": "on", "False": "off"}

@@ -96,7 +96,13 @@ def test_chain(genie: Any, genie_process: Any, monkeypatch: pytest.MonkeyPatch) 
     assert evaluated.stderr.startswith("evaluate: 537 images\n")
 
     reported = genie("report", "w4a4.json")
-    assert sorted(path.name for path in (folder / "report").iterdir()) == ["table.csv", "table.json", "table.md"]
+    names = ["figures.json", "table.csv", "table.json", "table.md"]
+    assert sorted(path.name for path in (folder / "report").iterdir()) == names
+        "figures.json",
+        "table.csv",
+        "table.json",
+        "table.md",
+    ]
     assert "Model: digits_resnet" in (folder / "report" / "table.md").read_text()
     assert f"{figures['top1']:.2f}" in reported.stdout
     rows = read_csv(folder / "report" / "table.csv")
@@ -445,4 +451,4 @@ def test_report_compares_models(genie: Any) -> None:
     assert result.stdout.splitlines()[2].split() == ["a", "resnet18", "70.50"]
     assert "| b | resnet50 | 75.25 | 10 |" in Path("compared/table.md").read_text()
     assert json.loads(Path("compared/table.json").read_text())["b"]["model"] == "resnet50"
-    assert result.stderr == "Written to compared: table.md, table.json, table.csv\n"
+    assert result.stderr == "Written to compared: table.md, table.json, table.csv, figures.json\n"

@@ -41,7 +41,7 @@ def test_over_seeds(genie: Any) -> None:
     shown = [line.split() for line in result.stdout.splitlines()]
     assert shown[2] == ["resnet20-w2a4-genie", "2", "4", "3", "84.17", "±", "1.26", "8.43", "85.17"]
     assert shown[3] == ["resnet20-w2a4-minmax", "2", "4", "1", "55.00", "37.60", "56.00"]
-    assert result.stderr == "Written to report: table.md, table.json, table.csv\n"
+    assert result.stderr == "Written to report: table.md, table.json, table.csv, figures.json\n"
     lines = Path("report/table.md").read_text().splitlines()
     assert lines[:3] == [
         "Model: cifar_resnet20",

@@ -7,9 +7,9 @@ import io
 import json
 import re
 import shutil
-import subprocess
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -281,9 +281,9 @@ def test_a_folder_of_an_earlier_genie(genie: Genie) -> None:
 
 
 def test_charts_are_left_out_without_room(genie: Genie, outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from genie_cli.report import page
+    from genie_cli.report import room
 
-    monkeypatch.setattr(page, "_DRAWN", 150_000)
+    monkeypatch.setattr(room, "DRAWN", 150_000)
     genie("report", outputs, "--html", "r.html")
     text = Path("r.html").read_text(encoding="utf-8")
     assert len(text.encode()) < 250_000
@@ -325,10 +325,10 @@ def test_a_page_does_not_go_into_a_quantized_folder(genie: Genie, quantized: Pat
 
 
 def test_runs_without_a_section_of_their_own(genie: Genie, outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from genie_cli.report import page
+    from genie_cli.report import room
 
-    monkeypatch.setattr(page, "_DRAWN", 0)
-    monkeypatch.setattr(page, "LIMIT", 18_000)
+    monkeypatch.setattr(room, "DRAWN", 0)
+    monkeypatch.setattr(room, "LIMIT", 18_000)
     genie("report", outputs / "quantized", "--html", "r.html")
     root = read_page("r.html")
     assert [section.attributes["id"] for section in root.all("section")] == ["runs", "run-1"]
@@ -342,48 +342,11 @@ def test_without_the_extra(genie: Genie, quantized: Path, monkeypatch: pytest.Mo
     assert "pip install 'genie-cli[report]'" in genie("report", quantized, "--html", "r.html", code=2).stderr
 
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-PROBE = """<script>
-const table = document.querySelector("#runs table"), headings = [...table.tHead.rows[0].cells];
-const place = headings.findIndex((heading) => heading.textContent.trim() === "value");
-const column = () => [...table.tBodies[0].rows].map((row) => row.cells[place].textContent);
-const found = {before: column()};
-headings[place].querySelector("button").click();
-found.up = column();
-headings[place].querySelector("button").click();
-found.down = column();
-const select = document.querySelector(".chooser select");
-select.selectedIndex = 1;
-select.dispatchEvent(new Event("change"));
-found.shown = [...document.querySelectorAll(`#${select.dataset.of} > .choice`)].map((one) => one.offsetHeight > 0);
-found.heights = [...document.querySelectorAll("figure svg")].filter((one) => !one.closest(".choice"))
-  .map((one) => one.getBoundingClientRect().height);
-found.image = document.querySelector("img").naturalWidth;
-found.overflow = document.documentElement.scrollWidth > innerWidth;
-const element = document.createElement("pre");
-element.id = "found";
-element.textContent = JSON.stringify(found);
-document.body.append(element);
-</script></body>"""
+def test_names_beside_a_chart_keep_their_distance() -> None:
+    from genie_cli.report.charts import spread
 
-
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
-@pytest.mark.parametrize("width", [1280, 390])
-def test_in_a_browser(page: str, tmp_path: Path, width: int) -> None:
-    """Charts are drawn, tables sort, one histogram is shown at a time, and the console stays empty."""
-    path = tmp_path / "probe.html"
-    path.write_text(page.replace("</body>", PROBE), encoding="utf-8")
-    command = [
-        str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
-        f"--window-size={width},900", f"--user-data-dir={tmp_path / 'profile'}",
-        "--virtual-time-budget=3000", "--dump-dom", path.as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=110, check=True)
-    assert "CONSOLE" not in done.stderr
-    found = json.loads(Page(done.stdout).root.by_id("found").text)
-    assert found["up"] == sorted(found["before"], key=float)
-    assert found["down"] == found["up"][::-1] != found["up"]
-    assert found["shown"] == [False, True, *[False] * 8]
-    assert found["heights"] and min(found["heights"]) > 100
-    assert found["image"] == 50
-    assert not found["overflow"]
+    assert spread([0.9, 0.5, 0.1], 0.2) == [0.9, 0.5, 0.1]
+    assert spread([0.5, 0.5, 0.5], 0.25) == [0.75, 0.5, 0.25]
+    places = spread([0.9, 0.62, 0.6, 0.1, 0.1], 0.2)
+    assert all(above - below > 0.2 - 1e-9 for above, below in pairwise(places))
+    assert abs(sum(places) - sum([0.9, 0.62, 0.6, 0.1, 0.1])) < 1e-9  # as much up as down

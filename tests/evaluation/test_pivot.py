@@ -101,11 +101,11 @@ def test_cells_hold_the_first_figure_of_any_metric() -> None:
         with_bits([row, {**own, "scheme": "b-w4a4"}])
 
 
-def test_a_name_that_tells_other_bits_than_its_file() -> None:
-    with pytest.raises(InputError, match="Run 'a-w4a4' is W2A4 by its metrics file, not w4a4"):
-        with_bits([run("a-w4a4", 2, 4)])
-    with pytest.raises(InputError, match="Run 'a-w4a4' is W32A32"):
-        with_bits([run("a-w4a4", None, None)])
+def test_a_name_is_a_name_and_no_claim_about_bits() -> None:
+    """As after `dvc exp run -S` on the bits of a scheme: the table shows the bits that were used."""
+    rows = with_bits([run("a-w3a3", 4, 4), run("a-w4a4", 4, 4), run("a-w2a2", 2, 2)])
+    assert [(row["method"], row["bits"]) for row in rows] == [("a-w3a3", "W4A4"), ("a", "W4A4"), ("a", "W2A2")]
+    assert with_bits([run("a-w4a4", None, None)])[0]["bits"] == "W32A32"
 
 
 def test_two_rows_in_one_cell() -> None:

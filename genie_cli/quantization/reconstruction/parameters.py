@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from genie_cli.config import QuantizeConfig
 from genie_cli.quantization.learned.activation import LearnedActivationQuantizer
 from genie_cli.quantization.learned.bias import LearnedBias
+from genie_cli.quantization.learned.roundings import find_rounding
 from genie_cli.quantization.learned.soft_rounding import (
     STEP_SIZE_FLOOR,
     largest_rate,
@@ -63,9 +64,10 @@ class UnitParameters:
         self._weights, self._activations = dict(weights), dict(activations)
         self._layers = list(weights.values())
         self.has_softbits = any(layer.has_softbits for layer in self._layers)
-        self._element_rate = config.own_rounding_lr if config.rounding != "nearest" else 0.0
-        self._elements_decay = config.rounding == "adaquant"
-        weight_rate = config.weight_step_lr if config.rounding in ("genie", "adaquant") else 0.0
+        rounding = find_rounding(config.rounding)
+        self._element_rate = config.own_rounding_lr if rounding.learns_elements else 0.0
+        self._elements_decay = rounding.decays
+        weight_rate = config.weight_step_lr if rounding.learns_step_sizes else 0.0
         self._step_rate = weight_rate or config.own_activation_step_lr
         self._bias_rate = config.bias_lr
         self._device = device

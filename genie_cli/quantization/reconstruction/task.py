@@ -14,8 +14,8 @@ from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.quantization.activations.store import ActivationStore
 from genie_cli.quantization.learned.activation import LearnedActivationQuantizer
 from genie_cli.quantization.learned.bias import LearnedBias, read_biases_from
-from genie_cli.quantization.learned.soft_rounding import SoftRoundedWeight, largest_rate
-from genie_cli.quantization.learned.straight_through_weight import StraightThroughWeight
+from genie_cli.quantization.learned.roundings import find_rounding
+from genie_cli.quantization.learned.soft_rounding import largest_rate
 from genie_cli.quantization.learned.weight import LearnedWeight
 from genie_cli.quantization.plan import QuantizationPlan
 from genie_cli.quantization.reconstruction.learned_unit import LearnedUnit
@@ -165,5 +165,4 @@ def _start_weight(part: UnitGraph, layer: WeightLayer, plan: QuantizationPlan) -
         offset_scale = multiplier.abs().view(-1, 1).to(scale.device)
     if config.weight_step_lr:
         offset_scale = torch.minimum(offset_scale, largest_rate(scale, format) / config.weight_step_lr)
-    make = StraightThroughWeight if config.rounding in ("adaquant", "nearest") else SoftRoundedWeight
-    return make(weight, scale, zero_point, format, offset_scale)
+    return find_rounding(config.rounding).make(weight, scale, zero_point, format, offset_scale)
