@@ -62,7 +62,9 @@ def _bounds(section: str, name: str) -> list[str]:
 def _as_text(text: str) -> str:
     """Text in which Markdown sees nothing but code in backticks."""
     parts = text.split("`")
-    return "`".join(re.sub(r"([\\*_<>\[\]#{}|$])", r"\\\1", part) if i % 2 == 0 else part for i, part in enumerate(parts))
+    return "`".join(
+        re.sub(r"([\\*_<>\[\]#{}|$])", r"\\\1", part) if i % 2 == 0 else part for i, part in enumerate(parts)
+    )
 
 
 def commands_markdown() -> str:

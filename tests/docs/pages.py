@@ -28,7 +28,7 @@ from genie_cli.app import app
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-OWN_NETWORK = '''
+OWN_NETWORK = """
 from torch import nn
 
 
@@ -37,7 +37,7 @@ def build():
         nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1, bias=False),
         nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
     )
-'''
+"""
 
 
 def blocks_of(page: str) -> list[tuple[str, str]]:
@@ -112,12 +112,13 @@ def prepare(folder: Path, caches: Path) -> None:
     namespace: dict[str, Any] = {}
     exec(OWN_NETWORK, namespace)
     save_file(namespace["build"]().state_dict(), folder / "my_net.safetensors")
-    pixels = torch.randint(256, (6, 3, 224, 224), dtype=torch.uint8)
-    save_file({"images": pixels[:4]}, folder / "pixels.safetensors")
-    for place, image in enumerate(pixels):
-        path = folder / "imagenet" / ("val" if place < 2 else "train") / f"class{place % 2}" / f"{place}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    pixels = torch.randint(256, (4, 3, 224, 224), dtype=torch.uint8)
+    save_file({"images": pixels}, folder / "pixels.safetensors")
+    for split in ("train", "val"):
+        for number in range(1000):  # a folder for each of ImageNet's classes
+            path = folder / "imagenet" / split / f"n{number:08}" / "0.png"
+            path.parent.mkdir(parents=True)
+            Image.new("RGB", (32, 24), (number % 256, number // 4, 128)).save(path)
     _resnet18(caches)
     _timm(caches)
 
