@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 RUN := PATH="$(abspath $(BIN)):$$PATH"
 PYTEST := $(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal
 
-.PHONY: install demo test test-slow test-numeric coverage format lint bench fuzz chaos clean
+.PHONY: install demo test test-slow test-numeric coverage format lint docs wheel bench fuzz chaos clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -69,6 +69,12 @@ lint: install  ## ruff, mypy, import contracts
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 	$(RUN) lint-imports
+
+docs: install  ## the documentation site in build/docs; a warning is an error
+	$(RUN) python -m sphinx --fail-on-warning --keep-going --fresh-env --jobs auto docs build/docs
+
+wheel: install  ## build the distributions, and try the wheel without extras in a virtual environment of its own
+	$(RUN) PYTHON=python .ci/wheel
 
 bench: install  ## speed of synthesis and quantization on this machine, beside the baseline's
 	$(RUN) python benchmarks/synthesize.py --baseline

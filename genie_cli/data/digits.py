@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from genie_cli.config import InputSpec
 from genie_cli.data.labeled import TensorImages, check_fits
+from genie_cli.runtime.extras import required
 
 SIZE = 16
 """Side of the images in pixels; scikit-learn's are 8x8."""
@@ -27,10 +28,11 @@ def split(train: bool) -> tuple[Tensor, Tensor]:
 
     Returns:
         images uint8 [n, 1, 16, 16], bilinearly enlarged and scaled to 0..255; labels int64 [n].
-    """
-    from sklearn.datasets import load_digits
 
-    bundled = load_digits()
+    Raises:
+        UsageError: scikit-learn is not installed.
+    """
+    bundled = required("sklearn.datasets", "Data 'digits'").load_digits()
     values = torch.from_numpy(bundled.images).to(torch.float32).unsqueeze(1)
     labels = torch.from_numpy(bundled.target).to(torch.int64)
     chosen = _is_test(labels) != train
@@ -47,6 +49,7 @@ def open_digits(spec: InputSpec, num_images: int | None = None, train: bool = Fa
         train: open the training images.
 
     Raises:
+        UsageError: scikit-learn, which bundles the images, is not installed.
         InputError: the network takes another shape.
     """
     check_fits("digits", (1, SIZE, SIZE), spec)

@@ -60,7 +60,7 @@ def open_data(
         class_order: order of class folders; None: as text, with a warning where their numbers say another.
 
     Raises:
-        UsageError: none of these forms.
+        UsageError: none of these forms, or a package that the data need is not installed.
         InputError: data that are missing, damaged or of another shape than the network's input, or a factory that
             fails.
     """

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from genie_cli.deployment.extras import required
 from genie_cli.deployment.runtimes import OnnxRuntime
+from genie_cli.runtime.extras import required
 
 _INTEGER_LAYERS = {"QLinearConv", "ConvInteger", "QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat"}
 _FLOAT_LAYERS = {

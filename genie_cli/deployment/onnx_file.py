@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import fx
 
-from genie_cli.deployment.extras import required
 from genie_cli.deployment.integer_form import PACKED_BITS, Storage
 from genie_cli.deployment.metadata import KEY, ExportMetadata
 from genie_cli.deployment.program import INPUT, Program, scope_of
 from genie_cli.errors import InputError, UsageError
+from genie_cli.runtime.extras import required
 from genie_cli.student.quantized_layers import layer_name
 
 LOWEST_OPSET, OPSET_OF_NEW_TYPES = 18, 21

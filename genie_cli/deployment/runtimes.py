@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from genie_cli.deployment.extras import is_installed, required
 from genie_cli.deployment.metadata import KEY, ExportMetadata, decoded
 from genie_cli.deployment.pt2_file import load_pt2
 from genie_cli.errors import InputError
+from genie_cli.runtime.extras import is_installed, required
 
 FORMATS = {".onnx": "onnx", ".pt2": "pt2"}
 """Suffix -> format."""

@@ -9,8 +9,9 @@ from types import ModuleType
 from torch import Tensor, nn
 
 from genie_cli.config import InputSpec
-from genie_cli.errors import InputError, UsageError, unknown_name
+from genie_cli.errors import InputError, unknown_name
 from genie_cli.models.source import Source, no_weights
+from genie_cli.runtime.extras import required
 
 PREFIX = "timm:"
 """Beginning of the names of timm's networks; no module of a user is found under it."""
@@ -77,15 +78,7 @@ def entries(pattern: str) -> list[TimmEntry]:
 
 
 def _timm(spec: str) -> ModuleType:
-    try:
-        import timm
-    except ModuleNotFoundError as error:
-        if error.name != "timm":
-            raise
-        raise UsageError(
-            f"'{spec}' is a network of timm, which is not installed: pip install 'genie-cli[timm]'."
-        ) from None
-    return timm
+    return required("timm", f"Model '{spec}'")
 
 
 def _tags(timm: ModuleType, architecture: str) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 from markupsafe import Markup, escape
 
 from genie_cli.artifacts.details import Histograms
-from genie_cli.errors import UsageError
+from genie_cli.runtime.extras import required
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,12 +70,7 @@ def check_charts() -> None:
     Raises:
         UsageError: matplotlib is not installed.
     """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise UsageError(
-            "--html needs the package matplotlib, which is not installed: pip install 'genie-cli[report]'."
-        ) from None
+    required("matplotlib", "--html")
 
 
 def _in_style(draw: Callable[P, Markup]) -> Callable[P, Markup]:

@@ -1,12 +1,14 @@
 """The bundled digits against scikit-learn's own arrays."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 
 from genie_cli.config import InputSpec
 from genie_cli.data.digits import open_digits, split
-from genie_cli.errors import InputError
+from genie_cli.errors import InputError, UsageError
 
 SPEC = InputSpec(num_channels=1, size=16, mean=(0.3,), std=(0.25,))
 
@@ -73,3 +75,9 @@ def test_first_so_many(asked: int, got: int):
 def test_other_input_is_refused(spec: InputSpec):
     with pytest.raises(InputError, match=r"digits holds images of \[1, 16, 16\]"):
         open_digits(spec)
+
+
+def test_without_scikit_learn_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(UsageError, match=r"'digits' needs the package scikit-learn, .* 'genie-cli\[digits\]'"):
+        open_digits(SPEC)

@@ -176,10 +176,10 @@ def test_changing_the_budget_of_quantization_leaves_the_images(project: Path) ->
     assert _pending(project) == {f"quantize@{run}" for run in _runs()}
 
 
-def test_the_imagenet_experiment_of_the_readme_is_a_dry_run(project: Path) -> None:
+def test_the_imagenet_experiment_of_the_page_is_a_dry_run(project: Path) -> None:
     settings = [word for setting in IMAGENET for word in ("-S", setting)]
     command = " ".join(["dvc exp run", *settings])
-    assert command in (ROOT / "README.md").read_text()
+    assert command in (ROOT / "docs" / "compare.md").read_text()
     shown = _dvc(project, "exp", "run", "--dry", "--force", *settings)
     assert "python -m genie_cli synthesize --params params.yaml" in shown
     assert "--scheme w2a2 --images outputs/images.safetensors" in shown

@@ -36,7 +36,7 @@ def timm() -> Any:
 
 def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(UsageError, match=r"'timm:resnet18' .* not installed: pip install 'genie-cli\[timm\]'"):
+    with pytest.raises(UsageError, match=r"'timm:resnet18' needs .* not installed: pip install 'genie-cli\[timm\]'"):
         load_untrained(ModelConfig(name="timm:resnet18"))
 
 

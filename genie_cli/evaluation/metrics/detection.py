@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from typing import Any
 
 from torch import Tensor
 
-from genie_cli.errors import InputError, UsageError
+from genie_cli.errors import InputError
 from genie_cli.evaluation.metrics.metric import Figures, Metric, described
+from genie_cli.runtime.extras import is_installed, not_installed
 from genie_cli.runtime.user_code import prints_on_stderr
 
 _NEEDED = ("torchmetrics", "pycocotools")
@@ -64,12 +64,9 @@ def check_installed() -> None:
     Raises:
         UsageError: the message says what to install.
     """
-    missing = [name for name in _NEEDED if find_spec(name) is None]
-    if missing:
-        raise UsageError(
-            f"Metric detection needs {' and '.join(missing)}: install {'it' if len(missing) == 1 else 'them'} with "
-            "pip install 'genie-cli[tasks]'."
-        )
+    for package in _NEEDED:
+        if not is_installed(package):
+            raise not_installed(package, "Metric detection")
 
 
 def _boxes(value: Any, keys: tuple[str, ...]) -> list[dict[str, Tensor]] | None:

@@ -18,6 +18,7 @@ from genie_cli.quantization.bits.budget import Budget
 from genie_cli.quantization.bits.operations import LayerOperations, num_bitops
 from genie_cli.quantization.bits.sensitivity import Costs
 from genie_cli.quantization.bits.size import FolderSize
+from genie_cli.runtime.extras import required
 from genie_cli.sizes import file_size
 from genie_cli.student.protocol import ActivationSite, BitPlan
 
@@ -293,15 +294,8 @@ def _scipy() -> tuple[Any, Any, Any, Any]:
     Raises:
         UsageError: it is not installed.
     """
-    try:
-        from scipy import sparse
-        from scipy.optimize import Bounds, LinearConstraint, milp
-    except ImportError:
-        raise UsageError(
-            "The package scipy is not installed, which finds the bits within a budget: install it with "
-            "pip install 'genie-cli[search]', or give the bits with --bits-override."
-        ) from None
-    return milp, Bounds, LinearConstraint, sparse
+    optimize = required("scipy.optimize", "Finding the bits within a budget")
+    return optimize.milp, optimize.Bounds, optimize.LinearConstraint, required("scipy.sparse")
 
 
 def free_tensors(bits: BitPlan, other: BitPlan) -> tuple[set[str], tuple[ActivationSite, ...]]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
 import itertools
-from typing import Any
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -115,14 +114,7 @@ def test_nothing_to_choose() -> None:
 
 
 def test_without_scipy_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *args: Any, **options: Any) -> Any:
-        if name.partition(".")[0] == "scipy":
-            raise ImportError(name)
-        return real(name, *args, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
     with pytest.raises(UsageError, match=r"pip install 'genie-cli\[search\]'"):
         solve(problem([0.5] * 15, Budget(500, None)))
 
