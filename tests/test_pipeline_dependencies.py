@@ -27,7 +27,7 @@ SHARED = {
 }
 """Files that no stage needs to depend on; so are those that commands share: how options are read and progress shown."""
 ENDS = {"genie_cli/__init__.py", f"{COMMANDS}/completion.py", f"{COMMANDS}/display.py"}
-"""Files whose own imports do not count: the library's face, which imports late, a shell's completion, and the display."""
+"""Files whose own imports do not count: the library's face, which imports late, completion, and the display."""
 
 
 def _is_for_type_checkers(node: ast.AST) -> bool:
