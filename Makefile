@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 .PHONY: plots
 plots: install  ## the curves and the table of the demo as charts of DVC, in a page that needs no network
 	@mkdir -p outputs
-	$(RUN) python pipelines/offline_plots.py outputs/plots-template.html
+	$(RUN) python .ci/offline_plots.py outputs/plots-template.html
 	$(RUN) dvc plots show --html-template outputs/plots-template.html --out outputs/plots
 
 .PHONY: experiments

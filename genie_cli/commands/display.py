@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _LINE_EVERY, _LINE_EVERY_VERBOSE = 10.0, 1.0
 """Seconds between plain lines; the same with ``--verbose``."""
-_SHORTEST_BAR, _LONGEST_BAR, _BESIDE_BAR = 4, 40, 80
+_SHORTEST_BAR, _LONGEST_BAR, _BESIDE_BAR = 1, 40, 80
 """Columns of a bar, and those that are left to the text beside it as long as there are so many."""
 _PIPED_WIDTH = 100_000
 """Columns of a table that is piped: nothing is folded."""

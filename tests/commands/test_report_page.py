@@ -345,7 +345,7 @@ def test_without_the_extra(genie: Genie, quantized: Path, monkeypatch: pytest.Mo
 def test_names_beside_a_chart_keep_their_distance() -> None:
     from genie_cli.report.charts import spread
 
-    assert spread([0.9, 0.5, 0.1], 0.2) == [0.9, 0.5, 0.1]
+    assert spread([0.9, 0.5, 0.1], 0.2) == pytest.approx([0.9, 0.5, 0.1])
     assert spread([0.5, 0.5, 0.5], 0.25) == [0.75, 0.5, 0.25]
     places = spread([0.9, 0.62, 0.6, 0.1, 0.1], 0.2)
     assert all(above - below > 0.2 - 1e-9 for above, below in pairwise(places))

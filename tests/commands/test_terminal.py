@@ -92,7 +92,7 @@ def test_json_of_the_commands_that_write(genie: Genie) -> None:
     assert json.loads(genie("clean", ".", "--json").stdout) == []
     measured = ("evaluate", *DIGITS, "--data", "digits", "--num-images", 20, "--out", "m.json", "--json")
     figures = json.loads(genie(*measured).stdout)
-    (row,) = json.loads(genie("report", "m.json", "--out", "r", "--json").stdout)
+    (row,) = json.loads(genie("report", "m.json", "--out", "r", "--json").stdout).values()
     assert row["top1"] == figures["top1"]
 
 

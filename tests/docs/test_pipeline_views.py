@@ -33,7 +33,7 @@ def test_charts_without_a_network(tmp_path: Path) -> None:
 
     run(shutil.which("git"), "init", "-q")
     run(dvc, "init", "-q")
-    run(sys.executable, ROOT / "pipelines" / "offline_plots.py", "template.html")
+    run(sys.executable, ROOT / ".ci" / "offline_plots.py", "template.html")
     run(dvc, "plots", "show", "--html-template", "template.html", "--out", "plots")
     page_file = tmp_path / "plots" / "index.html"
     assert 'src="http' not in page_file.read_text(encoding="utf-8")

@@ -85,6 +85,7 @@ def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in (
         "images.safetensors",
         "synthesis_loss.csv",
+        "report/figures.json",
         "report/table.md",
         "report/table.json",
         "report/table.csv",
@@ -92,7 +93,7 @@ def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *(f"reconstruction/{run}.csv" for run in _runs()),
     ):
         (outputs / name).parent.mkdir(parents=True, exist_ok=True)
-        (outputs / name).write_text(name)
+        (outputs / name).write_text("{}" if name.endswith("figures.json") else name)
     for run in _runs():
         (outputs / "quantized" / run).mkdir(parents=True)
         (outputs / "quantized" / run / "weights.safetensors").write_text(run)

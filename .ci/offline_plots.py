@@ -1,6 +1,6 @@
 """A template for `dvc plots show --html-template` whose charts need no network: Vega stands in the page itself.
 
-DVC's own page loads Vega from a server. ``python pipelines/offline_plots.py TEMPLATE.html`` writes one with the copy of
+DVC's own page loads Vega from a server. ``python .ci/offline_plots.py TEMPLATE.html`` writes one with the copy of
 it that the package vl-convert-python holds.
 """
 
