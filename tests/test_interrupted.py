@@ -113,7 +113,10 @@ def test_synthesis_goes_on_from_the_step_of_the_interrupt() -> None:
 
 @pytest.mark.parametrize(
     ("more", "part", "noun"),
-    [((), "unit0", "units"), (("--preset", "adaround", "--patience", "60"), "unit1.0", "layers")],
+    [
+        ((), "unit0", "units"),
+        pytest.param(("--preset", "adaround", "--patience", "60"), "unit1.0", "layers", marks=pytest.mark.slow),
+    ],
     ids=["units", "layers"],
 )
 def test_quantization_goes_on_from_the_step_of_the_interrupt(more: tuple[str, ...], part: str, noun: str) -> None:
@@ -127,6 +130,7 @@ def test_quantization_goes_on_from_the_step_of_the_interrupt(more: tuple[str, ..
     assert_same("cut", "whole")
 
 
+@pytest.mark.slow
 def test_an_evaluation_keeps_nothing() -> None:
     command = Genie(("evaluate", "--model", "digits_resnet", "--data", "digits", "--batch-size", "1"))
     (said,) = interrupt_when(lambda: "evaluate: 537 images" in command.said(), command)

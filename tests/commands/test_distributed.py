@@ -232,6 +232,7 @@ def test_images_are_those_of_one_process(by_one: Path, tmp_path: Path) -> None:
         assert (folder / name).read_bytes() == (by_one / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_more_processes_than_batches(outcomes: Any, by_two: Path, tmp_path: Path, one_thread: None) -> None:
     (code, _, stderr), second = outcomes("one batch")
     assert (code, second) == (0, (0, "", ""))

@@ -83,6 +83,7 @@ def test_packed_onnx_is_exact_and_smaller(genie: Genie, folder: Path) -> None:
     np.testing.assert_allclose(session.run(None, {"images": pixels.numpy()})[0], wanted, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_pt2_runs_in_torch_and_is_the_same_at_every_export(genie: Genie, folder: Path) -> None:
     for name in ("one.pt2", "two.pt2"):
         genie("export", *MODEL, "--quantized", folder, "--format", "pt2", "--out", name)
@@ -98,6 +99,7 @@ def test_pt2_runs_in_torch_and_is_the_same_at_every_export(genie: Genie, folder:
     assert torch.equal(torch.load("logits.pt").argmax(1), wanted.argmax(1))
 
 
+@pytest.mark.slow
 def test_a_float_file_is_the_teacher_and_files_are_evaluated_and_timed(
     genie: Genie, folder: Path, digits_teacher: Teacher
 ) -> None:

@@ -115,6 +115,7 @@ def test_standard_output_on_a_full_disk():
     assert done.stderr == "Error: The standard output cannot be written: No space left on device.\n"
 
 
+@pytest.mark.slow
 def test_limit_on_the_size_of_files(genie: Any, tmp_path: Path):
     """A real one: no checkpoint and no output fits, each batch does."""
     resource = pytest.importorskip("resource")

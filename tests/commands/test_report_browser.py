@@ -42,8 +42,13 @@ def browser() -> Iterator[Any]:
         yield found
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(
+    ("width", "theme"),
+    [
+        (1280, "light"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1280, "dark"), (390, "light"), (390, "dark"))),
+    ],
+)
 def test_the_page_in_a_browser(browser: Any, page_file: Path, width: int, theme: str) -> None:
     from axe_playwright_python.sync_playwright import Axe
 

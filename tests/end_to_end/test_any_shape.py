@@ -103,7 +103,7 @@ def slow(name: str) -> Any:
     return pytest.param(name, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("name", ["plate_heads", "keyword", slow("plate"), slow("keyword_heads")])
+@pytest.mark.parametrize("name", ["plate_heads", slow("keyword"), slow("plate"), slow("keyword_heads")])
 def test_the_whole_way(name: str) -> None:
     shape, arguments = SIZES[name.partition("_")[0]], model(name)
     described = json.loads(genie("inspect", *arguments, "--json"))
@@ -147,7 +147,8 @@ def test_the_whole_way(name: str) -> None:
     assert "learned" in genie("report", "learned.json", "nearest.json")
 
 
-@pytest.mark.parametrize("name", ["plate_heads", slow("keyword")])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["plate_heads", "keyword"])
 def test_a_killed_run_goes_on_to_the_same_bytes(name: str) -> None:
     arguments = model(name)
     genie("synthesize", "--model", *arguments, "--n", 6, "--num-steps", 2, "--preset", "zeroq")

@@ -88,13 +88,17 @@ def biases(graph: fx.GraphModule) -> dict[str, Tensor]:
     return {key: get_tensor(graph, key) for key in keys}
 
 
-def test_they_learn_and_the_unit_comes_nearer():
-    options = {"activation_bits": None, "protocol": "genie", "num_steps": 100}
-    start, still, moved = plan_of(teacher()), quantized(**options), quantized(**options, bias_lr=0.01)
-    first = biases(start.folded.graph)
-    assert all(torch.equal(own, first[key]) for key, own in biases(still.plan.folded.graph).items())
-    assert all(not torch.equal(own, first[key]) for key, own in biases(moved.plan.folded.graph).items())
-    assert sum(moved.output_errors.values()) < sum(still.output_errors.values())
+ROUNDED = {"rounding": "nearest", "activation_bits": 8, "drop_prob": 0.0, "num_steps": 60}
+"""Weights of two bits that do not learn: their errors have a mean, which biases alone can take away."""
+
+
+@pytest.mark.parametrize("unit", ["block", "layer"])
+def test_they_learn_and_the_outputs_come_nearer(unit: str):
+    start = biases(plan_of(teacher()).folded.graph)
+    still, moved = (quantized(**ROUNDED, unit=unit, bias_lr=rate) for rate in (0.0, 0.02))
+    assert all(torch.equal(own, start[key]) for key, own in biases(still.plan.folded.graph).items())
+    assert all(not torch.equal(own, start[key]) for key, own in biases(moved.plan.folded.graph).items())
+    assert sum(moved.output_errors.values()) < 0.95 * sum(still.output_errors.values())
 
 
 def test_the_student_answers_with_them():
@@ -152,21 +156,14 @@ def test_a_bias_that_is_read_elsewhere_changes_where_it_was_learned_alone():
 
 
 @pytest.mark.parametrize("unit", ["block", "layer"])
-@pytest.mark.parametrize("lives", [2, 3, 5])
-def test_a_run_that_is_killed_ends_in_the_same_network(tmp_path: Path, unit: str, lives: int):
+def test_a_run_that_is_killed_ends_in_the_same_network(tmp_path: Path, unit: str):
     whole = quantized(bias_lr=0.01, unit=unit)
     with pytest.raises(KilledError):
-        quantized(MortalFolder(tmp_path, lives), bias_lr=0.01, unit=unit)
+        quantized(MortalFolder(tmp_path, 3), bias_lr=0.01, unit=unit)
     again = quantized(WorkFolder(tmp_path), bias_lr=0.01, unit=unit)
     graphs = [biases(network.plan.folded.graph) for network in (whole, again)]
     assert all(torch.equal(bias, graphs[1][key]) for key, bias in graphs[0].items())
     assert all(torch.equal(weight.codes, again.weights[name].codes) for name, weight in whole.weights.items())
-
-
-def test_layers_that_are_learned_one_by_one_are_told_of_the_biases_before():
-    options = {"activation_bits": None, "protocol": "genie", "num_steps": 60, "unit": "layer"}
-    still, moved = (quantized(**options, bias_lr=rate) for rate in (0.0, 0.01))
-    assert sum(moved.output_errors.values()) < sum(still.output_errors.values())
 
 
 def test_integer_kernels_get_the_learned_ones():

@@ -57,7 +57,7 @@ def test_a_gpu_gets_back_what_a_failed_attempt_has_held(monkeypatch: pytest.Monk
     assert given_back == [True]  # once, when the attempt's tensors were gone
 
 
-@settings(max_examples=20)  # each shortage collects garbage
+@settings(max_examples=5)  # each shortage collects garbage
 @given(size=st.integers(1, 40), fits=st.integers(1, 40))
 def test_parts_fit_and_join_in_order(size: int, fits: int):
     error = MemoryError()

@@ -89,7 +89,7 @@ FAMILIES = [
     ),
     Family("squeezenet1_0", 26, 0),
 ]
-ALWAYS = ("resnet18", "mobilenet_v2", "shufflenet_v2_x0_5", "vgg11_bn", "squeezenet1_0")
+ALWAYS = ("resnet18", "vgg11_bn", "squeezenet1_0")
 """One of each kind: residual blocks, inverted ones, split channels, a chain, no batch norm."""
 
 
