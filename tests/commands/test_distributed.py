@@ -334,7 +334,7 @@ def test_the_first_is_heard_though_the_second_is_faster(tmp_path: Path) -> None:
     code, stdout, stderr = torchrun(script, *COMMANDS["missing images"], cwd=Path.cwd())
     assert (code, stdout) == (1, "")
     assert stderr.count("none.safetensors does not exist. Give one") == 1
-    assert stderr.startswith("Error: none.safetensors")
+    assert stderr.startswith("loading torch\ncapturing digits_resnet\nError: none.safetensors")
     assert "Error in process" not in stderr
     assert "genie_cli/" not in stderr  # torchrun shows a traceback, of itself
     assert list(Path.cwd().iterdir()) == []
