@@ -59,9 +59,6 @@ def quantize_network(plan: QuantizationPlan, images: ImageRows, context: RunCont
     assert plan.budget is not None, "the plan was made to be looked at"
     config, graph, budget = plan.config, plan.folded.graph, plan.budget
     move(graph, context.device)
-    network = None
-    if plan.finetuned is not None:  # cut out while its biases are the teacher's
-        network = cut_out(graph, plan.finetuned, plan.bits, context.device, plan.slopes)
     steps = config.num_steps if config.reconstruct else 1
     context.report(StageStarted(STAGE, plan.num_steps))
     shares = step_cost_shares(plan)
@@ -71,6 +68,9 @@ def quantize_network(plan: QuantizationPlan, images: ImageRows, context: RunCont
     done = 0
     with settled_objects(), ActivationPool(context.device, budget.device, budget.host, context.report) as pool:
         stage = Stage(plan, pool, context)
+        network = None
+        if plan.finetuned is not None:  # cut out while its biases are the teacher's
+            network = cut_out(graph, plan.finetuned, plan.bits, context.device, plan.slopes)
         carried = _first_inputs(stage, images)
         for position, (unit, num_stages) in enumerate(zip(plan.units, plan.stages, strict=True)):
             where = f"unit {position + 1}/{len(plan.units)} {unit.name}"

@@ -141,7 +141,11 @@ def test_a_network_is_fine_tuned_once_behind_both_rounds(
 ) -> None:
     monkeypatch.setattr(repair, "FAR_OFF", 1.001)
     command = ("quantize", *DIGITS, "--images", images, "--num-steps", 4, "--set", "finetune_share=0.5")
-    result = genie(*command, "--target-size", "44kB", "--out", "found")
-    assert "learning again with other bits from unit" in result.stderr
+    for size in range(44_000, 48_000, 400):  # one of them leaves the second round something to change
+        result = genie(*command, "--target-size", size, "--out", "found")
+        if "learning again with other bits from unit" in result.stderr:
+            break
+    else:
+        raise AssertionError("no second round changes bits")
     genie(*command, "--bits-override", "found.bits.yaml", "--out", "again")
     assert tensors("again") == tensors("found")
