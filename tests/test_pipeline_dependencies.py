@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -138,3 +140,16 @@ def late():
         from h.i import j
 """
     assert set(_names(ast.parse(code))) == {"a.b", "d.e", "d.f", "h.i.j"}
+
+
+def test_git_ignores_what_the_root_pipeline_writes() -> None:
+    """So that a clone in which it ran has nothing to commit but ``dvc.lock``."""
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("no repository")
+    stages = [stage.get("do", stage) for stage in YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"].values()]
+    entries = [entry for stage in stages for kind in ("outs", "metrics", "plots") for entry in stage.get(kind, ())]
+    written = {entry if isinstance(entry, str) else next(iter(entry)) for entry in entries}
+    assert len(written) > 8
+    paths = [path.replace("${item.preset}", "genie-m").replace("${item.scheme}", "w4a4") for path in written]
+    found = subprocess.run(["git", "check-ignore", *paths], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert sorted(set(paths) - set(found.stdout.split())) == []

@@ -83,7 +83,7 @@ def report(
         metrics = _write_page(metrics, html, real)
         if not metrics:
             if as_json:
-                typer.echo("[]")
+                typer.echo("{}")
             return
     folder = Path("report") if out is None and html is None else out
     files, shown = _tables(metrics, over_seeds, by_bits, with_size)
