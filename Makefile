@@ -73,8 +73,8 @@ lint: install  ## ruff, mypy, import contracts
 docs: install  ## the documentation site in build/docs; a warning is an error
 	$(RUN) python -m sphinx --fail-on-warning --keep-going --fresh-env --jobs auto docs build/docs
 
-wheel: install  ## build the distributions, and try the wheel without extras in a virtual environment of its own
-	$(RUN) PYTHON=python .ci/wheel
+wheel:  ## build the distributions, and try the wheel without extras in a virtual environment of its own
+	PYTHON=$(PYTHON) .ci/wheel
 
 bench: install  ## speed of synthesis and quantization on this machine, beside the baseline's
 	$(RUN) python benchmarks/synthesize.py --baseline
