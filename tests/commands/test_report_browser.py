@@ -62,11 +62,24 @@ def test_the_page_in_a_browser(browser: Any, page_file: Path, width: int, theme:
     _check_charts(page)
     _check_sorting(page)
     _check_choice(page)
+    _check_first_column(page)
     assert page.evaluate("document.querySelector('img').naturalWidth") > 0
     assert told == []  # before axe, which may say things of its own
     found = Axe().run(page, options={"runOnly": {"type": "tag", "values": RULES}}).response["violations"]
     assert [(each["id"], each["nodes"][0]["html"][:200]) for each in found if each["impact"] in SERIOUS] == []
     context.close()
+
+
+def _check_first_column(page: Any) -> None:
+    """The names of a table that is wider than the window stay where they are when it is scrolled."""
+    moved = page.evaluate(
+        """() => [...document.querySelectorAll('.scroll')].filter(box => box.scrollWidth > box.clientWidth + 40)
+        .filter(box => box.querySelector('td')).map(box => { const cell = box.querySelector('td');
+        const before = cell.getBoundingClientRect().left; box.scrollLeft = 40;
+        const after = cell.getBoundingClientRect().left; box.scrollLeft = 0; return Math.abs(after - before); })"""
+    )
+    assert all(distance < 1 for distance in moved)
+    assert moved or page.viewport_size["width"] > 600
 
 
 def _check_charts(page: Any) -> None:
