@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 
-from genie_cli.errors import InputError, UsageError
+from genie_cli.errors import InputError
+from genie_cli.runtime.extras import is_installed, not_installed
 from genie_cli.runtime.progress import Advanced, Event, Reporter
 
 
@@ -23,10 +23,8 @@ def check_tensorboard(folder: Path | None) -> None:
     """
     if folder is None:
         return
-    if find_spec("tensorboard") is None:
-        raise UsageError(
-            "--tensorboard needs the package tensorboard, which is not installed: pip install 'genie-cli[tensorboard]'."
-        )
+    if not is_installed("tensorboard"):
+        raise not_installed("tensorboard", "--tensorboard")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:

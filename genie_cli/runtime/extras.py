@@ -20,6 +20,7 @@ _EXTRAS = {
     "onnxruntime": "onnx",
     "openvino": "openvino",
     "matplotlib": "report",
+    "tensorboard": "tensorboard",
 }
 """Package, as it is imported -> the extra that installs it."""
 _DISTRIBUTIONS = {"sklearn": "scikit-learn", "onnx_ir": "onnx-ir"}

@@ -123,7 +123,7 @@ def test_tensorboard_that_is_not_there(genie: Any, images: Path, monkeypatch: py
     Path("file").write_text("")
     command = ("quantize", *DIGITS, "--images", images, "--num-steps", 1, "--tensorboard")
     assert "Folder --tensorboard file cannot be made" in genie(*command, "file", code=3).stderr
-    monkeypatch.setattr("genie_cli.commands.tensorboard.find_spec", lambda name: None)
+    monkeypatch.setattr("genie_cli.runtime.extras.find_spec", lambda name: None)
     assert "pip install 'genie-cli[tensorboard]'" in genie(*command, "runs", code=2).stderr
     assert not Path("quantized").exists()
 
