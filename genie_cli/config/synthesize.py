@@ -38,7 +38,7 @@ class SynthesizeConfig(LongStage):
     batch_size: Annotated[int, Flag("Recipe")] = Field(128, ge=2)
     """Images optimised together. Each batch has its own generator and latents."""
     preset: Annotated[str, Flag("Recipe")] = "genie"
-    """Named recipe: genie, zeroq, swing, gba, latent, genie-fast, mixmix, gdfq, qimera, kw, intraq, zaq."""
+    """Recipe: genie, zeroq, swing, gba, latent, genie-fast, genie-tuned, mixmix, gdfq, qimera, kw, intraq, zaq."""
     batches_at_once: Annotated[int | None, NOT_DETERMINING] = Field(None, ge=1)
     """Batches that advance together, each for itself; null: several where one is small for a GPU."""
     seed: Annotated[int, Flag("Run", before="device")] = Field(0, ge=0, lt=2**63)
@@ -71,6 +71,10 @@ class SynthesizeConfig(LongStage):
     """Weight of the batch-norm statistics loss (Eq. 5)."""
     image_loss_weight: float = Field(1.0, ge=0)
     """Weight of each image's own mean and std against those of the pixel prior."""
+    brightness_std: float = Field(0.0, ge=0, lt=1)
+    """Spread of the images' own brightness, in standard deviations of the pixel prior; 0: all have its mean."""
+    contrast_std: float = Field(0.0, ge=0, le=1)
+    """Spread of the logarithm of the images' own contrast; 0: all have that of the pixel prior."""
     conditioning: Literal["none", "label", "superposed"] = "none"
     """Latents of a class (GDFQ), or between classes (Qimera), with learned class embeddings."""
     num_mixed: int = Field(2, ge=1, le=2**20)

@@ -25,6 +25,7 @@ from genie_cli.synthesis.loss_curve import LogRow, rows_as_facts, saved_rows
 from genie_cli.synthesis.schedule import PlateauSchedule
 from genie_cli.synthesis.teacher_network import TeacherNetwork
 from genie_cli.synthesis.terms import BatchTerms, needs_logits
+from genie_cli.synthesis.tone import batch_tone
 
 LOG_EVERY = {"cpu": 10, "cuda": 50}
 """Steps between logged losses, by kind of device: reading one makes a GPU wait."""
@@ -70,6 +71,7 @@ class Batch:
         self._place = PixelPrior.of_input(spec).placement(device)
         self._terms = BatchTerms(spec, num_classes, index, size, config, device, student)
         self._source = make_source(spec, num_classes, index, self._terms.labels, config, device)
+        self._tone = batch_tone(index, size, config, device)
         swings = make_generator(torch.device("cpu"), config.seed, "swing", index)
         self._offsets = [network.draw_swings(config.num_steps, swings, device) for network in networks]
         self._step_index = torch.zeros(1, dtype=torch.int64, device=device)
@@ -142,7 +144,8 @@ class Batch:
         config = self._config
         with self._context.autocast():
             images, targets = self._source.images(self._step_index)
-        seen = self._terms.seen(images, self._step_index)
+        toned = images if self._tone is None else self._tone(images)
+        seen = self._terms.seen(toned, self._step_index)
         losses, logits, features = zip(
             *(
                 network(seen, offsets.index_select(0, self._step_index).squeeze(0))
@@ -153,10 +156,10 @@ class Batch:
         loss = config.statistics_weight * (losses[0] if len(losses) == 1 else torch.stack(losses).mean())
         if config.image_loss_weight:
             loss = loss + config.image_loss_weight * image_statistics_loss(images)
-        terms = self._terms.loss(images, seen, targets, logits[0], features[0])
+        terms = self._terms.loss(toned, seen, targets, logits[0], features[0])
         if terms is not None:
             loss = loss + terms
-        return images.detach(), loss
+        return toned.detach(), loss
 
     def own_terms_told(self) -> str:
         """A sentence on the user's own terms, which may be what is not finite; empty without any."""

@@ -42,6 +42,17 @@ PRESETS = {
         source="this project (docs/performance.md)",
         options={"generator_lr": 0.002, "latent_lr": 0.3, "num_steps": 2000},
     ),
+    "genie-tuned": Preset(
+        summary="genie-fast, with the brightness and contrast that photographs differ in",
+        source="this project (docs/experiments.md)",
+        options={
+            "generator_lr": 0.002,
+            "latent_lr": 0.3,
+            "num_steps": 2000,
+            "brightness_std": 0.5,
+            "contrast_std": 0.3,
+        },
+    ),
     "mixmix": Preset(
         summary="pixels that fit several networks",
         source="Li et al., MixMix, ICCV 2021",

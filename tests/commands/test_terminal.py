@@ -146,7 +146,7 @@ def complete(words: str, heavy: str = "torch") -> tuple[list[str], bool]:
     ("line", "some"),
     [
         ("genie syn", {"synthesize"}),
-        ("genie synthesize --preset ge", {"genie", "genie-fast"}),
+        ("genie synthesize --preset ge", {"genie", "genie-fast", "genie-tuned"}),
         ("genie quantize --preset ada", {"adaround", "adaquant"}),
         ("genie quantize --protocol h", {"hardware"}),
         ("genie quantize --unit ", {"layer", "block", "network"}),

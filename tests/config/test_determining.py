@@ -8,7 +8,7 @@ from pathlib import Path
 from genie_cli.config import LongStage, ModelConfig, QuantizeConfig, SynthesizeConfig
 
 SYNTHESIZE = (
-    '{"batch_size":128,"class_weight":0.0,"conditioning":"none","crop_lowest":0.5,"crop_prob":0.0,'
+    '{"batch_size":128,"brightness_std":0.0,"class_weight":0.0,"conditioning":"none","contrast_std":0.0,"crop_lowest":0.5,"crop_prob":0.0,'
     '"deterministic":true,"discrepancy_weight":0.0,"generator":true,"generator_lr":0.01,"generator_lr_decay":0.95,'
     '"generator_lr_decay_every":100,"image_dtype":"float16","image_loss_weight":1.0,"latent_dim":256,"latent_lr":0.1,'
     '"latent_lr_factor":0.1,"latent_lr_patience":100,"latent_min_lr":0.0001,"latents":null,"margin_high":0.8,'

@@ -31,7 +31,7 @@ def test_options_and_needs_are_keys_of_the_stage(module: ModuleType, schema: typ
 def test_summary_and_source_are_told(module: ModuleType, schema: type[Frozen], name: str) -> None:
     preset = module.find_preset(name)
     assert preset.summary and "\n" not in preset.summary
-    assert re.search(r"\b20\d\d\b", preset.source) or name in ("minmax", "mse", "genie-fast")
+    assert re.search(r"\b20\d\d\b", preset.source) or name in ("minmax", "mse", "genie-fast", "genie-tuned")
 
 
 @pytest.mark.parametrize("stage", STAGES)
