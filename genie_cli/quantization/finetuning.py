@@ -9,7 +9,7 @@ are mixed anew in each step, so that a few hundred of them do not wear out.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -23,16 +23,20 @@ from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.models.teacher import Teacher
 from genie_cli.quantization.activations.carried import Carried
 from genie_cli.quantization.activations.passing import ImageRows, run_over_stores, store_images
+from genie_cli.quantization.activations.store import ActivationStore
 from genie_cli.quantization.biases import set_biases, with_integer_biases
 from genie_cli.quantization.learned.activation import LearnedActivationQuantizer
 from genie_cli.quantization.learned.bias import LearnedBias, read_biases_from
 from genie_cli.quantization.learned.scaled_weight import ScaledWeight
 from genie_cli.quantization.reconstruction.learned_unit import LearnedUnit, finished_part, pack_unit
+from genie_cli.quantization.reconstruction.loss import kl_divergence, squared_error
 from genie_cli.quantization.reconstruction.reconstruct import reconstruct
 from genie_cli.quantization.reconstruction.task import UnitData, UnitTask, WeightSlot
 from genie_cli.quantization.stage import Stage, StageProgress
 from genie_cli.quantization.target_weights import target_weights
 from genie_cli.quantization.units.unit_graph import UnitGraph
+from genie_cli.runtime.context import RunContext
+from genie_cli.runtime.progress import Note
 from genie_cli.runtime.retry import float32_retried
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
 
@@ -52,6 +56,9 @@ def finetune(
 ) -> LearnedUnit:
     """Learn all step sizes and biases together; the biases of the network's graph are those that were learned.
 
+    A few steps of a deep network can make it worse. What has a larger loss on the calibration images afterwards than
+    before is not kept, and a note says so.
+
     Args:
         stage: what all units share.
         network: the whole of it as one unit, with the teacher's biases.
@@ -70,7 +77,8 @@ def finetune(
     weights = target_weights(replace(stage, plan=replace(plan, config=config)), outputs, carried.full(outputs))
     store = store_images(images, stage.pool)
     keys = [layer.bias_key for layer in weight_layers(network.teacher) if layer.bias_key is not None]
-    biases = {key: get_tensor(plan.folded.graph, key) for key in keys}
+    biases = {key: get_tensor(plan.folded.graph, key).clone() for key in keys}
+    before = _mean_loss(carried.quantized(outputs), carried.full(outputs), weights, config, context)
     learned = finished_part(NAME, context)
     if learned is None:
         with context.interrupts.held():
@@ -90,11 +98,55 @@ def finetune(
     if plan.protocol.every_tensor:
         learned = with_integer_biases(plan, network, learned, {})
     student = network.student(learned.weights, learned.activations).to(context.device)
-    carried.add_quantized(outputs, run_over_stores(student, (store,), network.rows, stage.pool, context), ())
+    tuned = run_over_stores(student, (store,), network.rows, stage.pool, context)
     store.release()
+    after = _mean_loss(tuned, carried.full(outputs), weights, config, context)
+    if after <= before:
+        carried.add_quantized(outputs, tuned, ())
+    else:
+        context.report(
+            Note(
+                "the fine-tuning at the end is left out: it raised the loss on the images from "
+                f"{before:.4g} to {after:.4g}. More --num-steps or a larger --finetune-share may help."
+            )
+        )
+        for output in tuned:
+            output.release()
+        set_biases(plan, network, biases)
+        learned = replace(finished, log=learned.log)
     if context.interrupts.agreed(context.workers):
         raise KeyboardInterrupt
     return learned.on(torch.device("cpu"))
+
+
+@torch.no_grad()
+def _mean_loss(
+    values: Sequence[ActivationStore],
+    targets: Sequence[ActivationStore],
+    weights: Sequence[float],
+    config: QuantizeConfig,
+    context: RunContext,
+) -> float:
+    """The loss of outputs, averaged over all images of all processes.
+
+    Args:
+        values: one store per output, ``[n, ...]``.
+        targets: the same shapes.
+        weights: of each output; 0: it is not compared.
+        config: names the loss.
+        context: its processes hold other rows.
+    """
+    compare = kl_divergence if config.loss == "kl" else squared_error
+    sums = torch.zeros(2, dtype=torch.float64)  # loss, images
+    for first in range(0, len(targets[0]), config.batch_size):
+        last = min(first + config.batch_size, len(targets[0]))
+        sums[1] += last - first
+        for value, target, weight in zip(values, targets, weights, strict=True):
+            if weight:
+                loss, _ = compare(value.read(first, last).float(), target.read(first, last).float())
+                sums[0] += float(loss) * weight * (last - first)
+    total, num_images = context.workers.sum_(sums).tolist()
+    return float(total / num_images)
 
 
 def finetuning_config(config: QuantizeConfig, teacher: Teacher) -> QuantizeConfig:

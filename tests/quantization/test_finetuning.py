@@ -17,6 +17,7 @@ from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.outputs import as_tuple
 from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.models.teacher import Teacher, make_teacher
+from genie_cli.quantization import finetuning
 from genie_cli.quantization.augmentation import mixed_with_next
 from genie_cli.quantization.finetuning import finetuning_config, finetuning_task
 from genie_cli.quantization.learned.scaled_weight import ScaledWeight
@@ -27,7 +28,7 @@ from genie_cli.quantization.reconstruction.task import UnitData
 from genie_cli.quantization.result import QuantizedNetwork
 from genie_cli.quantization.units.unit_graph import cut_out
 from genie_cli.runtime.context import RunContext
-from genie_cli.runtime.progress import Event
+from genie_cli.runtime.progress import Event, Note
 from genie_cli.runtime.work import NO_WORK, Work
 from genie_cli.student.formats import weight_format
 from genie_cli.student.modules import IntegerWeight
@@ -136,6 +137,25 @@ def test_codes_stay_and_the_answers_come_nearer():
     ]
     assert losses[1] < losses[0]
     assert tuned.output_errors.keys() == plain.output_errors.keys()
+
+
+@pytest.mark.parametrize("protocol", ["ait", "integer"])
+def test_what_makes_it_worse_is_left_out(protocol: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(finetuning, "BIAS_RATE", 50.0)
+    events: list[Event] = []
+    plain = quantized(protocol=protocol)
+    plan = plan_of(teacher(), finetune_share=1.0, protocol=protocol)
+    tuned = quantize_network(plan, noise(64, size=8), RunContext.alone(CPU, torch.float32, events.append))
+    notes = [event.message for event in events if isinstance(event, Note)]
+    assert any("the fine-tuning at the end is left out" in message for message in notes)
+    for name, weight in plain.weights.items():
+        assert torch.equal(weight.codes, tuned.weights[name].codes)
+        assert torch.equal(weight.scale, tuned.weights[name].scale)
+    for name, quantizer in plain.activations.items():
+        assert torch.equal(quantizer.step_size, tuned.activations[name].step_size)
+    images = noise(32, size=8, seed=5)
+    assert torch.equal(answers(plain, images), answers(tuned, images))
+    assert plain.output_errors == tuned.output_errors
 
 
 def keys(graph: fx.GraphModule) -> list[str]:
