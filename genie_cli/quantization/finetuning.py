@@ -8,22 +8,24 @@ are mixed anew in each step, so that a few hundred of them do not wear out.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from genie_cli.config import QuantizeConfig
 from genie_cli.models.graph.cuts import output_nodes
 from genie_cli.models.graph.layers import weight_layers
+from genie_cli.models.graph.outputs import as_tuple
 from genie_cli.models.graph.pooling import with_repeatable_pooling
 from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.models.teacher import Teacher
 from genie_cli.quantization.activations.carried import Carried
 from genie_cli.quantization.activations.passing import ImageRows, run_over_stores, store_images
-from genie_cli.quantization.activations.store import ActivationStore
+from genie_cli.quantization.augmentation import mixed_with_next
 from genie_cli.quantization.biases import set_biases, with_integer_biases
 from genie_cli.quantization.learned.activation import LearnedActivationQuantizer
 from genie_cli.quantization.learned.bias import LearnedBias, read_biases_from
@@ -56,8 +58,8 @@ def finetune(
 ) -> LearnedUnit:
     """Learn all step sizes and biases together; the biases of the network's graph are those that were learned.
 
-    A few steps of a deep network can make it worse. What has a larger loss on the calibration images afterwards than
-    before is not kept, and a note says so.
+    A few steps of a deep network can make it worse. What has a larger loss afterwards than before, on images that
+    are mixed in pairs, is not kept, and a note says so.
 
     Args:
         stage: what all units share.
@@ -78,7 +80,7 @@ def finetune(
     store = store_images(images, stage.pool)
     keys = [layer.bias_key for layer in weight_layers(network.teacher) if layer.bias_key is not None]
     biases = {key: get_tensor(plan.folded.graph, key).clone() for key in keys}
-    before = _mean_loss(carried.quantized(outputs), carried.full(outputs), weights, config, context)
+    teacher = copy.deepcopy(network.teacher)  # the network's own graph takes the biases that are learned
     learned = finished_part(NAME, context)
     if learned is None:
         with context.interrupts.held():
@@ -94,57 +96,61 @@ def finetune(
                 context.work.finish(NAME, pack_unit(learned))
     else:
         progress.pace(config.num_steps, True)
+    set_biases(plan, network, biases)
+    student = network.student(finished.weights, finished.activations).to(context.device)
+    before = _mixed_loss(student, teacher, images, network.rows, weights, config, context)
     set_biases(plan, network, learned.biases)
     if plan.protocol.every_tensor:
         learned = with_integer_biases(plan, network, learned, {})
     student = network.student(learned.weights, learned.activations).to(context.device)
-    tuned = run_over_stores(student, (store,), network.rows, stage.pool, context)
-    store.release()
-    after = _mean_loss(tuned, carried.full(outputs), weights, config, context)
+    after = _mixed_loss(student, teacher, images, network.rows, weights, config, context)
     if after <= before:
-        carried.add_quantized(outputs, tuned, ())
+        carried.add_quantized(outputs, run_over_stores(student, (store,), network.rows, stage.pool, context), ())
     else:
         context.report(
             Note(
-                "the fine-tuning at the end is left out: it raised the loss on the images from "
+                "the fine-tuning at the end is left out: it raised the loss on mixed images from "
                 f"{before:.4g} to {after:.4g}. More --num-steps or a larger --finetune-share may help."
             )
         )
-        for output in tuned:
-            output.release()
         set_biases(plan, network, biases)
         learned = replace(finished, log=learned.log)
+    store.release()
     if context.interrupts.agreed(context.workers):
         raise KeyboardInterrupt
     return learned.on(torch.device("cpu"))
 
 
 @torch.no_grad()
-def _mean_loss(
-    values: Sequence[ActivationStore],
-    targets: Sequence[ActivationStore],
+def _mixed_loss(
+    student: nn.Module,
+    teacher: nn.Module,
+    images: ImageRows,
+    most: int,
     weights: Sequence[float],
     config: QuantizeConfig,
     context: RunContext,
 ) -> float:
-    """The loss of outputs, averaged over all images of all processes.
+    """The loss of a network on all images of all processes, each mixed with the next: the units never saw those.
 
     Args:
-        values: one store per output, ``[n, ...]``.
-        targets: the same shapes.
+        student: the quantized network, on the device.
+        teacher: the network in float, on the device.
+        images: the calibration images.
+        most: as many are computed at once.
         weights: of each output; 0: it is not compared.
         config: names the loss.
-        context: its processes hold other rows.
+        context: its processes hold other images.
     """
     compare = kl_divergence if config.loss == "kl" else squared_error
+    rows = min(config.batch_size, most)
     sums = torch.zeros(2, dtype=torch.float64)  # loss, images
-    for first in range(0, len(targets[0]), config.batch_size):
-        last = min(first + config.batch_size, len(targets[0]))
-        sums[1] += last - first
-        for value, target, weight in zip(values, targets, weights, strict=True):
+    for first in range(0, len(images), rows):
+        mixed = mixed_with_next(images[first : first + rows].to(context.device).float())
+        sums[1] += len(mixed)
+        for value, target, weight in zip(as_tuple(student(mixed)), as_tuple(teacher(mixed)), weights, strict=True):
             if weight:
-                loss, _ = compare(value.read(first, last).float(), target.read(first, last).float())
-                sums[0] += float(loss) * weight * (last - first)
+                sums[0] += float(compare(value, target)[0]) * weight * len(mixed)
     total, num_images = context.workers.sum_(sums).tolist()
     return float(total / num_images)
 
