@@ -145,6 +145,7 @@ def _facts(config: QuantizeConfig, result: Quantized) -> dict[str, Any]:
         "activation_bits": config.activation_bits,
         "bits_table": str(bits_path(config.out)) if config.has_target else None,
         "units": [{**asdict(unit), "layers": list(unit.layers)} for unit in network.units],
+        "finetuning": None if network.finetuning is None else asdict(network.finetuning),
         "output_errors": network.output_errors,
         "quantized_parameters": network.plan.coverage.parameters,
         "quantized_multiplications": network.plan.coverage.multiplications,
@@ -165,6 +166,7 @@ def _recipe(config: QuantizeConfig, network: QuantizedNetwork) -> str:
         if config.patience is not None:
             taken = sum(unit.num_steps for unit in network.units)
             recipe += f", {taken} of {config.num_steps * len(network.weights if by_layer else network.units)} taken"
-    if network.plan.finetuned is not None:
-        recipe += f", {config.finetune_steps} for the whole network"
+    if network.finetuning is not None:
+        recipe += f", {network.finetuning.num_steps} for the whole network"
+        recipe += "" if network.finetuning.kept else " (left out)"
     return recipe

@@ -155,7 +155,7 @@ class QuantizeConfig(LongStage):
     """Fine-tuning: so many steps at the end, as a share of `num_steps`, for all step sizes and biases together.
 
     They learn from the network's outputs, the integers stay. Each step mixes its images in pairs (mixup). A step costs
-    about what one step of every unit does, and the teacher's pass."""
+    about what one step of every unit does, and the teacher's pass. What is worse on mixed images is left out."""
     round_weight: Annotated[float, Flag("Recipe")] = Field(1.0, ge=0)
     """Weight of the rounding regularizer."""
     warmup: float = Field(0.2, ge=0, lt=1)

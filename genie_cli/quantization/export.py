@@ -109,4 +109,5 @@ def _metrics(network: QuantizedNetwork, teacher: Teacher) -> dict[str, Any]:
         },
         "checks": network.plan.checks,
         "units": [{**asdict(unit), "layers": list(unit.layers)} for unit in network.units],
+        **({} if network.finetuning is None else {"finetuning": asdict(network.finetuning)}),
     }

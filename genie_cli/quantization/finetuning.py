@@ -10,30 +10,30 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from genie_cli.config import QuantizeConfig
 from genie_cli.models.graph.cuts import output_nodes
 from genie_cli.models.graph.layers import weight_layers
-from genie_cli.models.graph.outputs import as_tuple
 from genie_cli.models.graph.pooling import with_repeatable_pooling
 from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.models.teacher import Teacher
 from genie_cli.quantization.activations.carried import Carried
 from genie_cli.quantization.activations.passing import ImageRows, run_over_stores, store_images
-from genie_cli.quantization.augmentation import mixed_with_next
 from genie_cli.quantization.biases import set_biases, with_integer_biases
 from genie_cli.quantization.learned.activation import LearnedActivationQuantizer
 from genie_cli.quantization.learned.bias import LearnedBias, read_biases_from
 from genie_cli.quantization.learned.scaled_weight import ScaledWeight
+from genie_cli.quantization.mixed_loss import mixed_loss
 from genie_cli.quantization.reconstruction.learned_unit import LearnedUnit, finished_part, pack_unit
-from genie_cli.quantization.reconstruction.loss import kl_divergence, squared_error
+from genie_cli.quantization.reconstruction.loss import find_loss
 from genie_cli.quantization.reconstruction.reconstruct import reconstruct
 from genie_cli.quantization.reconstruction.task import UnitData, UnitTask, WeightSlot
+from genie_cli.quantization.result import FinetuningReport
 from genie_cli.quantization.stage import Stage, StageProgress
 from genie_cli.quantization.target_weights import target_weights
 from genie_cli.quantization.units.unit_graph import UnitGraph
@@ -46,6 +46,10 @@ NAME = "fine-tuning"
 """The name of its progress and of its part of the work folder."""
 BIAS_RATE = 0.01
 """Rate of the biases, in shares of the root mean square of their layer's."""
+_LEFT_OUT = (
+    "the fine-tuning at the end is left out: it raised the loss on mixed images from {:.4g} to {:.4g}. "
+    "More --num-steps or a larger --finetune-share may help."
+)
 
 
 def finetune(
@@ -55,7 +59,7 @@ def finetune(
     images: ImageRows,
     carried: Carried,
     progress: StageProgress,
-) -> LearnedUnit:
+) -> tuple[LearnedUnit, FinetuningReport]:
     """Learn all step sizes and biases together; the biases of the network's graph are those that were learned.
 
     A few steps of a deep network can make it worse. What has a larger loss afterwards than before, on images that
@@ -81,78 +85,65 @@ def finetune(
     keys = [layer.bias_key for layer in weight_layers(network.teacher) if layer.bias_key is not None]
     biases = {key: get_tensor(plan.folded.graph, key).clone() for key in keys}
     teacher = copy.deepcopy(network.teacher)  # the network's own graph takes the biases that are learned
-    learned = finished_part(NAME, context)
-    if learned is None:
-        with context.interrupts.held():
-            for attempt in float32_retried(context, NAME):
-                with attempt:
-                    own = finished.on(context.device)
-                    data = UnitData((store,), (store,), (), weights, carried.held_out)
-                    task = finetuning_task(network, own.weights, own.activations, biases, data, context.device)
-                    taken = reconstruct(task, config, attempt.context, attempt.checkpoint, progress, progress.pace)
-                    learned = task.harden(taken)
-            assert learned is not None
-            if context.workers.is_first:
-                context.work.finish(NAME, pack_unit(learned))
-    else:
-        progress.pace(config.num_steps, True)
+    data = UnitData((store,), (store,), (), weights, carried.held_out)
+    learned = _learned(network, finished, biases, data, config, context, progress)
+    rows, compare = min(config.batch_size, network.rows), find_loss(config.loss)
     set_biases(plan, network, biases)
     student = network.student(finished.weights, finished.activations).to(context.device)
-    before = _mixed_loss(student, teacher, images, network.rows, weights, config, context)
+    before = mixed_loss(student, teacher, images, rows, compare, weights, context)
     set_biases(plan, network, learned.biases)
     if plan.protocol.every_tensor:
         learned = with_integer_biases(plan, network, learned, {})
     student = network.student(learned.weights, learned.activations).to(context.device)
-    after = _mixed_loss(student, teacher, images, network.rows, weights, config, context)
-    if after <= before:
+    after = mixed_loss(student, teacher, images, rows, compare, weights, context)
+    report = FinetuningReport(learned.num_steps, before, after, kept=after <= before)
+    if report.kept:
         carried.add_quantized(outputs, run_over_stores(student, (store,), network.rows, stage.pool, context), ())
     else:
-        context.report(
-            Note(
-                "the fine-tuning at the end is left out: it raised the loss on mixed images from "
-                f"{before:.4g} to {after:.4g}. More --num-steps or a larger --finetune-share may help."
-            )
-        )
+        context.report(Note(_LEFT_OUT.format(before, after)))
         set_biases(plan, network, biases)
         learned = replace(finished, log=learned.log)
     store.release()
     if context.interrupts.agreed(context.workers):
         raise KeyboardInterrupt
-    return learned.on(torch.device("cpu"))
+    return learned.on(torch.device("cpu")), report
 
 
-@torch.no_grad()
-def _mixed_loss(
-    student: nn.Module,
-    teacher: nn.Module,
-    images: ImageRows,
-    most: int,
-    weights: Sequence[float],
+def _learned(
+    network: UnitGraph,
+    finished: LearnedUnit,
+    biases: Mapping[str, Tensor],
+    data: UnitData,
     config: QuantizeConfig,
     context: RunContext,
-) -> float:
-    """The loss of a network on all images of all processes, each mixed with the next: the units never saw those.
+    progress: StageProgress,
+) -> LearnedUnit:
+    """What the steps make of the finished network, or what an earlier run has kept of them.
 
     Args:
-        student: the quantized network, on the device.
-        teacher: the network in float, on the device.
-        images: the calibration images.
-        most: as many are computed at once.
-        weights: of each output; 0: it is not compared.
-        config: names the loss.
-        context: its processes hold other images.
+        network: the whole of it as one unit, with the teacher's biases.
+        finished: all codes and step sizes.
+        biases: tensor's name -> bias, where it starts.
+        data: the images.
+        config: the recipe.
+        context: what to run on.
+        progress: where it is.
     """
-    compare = kl_divergence if config.loss == "kl" else squared_error
-    rows = min(config.batch_size, most)
-    sums = torch.zeros(2, dtype=torch.float64)  # loss, images
-    for first in range(0, len(images), rows):
-        mixed = mixed_with_next(images[first : first + rows].to(context.device).float())
-        sums[1] += len(mixed)
-        for value, target, weight in zip(as_tuple(student(mixed)), as_tuple(teacher(mixed)), weights, strict=True):
-            if weight:
-                sums[0] += float(compare(value, target)[0]) * weight * len(mixed)
-    total, num_images = context.workers.sum_(sums).tolist()
-    return float(total / num_images)
+    learned = finished_part(NAME, context)
+    if learned is not None:
+        progress.pace(config.num_steps, True)
+        return learned
+    with context.interrupts.held():
+        for attempt in float32_retried(context, NAME):
+            with attempt:
+                own = finished.on(context.device)
+                task = finetuning_task(network, own.weights, own.activations, biases, data, context.device)
+                taken = reconstruct(task, config, attempt.context, attempt.checkpoint, progress, progress.pace)
+                learned = task.harden(taken)
+        assert learned is not None
+        if context.workers.is_first:
+            context.work.finish(NAME, pack_unit(learned))
+    return learned
 
 
 def finetuning_config(config: QuantizeConfig, teacher: Teacher) -> QuantizeConfig:

@@ -68,7 +68,7 @@ def quantize_network(plan: QuantizationPlan, images: ImageRows, context: RunCont
     done = 0
     with settled_objects(), ActivationPool(context.device, budget.device, budget.host, context.report) as pool:
         stage = Stage(plan, pool, context)
-        network = None
+        network = finetuning = None
         if plan.finetuned is not None:  # cut out while its biases are the teacher's
             network = cut_out(graph, plan.finetuned, plan.bits, context.device, plan.slopes)
         carried = _first_inputs(stage, images)
@@ -87,14 +87,15 @@ def quantize_network(plan: QuantizationPlan, images: ImageRows, context: RunCont
         if network is not None:
             share = shares[-1] / config.finetune_steps
             progress = StageProgress(context.report, NAME, NAME, done, sum(shares[:-1]), share)
-            learned = finetune(stage, network, LearnedUnit(weights, activations, 0), images, carried, progress)
+            finished = LearnedUnit(weights, activations, 0)
+            learned, finetuning = finetune(stage, network, finished, images, carried, progress)
             weights, activations = learned.weights, learned.activations
             records[NAME] = UnitRecord(learned.log, None)
         output_errors = output_errors_of(stage, images, carried, activations)
         memory = pool.peak
     move(graph, torch.device("cpu"))
     context.report(StageFinished(STAGE))
-    return QuantizedNetwork(plan, weights, activations, tuple(reports), memory, output_errors, records)
+    return QuantizedNetwork(plan, weights, activations, tuple(reports), memory, output_errors, records, finetuning)
 
 
 def _first_inputs(stage: Stage, images: ImageRows) -> Carried:

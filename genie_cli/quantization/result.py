@@ -57,6 +57,24 @@ class UnitRecord:
 
 
 @dataclass(frozen=True)
+class FinetuningReport:
+    """The outcome of the fine-tuning behind all units.
+
+    Attributes:
+        num_steps: steps taken.
+        loss_before: the loss on the calibration images mixed in pairs, in front of it: the KL divergence of the class
+            probabilities in nats, or without classes the squared error of the outputs.
+        loss_after: the same behind it.
+        kept: the network is the fine-tuned one; else it made the loss larger, and was left out.
+    """
+
+    num_steps: int
+    loss_before: float
+    loss_after: float
+    kept: bool
+
+
+@dataclass(frozen=True)
 class QuantizedNetwork:
     """A learned network, not yet written.
 
@@ -69,6 +87,7 @@ class QuantizedNetwork:
         output_errors: output of the network -> squared error against the unfolded teacher's on the calibration images,
             over the teacher's own squared norm; empty without images.
         records: unit's name -> its course; empty without images.
+        finetuning: how the fine-tuning at the end came out; None: there was none.
     """
 
     plan: QuantizationPlan
@@ -78,6 +97,7 @@ class QuantizedNetwork:
     memory: dict[str, int]
     output_errors: dict[str, float]
     records: dict[str, UnitRecord]
+    finetuning: FinetuningReport | None = None
 
     @property
     def stored(self) -> dict[str, IntegerWeight]:

@@ -136,6 +136,10 @@ def test_codes_stay_and_the_answers_come_nearer():
         for network in (plain, tuned)
     ]
     assert losses[1] < losses[0]
+    assert plain.finetuning is None
+    assert tuned.finetuning is not None and tuned.finetuning.kept and tuned.finetuning.num_steps == 20
+    report = (tuned.finetuning.loss_before, tuned.finetuning.loss_after)
+    assert report == pytest.approx([plain_mixed_loss(network) for network in (plain, tuned)], rel=1e-4)
     assert tuned.output_errors.keys() == plain.output_errors.keys()
 
 
@@ -148,6 +152,8 @@ def test_what_makes_it_worse_is_left_out(protocol: str, monkeypatch: pytest.Monk
     tuned = quantize_network(plan, noise(64, size=8), RunContext.alone(CPU, torch.float32, events.append))
     notes = [event.message for event in events if isinstance(event, Note)]
     assert any("the fine-tuning at the end is left out" in message for message in notes)
+    assert tuned.finetuning is not None and not tuned.finetuning.kept
+    assert tuned.finetuning.loss_after > tuned.finetuning.loss_before
     for name, weight in plain.weights.items():
         assert torch.equal(weight.codes, tuned.weights[name].codes)
         assert torch.equal(weight.scale, tuned.weights[name].scale)
@@ -156,6 +162,18 @@ def test_what_makes_it_worse_is_left_out(protocol: str, monkeypatch: pytest.Monk
     images = noise(32, size=8, seed=5)
     assert torch.equal(answers(plain, images), answers(tuned, images))
     assert plain.output_errors == tuned.output_errors
+
+
+def plain_mixed_loss(network: QuantizedNetwork) -> float:
+    """The KL divergence on the images that `quantized` learns from, each mixed with the one before it of its batch."""
+    total = 0.0
+    for batch in noise(64, size=8).split(16):  # the batch size of `plan_of`
+        share = (torch.arange(16) + 0.5).view(-1, 1, 1, 1) / 16
+        mixed = (1 - share) * batch + share * torch.cat([batch[-1:], batch[:-1]])
+        wanted = as_tuple(teacher().graph(mixed))[0].double().log_softmax(1)
+        found = answers(network, mixed).double().log_softmax(1)
+        total += float((wanted.exp() * (wanted - found)).sum())
+    return total / 64
 
 
 def keys(graph: fx.GraphModule) -> list[str]:

@@ -23,7 +23,7 @@ from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.quantization.export import to_artifact
 from genie_cli.quantization.plan import QuantizationPlan
-from genie_cli.quantization.result import QuantizedNetwork, UnitReport
+from genie_cli.quantization.result import FinetuningReport, QuantizedNetwork, UnitReport
 from genie_cli.student.formats import activation_format
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
 
@@ -97,7 +97,10 @@ def _blank(plan: QuantizationPlan) -> QuantizedNetwork:
         for unit in plan.units
     )
     errors = dict.fromkeys(plan.teacher.outputs.names, LONGEST_NUMBER)
-    return QuantizedNetwork(plan, weights, activations, units, {}, errors, {})
+    finetuning = None
+    if plan.finetuned is not None:  # `false` is longer than `true`
+        finetuning = FinetuningReport(config.finetune_steps, LONGEST_NUMBER, LONGEST_NUMBER, kept=False)
+    return QuantizedNetwork(plan, weights, activations, units, {}, errors, {}, finetuning)
 
 
 def _longest(value: Any) -> Any:

@@ -16,7 +16,7 @@ from genie_cli.quantization.activations.store import ActivationStore
 from genie_cli.quantization.augmentation import mixed_with_next
 from genie_cli.quantization.learned.soft_rounding import rounding_beta
 from genie_cli.quantization.reconstruction.batches import Batches, DeviceBatches, complement
-from genie_cli.quantization.reconstruction.loss import kl_divergence, squared_error
+from genie_cli.quantization.reconstruction.loss import find_loss
 from genie_cli.quantization.reconstruction.micro_batches import MicroBatches
 from genie_cli.quantization.reconstruction.parameters import UnitParameters
 from genie_cli.quantization.reconstruction.task import UnitTask
@@ -76,7 +76,7 @@ class UnitLearner:
             self._shared = torch.zeros(sum(sizes), device=device)
             for tensor, gradient in zip(learned, self._shared.split(sizes), strict=True):
                 tensor.grad = gradient
-        self._compare = kl_divergence if config.loss == "kl" else squared_error
+        self._compare = find_loss(config.loss)
         self.micro_batches = MicroBatches(max(own, 1), task.name, context.report)
         self._step: RepeatedStep | None = None
         self._kind = (0, False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 from torch.nn import functional
@@ -10,6 +10,8 @@ from torch.nn import functional
 from genie_cli.quantization.activations.errors import num_places
 from genie_cli.quantization.learned.inner_product import inner_product
 
+Compare = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""The loss of an output against its target, and its gradient at the output."""
 _LEAST_SHARE = 1e-6
 """Of the mean energy: an output with less of it counts as if it had this much, so that no weight is without bound."""
 
@@ -55,3 +57,8 @@ def kl_divergence(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     own, wanted = (functional.log_softmax(logits.float(), 1) for logits in (output, target))
     loss = functional.kl_div(own, wanted, reduction="batchmean", log_target=True)
     return loss, (own.exp() - wanted.exp()).div_(len(output)).to(output.dtype)
+
+
+def find_loss(name: str) -> Compare:
+    """The loss that a configuration names: ``squared`` or ``kl``."""
+    return kl_divergence if name == "kl" else squared_error
