@@ -118,7 +118,7 @@ def _learned(
     context: RunContext,
     progress: StageProgress,
 ) -> LearnedUnit:
-    """What the steps make of the finished network, or what an earlier run has kept of them.
+    """The finished network after the steps at the end, or what an earlier run has kept of it.
 
     Args:
         network: the whole of it as one unit, with the teacher's biases.
