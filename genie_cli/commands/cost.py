@@ -45,7 +45,9 @@ def cost_noted(report: Reporter, place: str, shorter: Sequence[str]) -> Reporter
 
 
 def in_words(seconds: float) -> str:
-    """Two units that a person would say, e.g. ``2 days 6 hours``."""
+    """Up to two units that a person would say, e.g. ``2 days 6 hours`` or ``40 seconds``."""
+    if seconds < 59.5:
+        return _joined((max(1, round(seconds)), "second"))
     minutes = round(seconds / 60)
     hours = round(minutes / 60)
     if hours >= 24:

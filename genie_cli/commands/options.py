@@ -34,7 +34,7 @@ ParamsFile = Annotated[
     _option("Run", "--params", "YAML file with sections named model, common and as the commands; flags win."),
 ]
 DryRun = Annotated[
-    bool, _option("Output", "--dry-run", "Check all input, print the plan and its cost, and write nothing.")
+    bool, _option("Output", "--dry-run", "Check all input, print the plan and its cost, time too, and write nothing.")
 ]
 AsJson = Annotated[bool, _option("Output", "--json", "Print JSON instead of tables.")]
 

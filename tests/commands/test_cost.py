@@ -96,7 +96,8 @@ def test_one_thing_that_makes_it_shorter(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(620, "10 minutes"), (3570, "1 hour"), (3600, "1 hour"), (12000, "3 hours 20 minutes"), (86400, "1 day"),
+    [(0.2, "1 second"), (41.3, "41 seconds"), (59.4, "59 seconds"), (59.6, "1 minute"), (620, "10 minutes"),
+     (3570, "1 hour"), (3600, "1 hour"), (12000, "3 hours 20 minutes"), (86400, "1 day"),
      (90000, "1 day 1 hour"), (194_400, "2 days 6 hours"), (86_000, "1 day"), (1e7, "115 days 18 hours")],
 )  # fmt: skip
 def test_words(seconds: float, words: str):

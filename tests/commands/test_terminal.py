@@ -116,6 +116,9 @@ def test_a_plan_writes_nothing(genie: Genie, images: Path, quantized: Path, stag
         "sensitivity": ["sensitivity.json"], "evaluate": ["m.json"], "export": ["model.onnx", "model.export.json"],
     }[stage]  # fmt: skip
     assert plan["would_write"] == written and all(name in told for name in written)
+    if stage != "export":
+        assert 0 < plan["estimated_seconds"][stage if stage != "dfq" else "quantize"] < 600
+        assert re.search(r"time +about \d+ (second|minute)", told)
     if stage == "synthesize":
         assert (plan["batches"], plan["steps"]) == (3, 21)
         assert plan["disk_bytes"]["beside_output"] > plan["images_bytes"] > 300 * 256 * 2
@@ -124,6 +127,17 @@ def test_a_plan_writes_nothing(genie: Genie, images: Path, quantized: Path, stag
         size = sum(file.stat().st_size for file in Path("quantized").iterdir() if file.name != "details.json")
         assert size <= plan["folder_bytes"] < size + 2000
         assert plan["steps"] == 10 * plan["units"]
+
+
+def test_a_plan_of_long_work_ends_after_its_first_steps(genie: Genie) -> None:
+    line = ("synthesize", *DIGITS, "--num-images", "16", "--num-steps", "1000000", "--dry-run", "--json")
+    assert json.loads(genie(*line).stdout)["estimated_seconds"]["synthesize"] > 100
+
+
+def test_a_plan_of_a_search_tells_the_time_of_the_search(genie: Genie, images: Path) -> None:
+    line = ("quantize", *DIGITS, "--images", images, "--target-ratio", "0.2", "--num-steps", "10", "--out", "none")
+    plan = json.loads(genie(*line, "--dry-run", "--json").stdout)
+    assert list(plan["estimated_seconds"]) == ["sensitivity"] and not Path("none").exists()
 
 
 def test_a_plan_refuses_what_the_run_would_refuse(genie: Genie) -> None:
