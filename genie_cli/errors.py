@@ -27,6 +27,10 @@ class UsageError(GenieError):
     exit_code = 2
 
 
+class ConfigError(UsageError):
+    """A configuration that cannot be used. Its message names keys, as params files and the library have them."""
+
+
 class InputError(GenieError):
     """Bad input: an artifact, weights, image or data that cannot be used, or an unwritable output."""
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -18,6 +19,7 @@ import typer
 from genie_cli.commands.completion import completion_of
 from genie_cli.config.fields import SchemaField, section_fields
 from genie_cli.config.marks import PANELS, Flag
+from genie_cli.errors import ConfigError
 
 Used = dict[str, dict[str, Any]]
 """Params section -> key -> value, of the options that were given on the command line."""
@@ -73,6 +75,13 @@ def takes(*sections: Fields) -> Callable[[Callable[..., None]], Callable[..., No
             for field, flag in fields.chosen()
         ]
 
+        typed = {
+            field.name: max(_names(field, flag), key=len)
+            for fields in sections
+            for field, flag in fields.chosen()
+            if field.kind != "bool"  # no value stands behind those
+        }
+
         @functools.wraps(command)
         def run(**values: Any) -> None:
             used: Used = {fields.section: {} for fields in sections}
@@ -80,7 +89,11 @@ def takes(*sections: Fields) -> Callable[[Callable[..., None]], Callable[..., No
                 value = values.pop(parameter.name)
                 if value not in (None, [], ()):
                     used[fields.section][parameter.name] = value
-            command(used, **values)
+            given = {key for keys in used.values() for key in keys}
+            try:
+                command(used, **values)
+            except ConfigError as error:
+                raise _as_typed(error, given, typed) from error
 
         parameters = [
             *(parameter for fields, parameter in options if parameter.name not in fields.last),
@@ -93,6 +106,25 @@ def takes(*sections: Fields) -> Callable[[Callable[..., None]], Callable[..., No
         return run
 
     return decorate
+
+
+def _as_typed(error: ConfigError, given: Collection[str], options: Mapping[str, str]) -> ConfigError:
+    """The error with options for keys, where one of the keys in its message was given as an option.
+
+    Args:
+        error: names keys.
+        given: keys that were given as options.
+        options: key -> option of the command.
+    """
+    mentioned = re.compile(rf"\b({'|'.join(sorted(options, key=len, reverse=True))})\b(?P<value> = )?")
+
+    def option(found: re.Match[str]) -> str:
+        if found["value"]:
+            return f"{options[found[1]]} "
+        return options[found[1]] if "_" in found[1] else found[0]  # without a value, `images` is a word
+
+    is_typed = any(found[1] in given for found in mentioned.finditer(str(error)))
+    return ConfigError(mentioned.sub(option, str(error))) if is_typed else error
 
 
 def _own_parameters(command: Callable[..., None]) -> list[inspect.Parameter]:

@@ -18,7 +18,7 @@ from genie_cli.config.presets import Preset
 from genie_cli.config.quantize import QuantizeConfig
 from genie_cli.config.sensitivity import SensitivityConfig
 from genie_cli.config.synthesize import SynthesizeConfig
-from genie_cli.errors import InputError, UsageError, look_up, unknown_name
+from genie_cli.errors import ConfigError, InputError, UsageError, look_up, unknown_name
 
 SECTIONS: dict[str, type[Frozen]] = {
     "model": ModelConfig,
@@ -31,6 +31,13 @@ SECTIONS: dict[str, type[Frozen]] = {
 COMMON_KEYS = ("budget", "device", "precision", "deterministic", "seed")
 """Keys of the `common` section: each command takes those that it knows."""
 
+_PLAINER = {
+    "Input should be": "it should be",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+}
+"""Words of pydantic's messages, and those that a person would say."""
+
 ConfigT = TypeVar("ConfigT", bound=Frozen)
 
 
@@ -38,7 +45,8 @@ def build(cls: type[ConfigT], *layers: Mapping[str, Any], where: str = "") -> Co
     """A configuration from layers of keys, later ones first in rank.
 
     Raises:
-        UsageError: an unknown key or a value out of range, named with its bound.
+        UsageError: an unknown key.
+        ConfigError: a value out of range, named with its bound, or values that contradict each other.
     """
     merged: dict[str, Any] = {}
     for layer in layers:
@@ -47,7 +55,7 @@ def build(cls: type[ConfigT], *layers: Mapping[str, Any], where: str = "") -> Co
     try:
         return cls(**merged)
     except ValidationError as error:
-        raise UsageError(_describe(error, where)) from None
+        raise ConfigError(_describe(error, where)) from None
 
 
 def stage_config(
@@ -88,6 +96,8 @@ def check_keys(section: Mapping[str, Any], known: Any, where: str) -> None:
 def _describe(error: ValidationError, where: str) -> str:
     first = error.errors()[0]
     message = first["msg"].removeprefix("Value error, ").partition(" for <class")[0]
+    for words, plain in _PLAINER.items():
+        message = message.replace(words, plain)
     message = message[:1].lower() + message[1:]
     what = f"{first['loc'][0]} = {_shown(first['input'])} cannot be used" if first["loc"] else where
     return f"{what}: {message}."

@@ -255,7 +255,8 @@ class QuantizeConfig(LongStage):
             for name in ("widths", "sensitivity"):
                 if getattr(self, name) is not None:
                     raise ValueError(
-                        f"{name} belongs to a search for bits: give target_size, target_ratio or target_bitops too"
+                        f"{name} = {_listed(getattr(self, name))} belongs to a search for bits: give target_size, "
+                        "target_ratio or target_bitops too"
                     )
         elif self.bits_table is not None:
             raise ValueError("a table of bits leaves nothing to search: leave out the target, or the table")
@@ -275,6 +276,11 @@ class QuantizeConfig(LongStage):
                     f"from {MIN_BITS} to {MAX_ACTIVATION_BITS} (or none): [8, 8]"
                 )
         return value
+
+
+def _listed(value: Any) -> str:
+    """A value as it is typed: lists with commas."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _can_be(bits: Any, most: int) -> bool:
