@@ -40,12 +40,13 @@ from genie_cli.quantization.units.unit_graph import UnitGraph
 from genie_cli.runtime.context import RunContext
 from genie_cli.runtime.progress import Note
 from genie_cli.runtime.retry import float32_retried
-from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
 
 NAME = "fine-tuning"
 """The name of its progress and of its part of the work folder."""
 BIAS_RATE = 0.01
 """Rate of the biases, in shares of the root mean square of their layer's."""
+_STEPS_OF_FULL_RATE = 200
+"""So many steps bear the largest rates; fewer take smaller ones in proportion, with which they do not end astray."""
 _LEFT_OUT = (
     "the fine-tuning at the end is left out: it raised the loss on mixed images from {:.4g} to {:.4g}. "
     "More --num-steps or a larger --finetune-share may help."
@@ -137,7 +138,7 @@ def _learned(
         for attempt in float32_retried(context, NAME):
             with attempt:
                 own = finished.on(context.device)
-                task = finetuning_task(network, own.weights, own.activations, biases, data, context.device)
+                task = finetuning_task(network, own, biases, data, config.num_steps, context.device)
                 taken = reconstruct(task, config, attempt.context, attempt.checkpoint, progress, progress.pace)
                 learned = task.harden(taken)
         assert learned is not None
@@ -147,7 +148,7 @@ def _learned(
 
 
 def finetuning_config(config: QuantizeConfig, teacher: Teacher) -> QuantizeConfig:
-    """The recipe of the steps at the end: the rates are the largest that are safe (`largest_rate`)."""
+    """The recipe of the steps at the end; its rates are the largest that are safe (`largest_rate`)."""
     has_classes = teacher.logits is not None and teacher.num_classes != 1
     return config.model_copy(
         update={
@@ -167,27 +168,27 @@ def finetuning_config(config: QuantizeConfig, teacher: Teacher) -> QuantizeConfi
 
 def finetuning_task(
     network: UnitGraph,
-    weights: Mapping[str, IntegerWeight],
-    activations: Mapping[str, ActivationQuantizer],
+    finished: LearnedUnit,
     biases: Mapping[str, Tensor],
     data: UnitData,
+    num_steps: int,
     device: torch.device,
 ) -> UnitTask:
     """The task of learning all scales and biases of a network.
 
     Args:
         network: the whole of it as one unit, on the device where it learns.
-        weights: layer name -> its finished codes.
-        activations: site name -> quantizer, where its step size starts.
+        finished: all codes, and the step sizes where they start, on the device.
         biases: tensor's name -> bias ``[O]``, where it starts.
         data: the images, and the weight of each output in the loss; targets are made in each step.
+        num_steps: steps that it learns.
         device: where it is computed.
     """
-    own = {name: ScaledWeight(weights[name]).to(device) for name in network.bits.weights}
+    own = {name: ScaledWeight(finished.weights[name]).to(device) for name in network.bits.weights}
     slots = {name: WeightSlot() for name in own}
     sites = {
         site.name: LearnedActivationQuantizer(
-            float(activations[site.name].step_size), activations[site.name].format, drop_prob=0.0
+            float(finished.activations[site.name].step_size), finished.activations[site.name].format, drop_prob=0.0
         ).to(device)
         for site in network.bits.activations
     }
@@ -195,4 +196,5 @@ def finetuning_task(
     learned = {key: LearnedBias(bias).to(device) for key, bias in biases.items()}
     read_biases_from(student, learned)
     teacher = with_repeatable_pooling(network.teacher)
-    return UnitTask(NAME, student, slots, own, sites, data, learned, teacher)
+    rate_share = min(1.0, num_steps / _STEPS_OF_FULL_RATE)
+    return UnitTask(NAME, student, slots, own, sites, data, learned, teacher, rate_share)

@@ -23,6 +23,7 @@ from genie_cli.quantization.finetuning import finetuning_config, finetuning_task
 from genie_cli.quantization.learned.scaled_weight import ScaledWeight
 from genie_cli.quantization.plan import QuantizationPlan, make_plan
 from genie_cli.quantization.quantize import quantize_network
+from genie_cli.quantization.reconstruction.learned_unit import LearnedUnit
 from genie_cli.quantization.reconstruction.parameters import UnitParameters
 from genie_cli.quantization.reconstruction.task import UnitData
 from genie_cli.quantization.result import QuantizedNetwork
@@ -145,7 +146,7 @@ def test_codes_stay_and_the_answers_come_nearer():
 
 @pytest.mark.parametrize("protocol", ["ait", "integer"])
 def test_what_makes_it_worse_is_left_out(protocol: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(finetuning, "BIAS_RATE", 50.0)
+    monkeypatch.setattr(finetuning, "BIAS_RATE", 1000.0)
     events: list[Event] = []
     plain = quantized(protocol=protocol)
     plan = plan_of(teacher(), finetune_share=1.0, protocol=protocol)
@@ -207,9 +208,13 @@ def test_the_gradient_is_that_of_the_whole_network():
         for layer in weight_layers(plan.folded.graph)
     }
     data = UnitData((), (), (), (1.0,), torch.empty(0))
-    task = finetuning_task(graph, own, finished.activations, starts, data, CPU)
+    task = finetuning_task(graph, LearnedUnit(own, dict(finished.activations), 0), starts, data, 200, CPU)
+    few = finetuning_task(graph, LearnedUnit(own, dict(finished.activations), 0), starts, data, 50, CPU)
     config = finetuning_config(plan.config, owner)
-    parameters = UnitParameters(task.weights, task.activations, config, CPU, task.biases)
+    parameters = UnitParameters(task.weights, task.activations, config, CPU, task.biases, task.rate_share)
+    slow = UnitParameters(few.weights, few.activations, config, CPU, few.biases, few.rate_share)
+    assert [group["start"] for group in parameters.groups()] == [1.0, 0.01]  # of the largest, and of the biases' size
+    assert [group["start"] for group in slow.groups()] == [0.25, 0.0025]  # 50 steps of 200
     made = parameters.make(torch.float32, None)
     task.use(made.weights, made.step_sizes, made.biases)
     images = noise(8, size=8)

@@ -54,7 +54,7 @@ class UnitLearner:
         self._masks = RandomMasks(1 - config.drop_prob, self._generator)
         for activation in task.activations.values():
             activation.masks = self._masks
-        self._parameters = UnitParameters(task.weights, task.activations, config, device, task.biases)
+        self._parameters = UnitParameters(task.weights, task.activations, config, device, task.biases, task.rate_share)
         trained = complement(data.held_out, len(data.quantized_inputs[0]))
         total = min(config.batch_size, int(workers.sum_(torch.tensor(float(len(trained))))))
         own = total // workers.size + (workers.rank < total % workers.size)

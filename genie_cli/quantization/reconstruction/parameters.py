@@ -58,8 +58,10 @@ class UnitParameters:
         config: QuantizeConfig,
         device: torch.device,
         biases: Mapping[str, LearnedBias] | None = None,
+        rate_share: float = 1.0,
     ) -> None:
-        """Start where the weights, quantizers and biases are."""
+        """Start where the weights, quantizers and biases are; see `UnitTask`."""
+        self._rate_share = rate_share
         self._biases = [*(biases or {}).values()]
         self._weights, self._activations = dict(weights), dict(activations)
         self._layers = list(weights.values())
@@ -98,7 +100,12 @@ class UnitParameters:
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups for an optimizer; `start` is the rate before the cosine, where there is one (`decays`)."""
-        rates = (self._element_rate, self._elements_decay), (self._step_rate, True), (self._bias_rate, True)
+        share = self._rate_share
+        rates = (
+            (self._element_rate * share, self._elements_decay),
+            (self._step_rate * share, True),
+            (self._bias_rate * share, True),
+        )
         return [
             {"params": [tensor], "lr": torch.tensor(lr, device=self._device), "start": lr, "decays": decays}
             for tensor, (lr, decays) in zip(self.tensors(), rates, strict=False)  # of the shifts, where there are any

@@ -71,6 +71,7 @@ class UnitTask:
         data: the activations that it learns from.
         biases: tensor's name -> the bias that learns.
         teacher: where a step mixes its inputs, the graph that makes their targets; None: they are stored.
+        rate_share: all learning rates are taken times this.
         log: the course of its loss so far.
     """
 
@@ -82,6 +83,7 @@ class UnitTask:
     data: UnitData
     biases: Mapping[str, LearnedBias] = field(default_factory=dict)
     teacher: fx.GraphModule | None = None
+    rate_share: float = 1.0
     log: list[LossRow] = field(default_factory=list)
 
     def use(self, weights: Sequence[Tensor], step_sizes: Sequence[Tensor], biases: Sequence[Tensor] = ()) -> None:
