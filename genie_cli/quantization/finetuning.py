@@ -45,7 +45,7 @@ NAME = "fine-tuning"
 """The name of its progress and of its part of the work folder."""
 BIAS_RATE = 0.01
 """Rate of the biases, in shares of the root mean square of their layer's."""
-_STEPS_OF_FULL_RATE = 200
+_STEPS_OF_FULL_RATE = 100
 """So many steps bear the largest rates; fewer take smaller ones in proportion, with which they do not end astray."""
 _LEFT_OUT = (
     "the fine-tuning at the end is left out: it raised the loss on mixed images from {:.4g} to {:.4g}. "

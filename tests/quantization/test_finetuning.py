@@ -214,7 +214,7 @@ def test_the_gradient_is_that_of_the_whole_network():
     parameters = UnitParameters(task.weights, task.activations, config, CPU, task.biases, task.rate_share)
     slow = UnitParameters(few.weights, few.activations, config, CPU, few.biases, few.rate_share)
     assert [group["start"] for group in parameters.groups()] == [1.0, 0.01]  # of the largest, and of the biases' size
-    assert [group["start"] for group in slow.groups()] == [0.25, 0.0025]  # 50 steps of 200
+    assert [group["start"] for group in slow.groups()] == [0.5, 0.005]  # 50 steps of 100
     made = parameters.make(torch.float32, None)
     task.use(made.weights, made.step_sizes, made.biases)
     images = noise(8, size=8)
