@@ -242,7 +242,7 @@ def _place(found: Found, path: Path, fields: dict[str, Any]) -> None:
         found.speeds.extend(fields["rows"])
     elif kind == "export":
         _check_export(path, fields)
-        run = _by_hash(found.runs, fields.get("content_sha256")) or _named(found.runs, name)
+        run = _by_hash(found.runs, fields.get("content_sha256"), name) or _named(found.runs, name)
         _or_new(found, run, name).exports[path.name.removesuffix(".export.json")] = fields
     elif kind == "performance":
         run = _named(found.runs, name.removeprefix("quantize-"))
@@ -252,7 +252,8 @@ def _place(found: Found, path: Path, fields: dict[str, Any]) -> None:
         found.evaluations.append(path)
         free = [run for run in found.runs if run.evaluation is None]
         sha256 = fields.get("quantized_sha256")
-        run = _by_hash(free, sha256) if sha256 is not None else _named(free, name) or _by_facts(free, fields)
+        own = _of_hash(free, sha256) if sha256 is not None else free
+        run = _named(own, name) or _by_facts(own, fields) or (own[0] if sha256 is not None and len(own) == 1 else None)
         run = _or_new(found, run, name)
         run.evaluation, (run.figures,) = fields, read_rows([path])
 
@@ -270,9 +271,17 @@ def _or_new(found: Found, run: ReportedRun | None, name: str) -> ReportedRun:
     return run
 
 
-def _by_hash(runs: Iterable[ReportedRun], sha256: Any) -> ReportedRun | None:
-    own = [run for run in runs if run.quantized is not None and run.quantized.metadata.content_sha256 == sha256]
-    return own[0] if own and sha256 is not None else None
+def _of_hash(runs: Iterable[ReportedRun], sha256: Any) -> list[ReportedRun]:
+    """Runs whose weights have this hash: several, where the same weights stand beside other step sizes."""
+    if sha256 is None:
+        return []
+    return [run for run in runs if run.quantized is not None and run.quantized.metadata.content_sha256 == sha256]
+
+
+def _by_hash(runs: Iterable[ReportedRun], sha256: Any, name: str) -> ReportedRun | None:
+    """The run whose weights have this hash; among several the one of this name, or none of them."""
+    own = _of_hash(runs, sha256)
+    return own[0] if len(own) == 1 else _named(own, name)
 
 
 def _named(runs: Iterable[ReportedRun], name: str) -> ReportedRun | None:

@@ -274,6 +274,31 @@ def test_figures_without_a_hash_belong_to_the_run_of_their_name(genie: Genie, ou
     assert rows == {"genie-m-w4a4": "81.00", "minmax-w2a4": "18.00", "third": "55.00"}
 
 
+def test_the_same_weights_beside_other_step_sizes_are_told_apart(genie: Genie, outputs: Path) -> None:
+    """Weights that are not learned are the same at every width of the activations, and so is their hash."""
+    Path("q").mkdir()
+    recipe = ("--preset", "minmax", "--weight-bits", 2, "--images", outputs / "images.safetensors")
+    for bits in (2, 4):
+        genie("quantize", *DIGITS, *recipe, "--activation-bits", bits, "--out", f"q/minmax-w2a{bits}")
+    one, two = (sniff(Path(f"q/minmax-w2a{bits}"))["content_sha256"] for bits in (2, 4))
+    assert one == two
+    for bits in (4, 2):
+        report = {"kind": "export", "num_bytes": 1000 * bits, "agreement": bits / 4, "content_sha256": one}
+        Path(f"q/minmax-w2a{bits}.export.json").write_text(json.dumps(report))
+        measured = ("--quantized", f"q/minmax-w2a{bits}", "--data", "digits", "--num-images", 60)
+        genie("evaluate", *DIGITS, *measured, "--out", f"q/measured-{4 - bits}.json")
+    genie("report", "q", "--html", "r.html")
+    rows = {row["run"]: row for row in rows_of(read_page("r.html").by_id("runs"))}
+    assert rows.keys() == {"minmax-w2a2", "minmax-w2a4"}
+    for bits in (2, 4):
+        figures = json.loads(Path(f"q/measured-{4 - bits}.json").read_text())
+        row = rows[f"minmax-w2a{bits}"]
+        assert row["value"] == f"{figures['top1']:.2f}" and row["exported agrees %"] == f"{25 * bits}.00"
+    Path("q/elsewhere.export.json").write_text(Path("q/minmax-w2a2.export.json").read_text())
+    genie("report", "q", "--html", "r.html")  # of either: it stands for itself
+    assert "elsewhere" in {row["run"] for row in rows_of(read_page("r.html").by_id("runs"))}
+
+
 def test_a_folder_of_an_earlier_genie(genie: Genie) -> None:
     folder = Path(__file__).parents[1] / "golden" / "format1" / "genie-m-w4a4"
     genie("report", folder, "--html", "r.html")
