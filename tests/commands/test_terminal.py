@@ -19,6 +19,7 @@ from rich.console import Console
 from genie_cli.app import app
 from genie_cli.artifacts.quantized import load_quantized
 from genie_cli.commands import display, opening
+from genie_cli.commands import plan as plan_of_work
 from genie_cli.runtime.progress import Advanced, Paced, StageStarted
 from tests.commands.conftest import Genie
 
@@ -97,7 +98,10 @@ def test_json_of_the_commands_that_write(genie: Genie) -> None:
 
 
 @pytest.mark.parametrize("stage", ["synthesize", "quantize", "dfq", "sensitivity", "evaluate", "export"])
-def test_a_plan_writes_nothing(genie: Genie, images: Path, quantized: Path, stage: str, tree: Any) -> None:
+def test_a_plan_writes_nothing(
+    genie: Genie, images: Path, quantized: Path, stage: str, tree: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_of_work, "_WATCHED", 0.3)
     commands: dict[str, tuple[Any, ...]] = {
         "synthesize": ("synthesize", *DIGITS, "--n", 300, "--num-steps", 7, "--log", "l.csv"),
         "quantize": ("quantize", *DIGITS, "--images", images, "--num-steps", 10, "--performance", "p.json"),
@@ -129,7 +133,8 @@ def test_a_plan_writes_nothing(genie: Genie, images: Path, quantized: Path, stag
         assert plan["steps"] == 10 * plan["units"]
 
 
-def test_a_plan_of_long_work_ends_after_its_first_steps(genie: Genie) -> None:
+def test_a_plan_of_long_work_ends_after_its_first_steps(genie: Genie, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_of_work, "_WATCHED", 0.3)
     line = ("synthesize", *DIGITS, "--num-images", "16", "--num-steps", "1000000", "--dry-run", "--json")
     assert json.loads(genie(*line).stdout)["estimated_seconds"]["synthesize"] > 100
 
