@@ -10,8 +10,8 @@ from genie_cli.runtime.progress import Event, Note, Paced, Reporter, StageStarte
 
 LONG = 600.0
 """Seconds from which a stage is long."""
-_CONFIDENT, _LATE = 10.0, 30.0
-"""Seconds of steps after which an estimate is trusted; after so many, that of a single step is."""
+_CONFIDENT = 10.0
+"""Seconds of steps after which an estimate is trusted."""
 _LAST_CHANCE = 110.0
 """Seconds of steps after which nobody is told any more."""
 
@@ -34,8 +34,8 @@ def cost_noted(report: Reporter, place: str, shorter: Sequence[str]) -> Reporter
         if is_over or not isinstance(event, Paced):
             return
         pace.update(time.monotonic(), event.done, event.share, event.found)
-        left = pace.seconds_left if pace.seconds_watched < _LATE else pace.seconds_left or pace.rough_seconds_left
-        if left is None or pace.seconds_watched < _CONFIDENT:
+        left = pace.estimate(_CONFIDENT)
+        if left is None:
             return
         is_over = left > LONG or pace.seconds_watched > _LAST_CHANCE
         if left > LONG:

@@ -93,7 +93,7 @@ def takes(*sections: Fields) -> Callable[[Callable[..., None]], Callable[..., No
             try:
                 command(used, **values)
             except ConfigError as error:
-                raise _as_typed(error, given, typed) from error
+                raise _as_typed(error, used, given, typed) from error
 
         parameters = [
             *(parameter for fields, parameter in options if parameter.name not in fields.last),
@@ -108,11 +108,14 @@ def takes(*sections: Fields) -> Callable[[Callable[..., None]], Callable[..., No
     return decorate
 
 
-def _as_typed(error: ConfigError, given: Collection[str], options: Mapping[str, str]) -> ConfigError:
-    """The error with options for keys, where one of the keys in its message was given as an option.
+def _as_typed(
+    error: ConfigError, sections: Collection[str], given: Collection[str], options: Mapping[str, str]
+) -> ConfigError:
+    """The error with options for keys and no section, where one of the keys in its message was given as an option.
 
     Args:
         error: names keys.
+        sections: names of params sections, which may stand in front.
         given: keys that were given as options.
         options: key -> option of the command.
     """
@@ -123,8 +126,11 @@ def _as_typed(error: ConfigError, given: Collection[str], options: Mapping[str, 
             return f"{options[found[1]]} "
         return options[found[1]] if "_" in found[1] else found[0]  # without a value, `images` is a word
 
-    is_typed = any(found[1] in given for found in mentioned.finditer(str(error)))
-    return ConfigError(mentioned.sub(option, str(error))) if is_typed else error
+    message = str(error)
+    if not any(found[1] in given for found in mentioned.finditer(message)):
+        return error
+    section, colon, rest = message.partition(": ")
+    return ConfigError(mentioned.sub(option, rest if colon and section in sections else message))
 
 
 def _own_parameters(command: Callable[..., None]) -> list[inspect.Parameter]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+_LATE = 30.0
+"""Seconds of work after which an estimate from its first unit alone is trusted."""
+
 
 class _Mark(NamedTuple):
     """A moment: seconds on a clock, units of work and share of the work that this run has done until then."""
@@ -67,6 +70,18 @@ class Pace:
             return None
         share = self._first.share - self._start.share
         return self._rest / share * (self._first.seconds - self._start.seconds)
+
+    def estimate(self, after: float) -> float | None:
+        """Seconds that the rest takes, once that can be trusted; None until then.
+
+        Args:
+            after: seconds of work after which it can be; where they are too few for a second unit of work, the
+                first one alone is trusted after `_LATE` seconds.
+        """
+        left = self.seconds_left
+        if left is None and self.seconds_watched >= _LATE:
+            left = self.rough_seconds_left
+        return left if self.seconds_watched >= after else None
 
     @property
     def seconds_watched(self) -> float:

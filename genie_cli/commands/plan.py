@@ -22,8 +22,8 @@ from genie_cli.runtime.progress import Advanced, Event, Paced, Reporter, StageSt
 from genie_cli.runtime.work import NO_WORK, Work
 from genie_cli.work.room import DiskNeed
 
-_WATCHED, _LATE = 5.0, 30.0
-"""Seconds of steps after which an estimate is taken; after so many, that of a single step is."""
+_WATCHED = 5.0
+"""Seconds of steps after which an estimate is taken."""
 
 
 class Planned(Exception):
@@ -89,8 +89,8 @@ class PlannedRun(CommandRun):
                 pace.update(time.monotonic(), event.done, event.done / total)
             else:
                 return
-            left = pace.seconds_left if pace.seconds_watched < _LATE else pace.seconds_left or pace.rough_seconds_left
-            if left is not None and pace.seconds_watched >= _WATCHED:
+            left = pace.estimate(_WATCHED)
+            if left is not None:
                 self.estimate = self.seconds + left
                 raise Planned
 
@@ -142,7 +142,7 @@ _OWN_ROWS = ("dry_run", "disk_bytes", "estimated_seconds", "would_write")
 def _time(run: PlannedRun) -> str:
     if run.estimate is None:
         return "told after the first steps of the run itself"
-    return f"about {in_words(run.estimate)} ({run.part}), by the first steps on this machine"
+    return f"about {in_words(run.estimate)} ({run.part}), on this machine"
 
 
 def _cell(key: str, value: Any) -> str:
