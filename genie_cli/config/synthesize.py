@@ -63,6 +63,10 @@ class SynthesizeConfig(LongStage):
     """Factor on the generator's rate every `generator_lr_decay_every` steps."""
     generator_lr_decay_every: int = Field(100, ge=1)
     """Steps between two decays of the generator's rate."""
+    tanh: bool = True
+    """The generator ends in a tanh, as the paper's; false: its pixels have no bounds, as learned pixels have none.
+
+    Few steps drive a tanh to its ends, and the images to two tones."""
     swing: Annotated[bool, Flag("Recipe")] = True
     """Shift the input of strided convolutions at random (swing convolution, section 3.1.1)."""
     pixel_lr: float = Field(0.1, gt=0)

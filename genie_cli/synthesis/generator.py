@@ -18,7 +18,7 @@ _MOST_POSITIONS = 64 * 64
 
 
 class Generator(nn.Module):
-    """Linear, BN, up x2, conv, BN, LeakyReLU, up x2, conv, tanh, BN without affine.
+    """Linear, BN, up x2, conv, BN, LeakyReLU, up x2, conv, tanh (or nothing), BN without affine.
 
     The first map has a quarter of the image's height and width, rounded up; an image whose sides are not multiples
     of four is cut out of the middle of a larger one. The linear layer has a weight per latent number, channel and
@@ -27,9 +27,10 @@ class Generator(nn.Module):
     mean 0 and std 1 per channel. The generator always runs in training mode.
     """
 
-    def __init__(self, latent_dim: int, spec: InputSpec) -> None:
-        """Size the layers for images ``[num_channels, height, width]``."""
+    def __init__(self, latent_dim: int, spec: InputSpec, tanh: bool = True) -> None:
+        """Size the layers for images ``[num_channels, height, width]``; `tanh` False: pixels have no bounds."""
         super().__init__()
+        self._tanh = tanh
         self.size = spec.height, spec.width
         self.base = tuple(-(-side // _UPSAMPLING) for side in self.size)
         self.first = self.base
@@ -55,7 +56,8 @@ class Generator(nn.Module):
         top, left = (x.shape[2] - height) // 2, (x.shape[3] - width) // 2
         x = x[:, :, top : top + height, left : left + width]
         # one plane per channel: with channels last, three of them would be too few for a CPU's vectors
-        planes = x.float().contiguous().tanh()
+        planes = x.float().contiguous()
+        planes = planes.tanh() if self._tanh else planes
         images: Tensor = _standardized(planes, self.bn3.eps) if x.is_cuda else self.bn3(planes)
         return images
 

@@ -168,7 +168,7 @@ def _new_generator(spec: InputSpec, index: int, config: SynthesizeConfig) -> Gen
     """A generator with PyTorch's default initialisation under the batch's own seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "generator", index))
-        generator = Generator(config.latent_dim, spec)
+        generator = Generator(config.latent_dim, spec, config.tanh)
     return generator.train().to(memory_format=torch.channels_last)
 
 

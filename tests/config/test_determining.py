@@ -14,7 +14,7 @@ SYNTHESIZE = (
     '"latent_lr_factor":0.1,"latent_lr_patience":100,"latent_min_lr":0.0001,"latents":null,"margin_high":0.8,'
     '"margin_low":0.05,"margin_weight":0.0,"mix_prob":0.4,"num_images":1024,"num_mixed":2,"num_steps":4000,'
     '"pixel_lr":0.1,"precision":"auto","preset":"genie","seed":0,"smoothness_weight":0.0,"soft_class_lowest":0.95,'
-    '"soft_class_weight":0.0,"statistics_weight":1.0,"swing":true,"terms":null}'
+    '"soft_class_weight":0.0,"statistics_weight":1.0,"swing":true,"tanh":true,"terms":null}'
 )
 QUANTIZE = (
     '{"activation_bits":4,"activation_range":"search","activation_step_lr":null,"augmentation":"none",'

@@ -209,7 +209,13 @@ def plain_images(teacher: Teacher, network: StridedNet, config: SynthesizeConfig
 
 
 @pytest.mark.parametrize(
-    "own", [{"image_loss_weight": 0.0}, {"image_loss_weight": 2.5}, {"brightness_std": 0.6, "contrast_std": 0.4}]
+    "own",
+    [
+        {"image_loss_weight": 0.0},
+        {"image_loss_weight": 2.5},
+        {"brightness_std": 0.6, "contrast_std": 0.4},
+        {"tanh": False},
+    ],
 )
 def test_images_are_those_of_the_last_forward_pass_of_algorithm_1(small: Teacher, own: dict[str, float]):
     options = {"num_images": 6, "batch_size": 6, "swing": False, **own}

@@ -63,6 +63,20 @@ def test_the_first_layer_of_large_images_makes_a_smaller_map(size: int | tuple[i
     assert generator.linear.weight.numel() <= 2**27
 
 
+@torch.no_grad()
+def test_without_tanh_the_images_are_the_standardized_maps_of_the_last_convolution():
+    latents, bounded = torch.randn(2, 8), make(16)
+    free = Generator(8, spec(16), tanh=False).train()
+    free.load_state_dict(bounded.state_dict())
+    # the last convolution runs fused with its upsampling, so it is written out here
+    x = bounded.bn1(bounded.linear(latents).view(2, 128, 4, 4))
+    x = F.leaky_relu(bounded.bn2(bounded.conv1(F.interpolate(x, scale_factor=2))), 0.2)
+    maps = bounded.conv2(F.interpolate(x, scale_factor=2))
+    for generator, value in ((free, maps), (bounded, maps.tanh())):
+        std, mean = torch.std_mean(value, (0, 2, 3), correction=0, keepdim=True)
+        torch.testing.assert_close(generator(latents), (value - mean) / std, rtol=0, atol=1e-3)
+
+
 def test_parameters_are_those_of_the_authors():
     parameters = {name: tuple(p.shape) for name, p in Generator(256, spec(32)).named_parameters()}
     assert parameters == {
