@@ -101,13 +101,17 @@ class QuantizeConfig(LongStage):
     sensitivity: Annotated[Path | None, Flag("Recipe", default="the estimate"), NOT_DETERMINING] = None
     """Costs that the search goes by, a file of `genie sensitivity`."""
     preset: Annotated[str, Flag("Recipe")] = "genie-m"
-    """Named recipe: genie-m, genie-tuned, minmax, mse, dfq, adaround, adaquant, brecq, qdrop, lsq, ait."""
+    """Named recipe: genie-m, genie-tuned, minmax, mse, closed-form, dfq, adaround, adaquant, brecq, qdrop, lsq, ait."""
     num_steps: Annotated[int, Flag("Recipe")] = Field(20000, ge=1)
     """Optimisation steps of each reconstruction unit."""
     seed: Annotated[int, Flag("Run", before="device")] = Field(0, ge=0, lt=2**63)
     """Seed of every random number."""
     reconstruct: bool = True
     """Learn rounding and step sizes unit by unit; false: ranges only, nearest rounding."""
+    closed_form: bool = False
+    """Without steps: weights by least squares, rounded so that errors make up for one another (ERQ, GPTQ).
+
+    The weights of a layer are corrected for the errors of its inputs, and its bias for what is left."""
     data_free: bool = False
     """Without images: equalised weights, ranges and bias correction from the batch-norm statistics (DFQ)."""
     equalize: bool = True
@@ -235,6 +239,9 @@ class QuantizeConfig(LongStage):
     def _fits_together(self) -> QuantizeConfig:
         if self.loss == "kl" and self.unit != "network":
             raise ValueError(f"loss = 'kl' compares classes: it needs unit = 'network', not '{self.unit}'")
+        if self.closed_form and (self.reconstruct or self.data_free):
+            other = "reconstruct" if self.reconstruct else "data_free"
+            raise ValueError(f"closed_form finds weights without steps, from images: it needs {other} = false")
         if self.data_free and self.finetune_share:
             raise ValueError("finetune_share > 0 learns from images, and data_free uses none")
         if self.reconstruct and self.rounding == "nearest":

@@ -31,6 +31,11 @@ PRESETS = {
         source="baseline, no paper",
         options={"reconstruct": False},
     ),
+    "closed-form": Preset(
+        summary="no optimisation: weights by least squares, rounded so that errors make up for one another",
+        source="Zhong et al., ERQ, ICML 2024, and Frantar et al., GPTQ, ICLR 2023",
+        options={"reconstruct": False, "closed_form": True},
+    ),
     "dfq": Preset(
         summary="no images: equalised weights, ranges and bias correction from the batch norms",
         source="Nagel et al., Data-Free Quantization, ICCV 2019",

@@ -19,6 +19,7 @@ from genie_cli.quantization.activations.passing import ImageRows, run_over_store
 from genie_cli.quantization.activations.pool import ActivationPool
 from genie_cli.quantization.activations.step_sizes import initial_step_sizes
 from genie_cli.quantization.biases import set_biases, with_integer_biases
+from genie_cli.quantization.closed_form.unit import solve_unit
 from genie_cli.quantization.finetuning import NAME, finetune
 from genie_cli.quantization.output_errors import output_errors_of
 from genie_cli.quantization.plan import QuantizationPlan
@@ -132,6 +133,8 @@ def _quantize_unit(
     if plan.config.reconstruct:
         data = UnitData(full, quantized, targets, target_weights(stage, part.outputs, targets), carried.held_out)
         learned = _learn(stage, part, learned, initial, data, progress)
+    elif plan.config.closed_form:
+        learned = solve_unit(stage, part, initial, finished, full, quantized)
     else:
         learned = learned.joined(LearnedUnit(_nearest_weights(plan, part), initial, 0))
     set_biases(plan, part, learned.biases)

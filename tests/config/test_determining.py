@@ -19,7 +19,7 @@ SYNTHESIZE = (
 QUANTIZE = (
     '{"activation_bits":4,"activation_range":"search","activation_step_lr":null,"augmentation":"none",'
     '"batch_size":32,"beta_end":2.0,'
-    '"beta_start":20.0,"bias_lr":0.0,"bits_override":null,"data_free":false,"deterministic":true,"drop_prob":0.5,"equalize":true,'
+    '"beta_start":20.0,"bias_lr":0.0,"bits_override":null,"closed_form":false,"data_free":false,"deterministic":true,"drop_prob":0.5,"equalize":true,'
     '"finetune_share":0.0,"holdout":0.0,"loss":"squared","max_unit_layers":12,"num_images":null,"num_steps":20000,"patience":null,'
     '"precision":"auto","preset":"genie-m","protocol":"genie","reconstruct":true,"repair":true,'
     '"round_weight":1.0,"rounding":"genie","rounding_lr":null,"seed":0,"target_bitops":null,"target_ratio":null,'

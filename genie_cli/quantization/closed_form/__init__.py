@@ -1,0 +1,1 @@
+"""Weights by least squares, without any steps."""
