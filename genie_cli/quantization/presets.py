@@ -18,7 +18,7 @@ PRESETS = {
     "genie-tuned": Preset(
         summary="GENIE-M, then all step sizes and biases together, against the network's outputs",
         source="GENIE-M, and the end-to-end phase of Chen et al., EfficientQAT, 2024",
-        options={"bias_lr": 0.01, "finetune_share": 0.25},
+        options={"bias_lr": 0.01, "finetune_share": 1.0},
     ),
     # no optimisation
     "minmax": Preset(

@@ -132,8 +132,8 @@ def test_fine_tuning_is_a_curve_too(genie: Any, images: Path) -> None:
     recipe = ("--preset", "genie-tuned", "--num-steps", 4)
     told = genie("quantize", *DIGITS, "--images", images, *recipe, "--log", "units.csv").stdout
     report = json.loads(Path("quantized/metrics.json").read_text())["finetuning"]
-    assert report["num_steps"] == 1 and report["kept"] == (report["loss_after"] <= report["loss_before"])
-    assert "1 for the whole network" in told and ("(left out)" in told) == (not report["kept"])
+    assert report["num_steps"] == 4 and report["kept"] == (report["loss_after"] <= report["loss_before"])
+    assert "4 for the whole network" in told and ("(left out)" in told) == (not report["kept"])
     names = list(dict.fromkeys(row["unit"] for row in read("units.csv")))
     assert names == [*LAYERS, "fine-tuning"]
     details = json.loads(Path("quantized/details.json").read_text())
