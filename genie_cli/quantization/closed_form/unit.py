@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
+from genie_cli.errors import NumbersError
 from genie_cli.models.graph.cuts import data_nodes
 from genie_cli.models.graph.layers import WeightLayer, weight_layers
 from genie_cli.models.graph.subgraph import extract
@@ -14,7 +14,7 @@ from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.quantization.activations.store import ActivationStore
 from genie_cli.quantization.closed_form.least_squares import compensated_codes, corrected_weight
 from genie_cli.quantization.closed_form.moments import Moments
-from genie_cli.quantization.closed_form.patches import is_matrix_product, patches
+from genie_cli.quantization.closed_form.patches import is_matrix_product, spread_patches
 from genie_cli.quantization.learned.bias import LearnedBias, read_biases_from
 from genie_cli.quantization.reconstruction.learned_unit import LearnedUnit
 from genie_cli.quantization.stage import Stage
@@ -30,8 +30,6 @@ _MOST_POSITIONS = 1 << 15
 _MOST_INPUTS = 8192
 """Of an output channel: some square matrices of so many rows are kept at once, 0.5 GB each."""
 _TOO_LARGE = "layer '{}' is rounded to nearest: its channels read {} inputs each, and more than {} are not solved for."
-_OTHER_PLACES = 31
-"""Positions by which those of the next image are shifted, so that no border is always seen, or never."""
 
 
 def solve_unit(
@@ -51,6 +49,9 @@ def solve_unit(
         before: the same of earlier units, of sites that it reads too.
         full: the teacher's inputs of the unit, each ``[n, ...]``.
         quantized: the same from the quantized units before.
+
+    Raises:
+        NumbersError: a value that is not finite.
     """
     config, context, graph = stage.plan.config, stage.context, stage.plan.folded.graph
     found = LearnedUnit({}, {**before, **initial}, 0)
@@ -70,6 +71,11 @@ def solve_unit(
         shape = (layer.groups, len(weight) // layer.groups, -1)
         exact = weight.double().reshape(shape)
         second, cross = moments.products(centred=layer.bias_key is not None)
+        if not (second.isfinite().all() and cross.isfinite().all()):
+            raise NumbersError(
+                f"Layer '{layer.name}': its inputs hold NaN or infinity on these images. Check the network's "
+                "weights, and that the images are normalised for it."
+            )
         corrected = corrected_weight(exact, second, cross)
         scale, zero_point = weight_grid(corrected.float().view_as(weight), format, config.weight_range)
         grid = (scale.view(*shape[:2], 1), zero_point.view(*shape[:2], 1))
@@ -109,21 +115,9 @@ def _moments(
         seen = []
         for graph, stores in ((teacher, full), (student, quantized)):
             value = context.splitter(graph, *(store.read(first, last).float() for store in stores))
-            seen.append(_chosen(patches(layer, value, tuple(weight.shape)), first, per_image))
+            seen.append(spread_patches(layer, value, tuple(weight.shape), per_image, first))
         moments.add(*seen)
     return moments
-
-
-def _chosen(all_patches: Tensor, first: int, per_image: int) -> Tensor:
-    """At most `per_image` patches of each image, evenly spread, ``[N, G, K]`` of ``[B, P, G, K]``."""
-    num_images, num_positions = all_patches.shape[:2]
-    if num_positions <= per_image:
-        return all_patches.flatten(0, 1)
-    device = all_patches.device
-    spread = torch.arange(per_image, device=device) * num_positions // per_image
-    shifts = (first + torch.arange(num_images, device=device)) * _OTHER_PLACES
-    places = (spread + shifts.unsqueeze(1)) % num_positions
-    return all_patches[torch.arange(num_images, device=device).unsqueeze(1), places].flatten(0, 1)
 
 
 def _up_to(graph: fx.GraphModule, node: fx.Node, layer: WeightLayer) -> fx.GraphModule:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from genie_cli.models.graph.capture import capture
 from genie_cli.models.graph.layers import weight_layers
-from genie_cli.quantization.closed_form.patches import is_matrix_product, patches
+from genie_cli.quantization.closed_form.patches import is_matrix_product, patches, spread_patches
 from tests.support.networks import plain_input
 
 
@@ -77,3 +77,23 @@ def check(network: nn.Module) -> None:
 def test_a_transposed_convolution_is_none():
     (layer,) = weight_layers(capture(nn.ConvTranspose2d(4, 8, 3), plain_input(4, 8)))
     assert not is_matrix_product(layer)
+
+
+@pytest.mark.parametrize("per_image", [1, 5, 30, 63])
+@pytest.mark.parametrize(
+    "network",
+    [nn.Conv2d(4, 8, (3, 2), padding=1), nn.Conv2d(4, 8, 3, 2), Flat(nn.Conv1d(4, 6, 3, 2)), Flat(nn.Linear(63, 5))],
+    ids=["conv2d", "strided", "conv1d", "linear"],
+)
+def test_few_patches_of_an_image_are_spread_over_it_and_all_are_seen_in_the_end(network: nn.Module, per_image: int):
+    (layer,) = weight_layers(capture(network.eval(), plain_input(4, (7, 9))))
+    weight: Tensor = next(module.weight for module in network.modules() if hasattr(module, "weight"))
+    image = torch.randn(1, 4, 7, 9)
+    image = image if weight.dim() == 4 else image.flatten(2)
+    every = patches(layer, image, tuple(weight.shape))[0]
+    seen = [spread_patches(layer, image, tuple(weight.shape), per_image, first) for first in range(100)]
+    assert all(1 <= len(own) <= per_image for own in seen)
+    found = {tuple(patch.flatten().tolist()) for own in seen for patch in own}
+    assert found == {tuple(patch.flatten().tolist()) for patch in every}
+    together = spread_patches(layer, image.expand(3, *image.shape[1:]), tuple(weight.shape), per_image, 4)
+    assert torch.equal(together, torch.cat(seen[4:7]))

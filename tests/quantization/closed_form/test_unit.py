@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genie_cli.config import QuantizeConfig, build
-from genie_cli.errors import UsageError
+from genie_cli.errors import NumbersError, UsageError
 from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.models.teacher import Teacher, make_teacher
 from genie_cli.quantization.closed_form import unit as closed_form_unit
@@ -83,12 +83,11 @@ def test_images_are_looked_at_in_parts_of_any_size(mixed: Teacher, monkeypatch: 
         assert (weight.codes == again.weights[name].codes).float().mean() > 0.98, name
 
 
-def test_few_positions_of_each_image_are_spread_over_it():
-    patches = torch.arange(2 * 100).view(2, 100, 1, 1).float()
-    chosen = closed_form_unit._chosen(patches, 0, 10).view(2, 10)
-    assert chosen[0].tolist() == list(range(0, 100, 10))
-    assert sorted((chosen[1] - 100).tolist()) == [(10 * i + 31) % 100 for i in (7, 8, 9, *range(7))]
-    assert closed_form_unit._chosen(patches, 0, 100).shape == (200, 1, 1)
+def test_inputs_that_are_not_finite_are_named(mixed: Teacher):
+    images = noise(16, size=8)
+    images[3, 0, 2, 2] = torch.inf
+    with pytest.raises(NumbersError, match=r"NaN or infin"):
+        quantize(mixed, images, "closed-form", activation_bits=None)
 
 
 def test_a_layer_of_too_many_inputs_is_rounded_to_nearest_and_named(mixed: Teacher, monkeypatch: pytest.MonkeyPatch):
