@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import fx, nn
 
 from genie_cli.errors import NumbersError
@@ -32,6 +33,7 @@ _MOST_INPUTS = 8192
 _TOO_LARGE = "layer '{}' is rounded to nearest: its channels read {} inputs each, and more than {} are not solved for."
 
 
+@torch.no_grad()
 def solve_unit(
     stage: Stage,
     unit: UnitGraph,
