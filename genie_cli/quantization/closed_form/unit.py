@@ -78,10 +78,10 @@ def solve_unit(
                 f"Layer '{layer.name}': its inputs hold NaN or infinity on these images. Check the network's "
                 "weights, and that the images are normalised for it."
             )
-        corrected = corrected_weight(exact, second, cross)
+        corrected = corrected_weight(exact, second, cross, moments.count)
         scale, zero_point = weight_grid(corrected.float().view_as(weight), format, config.weight_range)
         grid = (scale.view(*shape[:2], 1), zero_point.view(*shape[:2], 1))
-        codes = compensated_codes(corrected, second, *grid, format).float()
+        codes = compensated_codes(corrected, second, moments.count, *grid, format).float()
         own = IntegerWeight(codes.view_as(weight), scale, zero_point, format)
         biases = {}
         if layer.bias_key is not None:

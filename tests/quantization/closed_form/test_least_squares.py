@@ -35,10 +35,10 @@ def moments(full: Tensor, quantized: Tensor, parts: int = 3) -> Moments:
 def test_the_corrected_weight_is_that_of_ridge_regression(seed: int, groups: int, size: int):
     full, quantized = inputs(seed, groups, size)
     weight = torch.randn(groups, 4, size, generator=torch.Generator().manual_seed(seed)).double()
-    corrected = corrected_weight(weight, *moments(full, quantized).products(centred=True))
+    corrected = corrected_weight(weight, *moments(full, quantized).products(centred=True), 400)
     for g in range(groups):
         f, q = (x[:, g] - x[:, g].mean(0) for x in (full, quantized))
-        ridge = RIDGE * float(q.square().mean())
+        ridge = max(RIDGE, size / 400) * float(q.square().mean())
         # rows below the data say what it costs to leave the weight
         stay = np.sqrt(ridge * len(q)) * np.eye(size)
         wanted = np.linalg.lstsq(
@@ -50,7 +50,7 @@ def test_the_corrected_weight_is_that_of_ridge_regression(seed: int, groups: int
 def test_without_errors_of_the_inputs_the_weight_stays():
     full, _ = inputs(0, 2, 6)
     weight = torch.randn(2, 4, 6).double()
-    corrected = corrected_weight(weight, *moments(full, full).products(centred=False))
+    corrected = corrected_weight(weight, *moments(full, full).products(centred=False), 400)
     torch.testing.assert_close(corrected, weight, rtol=0, atol=1e-6)
 
 
@@ -64,10 +64,10 @@ def test_codes_are_those_of_rounding_one_input_after_another(seed: int, groups: 
     scale, zero_point = weight_grid(weight, format, "search")
     shape = (groups, 5, 1)
     codes = compensated_codes(
-        weight.double().view(groups, 5, size), second, scale.view(shape), zero_point.view(shape), format
+        weight.double().view(groups, 5, size), second, 400, scale.view(shape), zero_point.view(shape), format
     )
     for g in range(groups):
-        damped = second[g] + RIDGE * second[g].diagonal().mean() * torch.eye(size)
+        damped = second[g] + size / 400 * second[g].diagonal().mean() * torch.eye(size)
         order = damped.diagonal().argsort(descending=True)
         for row in range(5):
             own = g * 5 + row
@@ -89,7 +89,7 @@ def test_inputs_that_do_not_depend_on_one_another_are_rounded_to_nearest():
     weight = torch.randn(6, 200)  # more inputs than one block has
     scale, zero_point = weight_grid(weight, format, "search")
     second = torch.diag(torch.rand(200).double() + 0.5).unsqueeze(0)
-    codes = compensated_codes(weight.double().unsqueeze(0), second, scale[None], zero_point[None], format)
+    codes = compensated_codes(weight.double().unsqueeze(0), second, 500, scale[None], zero_point[None], format)
     nearest = ((weight / scale).round() + zero_point).clamp(format.quant_min, format.quant_max)
     assert (codes[0] == nearest).float().mean() > 0.999  # ties aside
 
@@ -101,7 +101,7 @@ def test_blocks_of_columns_change_nothing(monkeypatch):
     second, _ = moments(quantized, quantized).products(centred=False)
     weight, format = torch.randn(8, 50), weight_format(2)
     scale, zero_point = weight_grid(weight, format, "search")
-    arguments = (weight.double().unsqueeze(0), second, scale[None], zero_point[None], format)
+    arguments = (weight.double().unsqueeze(0), second, 500, scale[None], zero_point[None], format)
     whole = compensated_codes(*arguments)
     monkeypatch.setattr(least_squares, "_BLOCK", 7)
     assert (compensated_codes(*arguments) == whole).float().mean() > 0.99
@@ -110,8 +110,24 @@ def test_blocks_of_columns_change_nothing(monkeypatch):
 def test_dead_inputs_are_no_error():
     dead = torch.zeros(1, 4, 4, dtype=torch.float64)
     weight = torch.randn(1, 3, 4).double()
-    corrected = corrected_weight(weight, dead, dead)
+    corrected = corrected_weight(weight, dead, dead, 10)
     torch.testing.assert_close(corrected, weight)
     scale, zero_point = weight_grid(weight[0].float(), weight_format(4), "search")
-    codes = compensated_codes(weight, dead, scale[None], zero_point[None], weight_format(4))
+    codes = compensated_codes(weight, dead, 10, scale[None], zero_point[None], weight_format(4))
     assert codes.isfinite().all()
+
+
+def test_of_few_positions_the_weight_is_not_made_for_them_alone():
+    # 32 images of a classifier of 256 inputs: what is right for them alone is wrong for all others
+    full, quantized = inputs(3, 1, 256, count=1032)
+    weight = torch.randn(1, 10, 256).double()
+    products = moments(full[:32], quantized[:32]).products(centred=True)
+    few, many = (corrected_weight(weight, *products, count)[0] for count in (32, 10**6))
+    wanted = full[32:, 0] @ weight[0].T
+
+    def error(own: Tensor) -> float:
+        found = quantized[32:, 0] @ own.T
+        return float((found - found.mean(0) - wanted + wanted.mean(0)).square().sum())
+
+    assert error(few) < 1.1 * error(weight[0])
+    assert error(many) > 1.1 * error(few)  # the ridge for many positions would let it be made for these 32
