@@ -47,6 +47,10 @@ BIAS_RATE = 0.01
 """Rate of the biases, in shares of the root mean square of their layer's."""
 _STEPS_OF_FULL_RATE = 100
 """So many steps bear the largest rates; fewer take smaller ones in proportion, with which they do not end astray."""
+_LAYERS_OF_FULL_RATE = 24
+"""So many weight layers bear the largest rates; more take smaller ones, with the square of the share.
+
+What all layers move by adds up at the outputs, and so does the loss, with its square."""
 _LEFT_OUT = (
     "the fine-tuning at the end is left out: it raised the loss on mixed images from {:.4g} to {:.4g}. "
     "More --num-steps or a larger --finetune-share may help."
@@ -196,5 +200,10 @@ def finetuning_task(
     learned = {key: LearnedBias(bias).to(device) for key, bias in biases.items()}
     read_biases_from(student, learned)
     teacher = with_repeatable_pooling(network.teacher)
-    rate_share = min(1.0, num_steps / _STEPS_OF_FULL_RATE)
-    return UnitTask(NAME, student, slots, own, sites, data, learned, teacher, rate_share)
+    share = rate_share(num_steps, len(own))
+    return UnitTask(NAME, student, slots, own, sites, data, learned, teacher, share)
+
+
+def rate_share(num_steps: int, num_layers: int) -> float:
+    """The share of the largest safe rates that a fine-tuning takes: 1, and less for few steps and for deep networks."""
+    return min(1.0, num_steps / _STEPS_OF_FULL_RATE) * min(1.0, _LAYERS_OF_FULL_RATE / max(num_layers, 1)) ** 2

@@ -19,7 +19,7 @@ from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.models.teacher import Teacher, make_teacher
 from genie_cli.quantization import finetuning
 from genie_cli.quantization.augmentation import mixed_with_next
-from genie_cli.quantization.finetuning import finetuning_config, finetuning_task
+from genie_cli.quantization.finetuning import finetuning_config, finetuning_task, rate_share
 from genie_cli.quantization.learned.scaled_weight import ScaledWeight
 from genie_cli.quantization.plan import QuantizationPlan, make_plan
 from genie_cli.quantization.quantize import quantize_network
@@ -240,6 +240,14 @@ def test_the_gradient_is_that_of_the_whole_network():
     assert torch.allclose(gradients[0], expected, rtol=1e-4, atol=1e-5)
     shifts = torch.cat([biases[name].grad * biases[name].square().mean().sqrt() for name in own])  # type: ignore[operator]
     assert torch.allclose(gradients[1], shifts.detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "num_layers", "share"),
+    [(100, 24, 1.0), (1000, 3, 1.0), (50, 20, 0.5), (200, 48, 0.25), (25, 96, 1 / 64)],
+)
+def test_few_steps_and_deep_networks_take_smaller_rates(num_steps: int, num_layers: int, share: float):
+    assert rate_share(num_steps, num_layers) == pytest.approx(share)
 
 
 @pytest.mark.parametrize("lives", [4, 5])
