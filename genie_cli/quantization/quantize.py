@@ -12,7 +12,6 @@ from genie_cli.artifacts.details import Histograms, histograms_of
 from genie_cli.errors import NumbersError
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.placement import move
-from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.quantization.activations.carried import Carried
 from genie_cli.quantization.activations.errors import relative_errors
 from genie_cli.quantization.activations.passing import ImageRows, run_over_stores, store_images
@@ -21,6 +20,7 @@ from genie_cli.quantization.activations.step_sizes import initial_step_sizes
 from genie_cli.quantization.biases import set_biases, with_integer_biases
 from genie_cli.quantization.closed_form.unit import solve_unit
 from genie_cli.quantization.finetuning import NAME, finetune
+from genie_cli.quantization.nearest_rounding import nearest_weight
 from genie_cli.quantization.output_errors import output_errors_of
 from genie_cli.quantization.plan import QuantizationPlan
 from genie_cli.quantization.reconstruction.batches import held_out_rows
@@ -37,7 +37,6 @@ from genie_cli.runtime.context import RunContext
 from genie_cli.runtime.progress import Advanced, StageFinished, StageStarted
 from genie_cli.runtime.retry import float32_retried
 from genie_cli.runtime.settings import release_freed_memory, settled_objects
-from genie_cli.student.grid import weight_grid
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
 
 _LOOKED_AT = 32
@@ -136,7 +135,9 @@ def _quantize_unit(
     elif plan.config.closed_form:
         learned = solve_unit(stage, part, initial, finished, full, quantized)
     else:
-        learned = learned.joined(LearnedUnit(_nearest_weights(plan, part), initial, 0))
+        layers = weight_layers(part.teacher)
+        nearest = {layer.name: nearest_weight(part, layer, plan.config) for layer in layers}
+        learned = learned.joined(LearnedUnit(nearest, initial, 0))
     set_biases(plan, part, learned.biases)
     if plan.protocol.every_tensor:
         learned = with_integer_biases(plan, part, learned, learned_before)
@@ -200,13 +201,3 @@ def _learn(
                     store.release()
         finished = finished.joined(found)
     return replace(finished, activations={**initial, **finished.activations})
-
-
-def _nearest_weights(plan: QuantizationPlan, unit: UnitGraph) -> dict[str, IntegerWeight]:
-    """The unit's weights rounded to their initial grids, nothing learned."""
-    weights = {}
-    for layer in weight_layers(unit.teacher):
-        weight, format = get_tensor(unit.teacher, layer.weight_key), unit.bits.weight_format(layer.name)
-        scale, zero_point = weight_grid(weight, format, plan.config.weight_range)
-        weights[layer.name] = IntegerWeight.nearest(weight, scale, zero_point, format)
-    return weights

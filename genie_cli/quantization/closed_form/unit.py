@@ -17,6 +17,7 @@ from genie_cli.quantization.closed_form.least_squares import compensated_codes, 
 from genie_cli.quantization.closed_form.moments import Moments
 from genie_cli.quantization.closed_form.patches import is_matrix_product, spread_patches
 from genie_cli.quantization.learned.bias import LearnedBias, read_biases_from
+from genie_cli.quantization.nearest_rounding import nearest_weight
 from genie_cli.quantization.reconstruction.learned_unit import LearnedUnit
 from genie_cli.quantization.stage import Stage
 from genie_cli.quantization.units.unit_graph import UnitGraph, layer_by_layer
@@ -65,9 +66,7 @@ def solve_unit(
         if is_too_large:
             context.report(Note(_TOO_LARGE.format(layer.name, weight[0].numel(), _MOST_INPUTS)))
         if is_too_large or not is_matrix_product(layer):
-            scale, zero_point = weight_grid(weight, format, config.weight_range)
-            own = IntegerWeight.nearest(weight, scale, zero_point, format)
-            found = found.joined(LearnedUnit({layer.name: own}, {}, 0))
+            found = found.joined(LearnedUnit({layer.name: nearest_weight(part, layer, config)}, {}, 0))
             continue
         moments = _moments(part, layer, found, full, quantized, context).summed(context.workers)
         shape = (layer.groups, len(weight) // layer.groups, -1)
