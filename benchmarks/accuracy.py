@@ -1,4 +1,4 @@
-"""Accuracy of the default recipe on CIFAR-10 ResNet-20 at a small budget, beside the authors' code.
+"""Accuracy of a recipe on CIFAR-10 ResNet-20 at a small budget, beside the authors' code.
 
     GENIE_KITS=FOLDER python benchmarks/accuracy.py --seeds 0 --out accuracy.json
 
@@ -45,7 +45,8 @@ def _one_seed(kit: Path, seed: int, args: argparse.Namespace, folder: Path) -> d
         options = [word for pair in args.set for word in ("--set", pair)]
         _genie(
             "quantize", *model, "--images", images, "--num-images", "1024", "--num-steps", "1000", "--seed", str(seed),
-            "--weight-bits", weight_bits, "--activation-bits", activation_bits, *options, "--out", out,
+            "--weight-bits", weight_bits, "--activation-bits", activation_bits, "--preset", args.quantizer, *options,
+            "--out", out,
         )  # fmt: skip
         seconds = time.monotonic() - started
         text = _genie("evaluate", *model[:4], "--quantized", out, "--data", kit / "test.safetensors", "--json")
@@ -62,6 +63,7 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", default=list(AUTHORS), choices=list(AUTHORS))
     parser.add_argument("--real", action="store_true", help="real images instead of synthetic ones")
     parser.add_argument("--preset", default="genie-fast", help="for synthesize")
+    parser.add_argument("--quantizer", default="genie-m", help="preset for quantize")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="keys for quantize")
     parser.add_argument("--out", type=Path, help="JSON file to write")
