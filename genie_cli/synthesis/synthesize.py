@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -66,21 +66,8 @@ def synthesize_images(
     networks = teacher_networks(teacher, others, config, context)
     sizes = batch_sizes(config.num_images, config.batch_size)
     own = workers.share(len(sizes))
-    total = config.num_steps * len(sizes)
-    context.report(StageStarted(STAGE, total))
+    progress = _Progress(len(sizes), config.num_steps, context)
     made: dict[int, Saved] = {}
-    steps_done: dict[int, int] = {}
-    steps_over: dict[int, int] = {}
-
-    def on_row(row: LogRow) -> None:
-        steps_done[row.batch] = row.step
-        done = min(sum(steps_done.values()) * workers.size, total)  # the others are about as far
-        context.report(Advanced(STAGE, done, f"batch {row.batch}/{len(sizes)}", {"loss": row.loss}))
-
-    def on_pace(index: int, step: int, found: bool) -> None:
-        steps_over[index] = step
-        done = min(sum(steps_over.values()) * workers.size, total)
-        context.report(Paced(STAGE, done, done / total, found))
 
     def make(index: int) -> Generator[None, None, None]:
         part = f"batch{index}"
@@ -91,7 +78,13 @@ def synthesize_images(
                     Batch(own_networks, teacher, student, index, sizes[index], config, attempt.context)
                 ) as batch:
                     finished = yield from distill(
-                        batch, index, config, attempt.context, attempt.checkpoint, on_row, partial(on_pace, index)
+                        batch,
+                        index,
+                        config,
+                        attempt.context,
+                        attempt.checkpoint,
+                        progress.row,
+                        partial(progress.pace, index),
                     )
                 if finished is not None:
                     work.finish(part, finished)
@@ -111,8 +104,8 @@ def synthesize_images(
     for index in own:
         if (found := work.part(f"batch{index}")) is not None:
             made[index] = found
-            on_row(saved_rows(found)[-1])
-            on_pace(index, config.num_steps, True)
+            progress.row(saved_rows(found)[-1])
+            progress.pace(index, config.num_steps, True)
     at_once = batches_at_once(config, spec, context.device)
     while waiting := [index for index in own if index not in made]:
         together = waiting[:at_once]
@@ -128,6 +121,33 @@ def synthesize_images(
     result = _gathered(images, [row for index in own for row in saved_rows(made[index])], sizes, workers)
     context.report(StageFinished(STAGE))
     return result
+
+
+class _Progress:
+    """The steps of all batches, of this process's own and, as far as these are, of the others'."""
+
+    def __init__(self, num_batches: int, num_steps: int, context: RunContext) -> None:
+        """Say that so many batches of so many steps begin."""
+        self._num_batches, self._total, self._context = num_batches, num_batches * num_steps, context
+        self._learned: dict[int, int] = {}
+        self._paced: dict[int, int] = {}
+        context.report(StageStarted(STAGE, self._total))
+
+    def row(self, row: LogRow) -> None:
+        """Say how far a batch is, and its loss."""
+        self._learned[row.batch] = row.step
+        message = f"batch {row.batch}/{self._num_batches}"
+        self._context.report(Advanced(STAGE, self._done(self._learned), message, {"loss": row.loss}))
+
+    def pace(self, index: int, step: int, found: bool) -> None:
+        """Say at which step a batch is; `found`: these steps were taken by an earlier run."""
+        self._paced[index] = step
+        done = self._done(self._paced)
+        self._context.report(Paced(STAGE, done, done / self._total, found))
+
+    def _done(self, steps: Mapping[int, int]) -> int:
+        """Steps of all processes; the others are about as far as this one."""
+        return min(sum(steps.values()) * self._context.workers.size, self._total)
 
 
 def _gathered(images: Tensor, log: Sequence[LogRow], sizes: Sequence[int], workers: Workers) -> Synthesis:
