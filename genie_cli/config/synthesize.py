@@ -64,7 +64,7 @@ class SynthesizeConfig(LongStage):
     generator_lr_decay_every: int = Field(100, ge=1)
     """Steps between two decays of the generator's rate."""
     tanh: bool = True
-    """The generator ends in a tanh, as the paper's; false: its pixels are clipped to those of images, 0 to 255.
+    """The generator ends in a tanh, as the paper's; false: its pixels have no bounds, as learned pixels have none.
 
     Few steps drive a tanh to its ends, and the images to two tones."""
     swing: Annotated[bool, Flag("Recipe")] = True

@@ -52,11 +52,6 @@ class PixelPrior:
         std = (own / over for own, over in zip(pixels.std, spec.std, strict=True))
         return cls(tuple(mean), tuple(std))
 
-    def standardized_range(self) -> tuple[Tensor, Tensor]:
-        """The values 0 and 1, standardized, each ``[C, 1, 1]``: black and white where the prior is that of pixels."""
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
-        return -mean / std, (1 - mean) / std
-
     @property
     def is_standard(self) -> bool:
         """True if the mean is 0 and the std 1 in each channel."""

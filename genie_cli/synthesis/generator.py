@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genie_cli.config import InputSpec
-from genie_cli.data.pixel_prior import PixelPrior
 
 _BASE_CHANNELS, _HIDDEN_CHANNELS = 128, 64
 _UPSAMPLING = 4
@@ -19,21 +18,17 @@ _MOST_POSITIONS = 64 * 64
 
 
 class Generator(nn.Module):
-    """Linear, BN, up x2, conv, BN, LeakyReLU, up x2, conv, tanh, BN without affine; or no tanh, clipped at the end.
+    """Linear, BN, up x2, conv, BN, LeakyReLU, up x2, conv, tanh (or nothing), BN without affine.
 
     The first map has a quarter of the image's height and width, rounded up; an image whose sides are not multiples
     of four is cut out of the middle of a larger one. The linear layer has a weight per latent number, channel and
     position. For images of more than 256x256 it makes a map of half the sides, or a quarter and so on, and each of its
     values stands at several positions. The last batch norm (no affine) gives the images
-    mean 0 and std 1 per channel. Without tanh they are clipped behind it to what pixels of 0 to 255 are under the pixel
-    prior. The generator always runs in training mode.
+    mean 0 and std 1 per channel. The generator always runs in training mode.
     """
 
-    lowest: Tensor
-    highest: Tensor
-
     def __init__(self, latent_dim: int, spec: InputSpec, tanh: bool = True) -> None:
-        """Size the layers for images ``[num_channels, height, width]``; `tanh` False: pixels are clipped instead."""
+        """Size the layers for images ``[num_channels, height, width]``; `tanh` False: pixels have no bounds."""
         super().__init__()
         self._tanh = tanh
         self.size = spec.height, spec.width
@@ -48,9 +43,6 @@ class Generator(nn.Module):
         self.activation = nn.LeakyReLU(_LEAK, inplace=True)
         self.conv2 = nn.Conv2d(_HIDDEN_CHANNELS, spec.num_channels, 3, padding=1)
         self.bn3 = nn.BatchNorm2d(spec.num_channels, affine=False)
-        black, white = PixelPrior.of_pixels(spec.num_channels).standardized_range()
-        self.register_buffer("lowest", black, persistent=False)
-        self.register_buffer("highest", white, persistent=False)
 
     def forward(self, latents: Tensor) -> Tensor:
         """``[B, latent_dim]`` to standardized images ``[B, C, H, W]``, float32."""
@@ -67,7 +59,7 @@ class Generator(nn.Module):
         planes = x.float().contiguous()
         planes = planes.tanh() if self._tanh else planes
         images: Tensor = _standardized(planes, self.bn3.eps) if x.is_cuda else self.bn3(planes)
-        return images if self._tanh else images.clamp(self.lowest, self.highest)
+        return images
 
 
 def _standardized(x: Tensor, eps: float) -> Tensor:

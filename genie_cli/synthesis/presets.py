@@ -43,7 +43,7 @@ PRESETS = {
         options={"generator_lr": 0.002, "latent_lr": 0.3, "num_steps": 2000},
     ),
     "genie-tuned": Preset(
-        summary="genie-fast without the tanh, which few steps drive to its ends: pixels are clipped",
+        summary="genie-fast without the tanh, which few steps drive to its ends",
         source="this project (docs/experiments.md)",
         options={"generator_lr": 0.002, "latent_lr": 0.3, "num_steps": 2000, "tanh": False},
     ),
