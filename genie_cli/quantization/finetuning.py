@@ -50,7 +50,7 @@ _STEPS_OF_FULL_RATE = 100
 _LAYERS_OF_FULL_RATE = 24
 """So many weight layers bear the largest rates; more take smaller ones, with the square of the share.
 
-What all layers move by adds up at the outputs, and so does the loss, with its square."""
+What all layers move by adds up at the outputs, and the loss grows with the square of it."""
 _LEFT_OUT = (
     "the fine-tuning at the end is left out: it raised the loss on mixed images from {:.4g} to {:.4g}. "
     "More --num-steps or a larger --finetune-share may help."
@@ -152,7 +152,7 @@ def _learned(
 
 
 def finetuning_config(config: QuantizeConfig, teacher: Teacher) -> QuantizeConfig:
-    """The recipe of the steps at the end; its rates are the largest that are safe (`largest_rate`)."""
+    """The recipe of the steps at the end; its rates, of which `rate_share` is taken, are the largest safe ones (`largest_rate`)."""
     has_classes = teacher.logits is not None and teacher.num_classes != 1
     return config.model_copy(
         update={
