@@ -152,7 +152,7 @@ def _learned(
 
 
 def finetuning_config(config: QuantizeConfig, teacher: Teacher) -> QuantizeConfig:
-    """The recipe of the steps at the end; its rates, of which `rate_share` is taken, are the largest safe ones (`largest_rate`)."""
+    """The recipe of the steps at the end; `rate_share` is taken of its rates, the largest safe ones."""
     has_classes = teacher.logits is not None and teacher.num_classes != 1
     return config.model_copy(
         update={
