@@ -27,7 +27,7 @@ import torch
 
 from genie_cli.artifacts.images import load_images, save_images
 from genie_cli.artifacts.metadata import Arithmetic, sniff
-from genie_cli.artifacts.quantized import load_quantized, save_quantized
+from genie_cli.artifacts.quantized_folder import load_quantized, save_quantized
 from genie_cli.commands.options import given
 from genie_cli.config import ModelConfig, QuantizeConfig, SynthesizeConfig, read_params, stage_config
 from genie_cli.errors import GenieError

@@ -10,7 +10,8 @@ from safetensors import safe_open
 
 from genie_cli.artifacts.metadata import sniff, validate
 from genie_cli.artifacts.packing import packed_length
-from genie_cli.artifacts.quantized import STEP_SIZES_FILE, WEIGHTS_FILE, QuantizedMetadata, WeightEntry
+from genie_cli.artifacts.quantized import QuantizedMetadata, WeightEntry
+from genie_cli.artifacts.quantized_folder import STEP_SIZES_FILE, WEIGHTS_FILE
 from genie_cli.sizes import file_size
 
 _FLOAT_BYTES = 4

@@ -98,7 +98,8 @@ def _show_quantized(path: Path, fields: dict[str, Any], as_json: bool) -> None:
     from genie_cli.artifacts.metadata import validate
     from genie_cli.artifacts.metrics import read_metrics
     from genie_cli.artifacts.network_size import network_size
-    from genie_cli.artifacts.quantized import METRICS_FILE, QuantizedMetadata
+    from genie_cli.artifacts.quantized import QuantizedMetadata
+    from genie_cli.artifacts.quantized_folder import METRICS_FILE
     from genie_cli.artifacts.unit_figures import described_errors, read_units
     from genie_cli.commands.display import rows_table, summary
 

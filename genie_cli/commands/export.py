@@ -110,7 +110,7 @@ def _tell_of(taken: Teacher | Samples, report: Reporter) -> None:
 
 def _exportable(model_config: ModelConfig, config: ExportConfig, report: Reporter) -> Exportable:
     """The quantized network, or the one in float."""
-    from genie_cli.artifacts.quantized import load_quantized
+    from genie_cli.artifacts.quantized_folder import load_quantized
     from genie_cli.models.zoo import load_teacher
     from genie_cli.stages.export import in_float, in_integers
     from genie_cli.student.load import load_simulated

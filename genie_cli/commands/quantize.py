@@ -78,7 +78,7 @@ def bits_path(out: Path) -> Path:
 
 def _finish(run: CommandRun, model: ModelConfig, config: QuantizeConfig, result: Quantized, as_json: bool) -> None:
     from genie_cli.artifacts.network_size import network_size
-    from genie_cli.artifacts.quantized import save_quantized
+    from genie_cli.artifacts.quantized_folder import save_quantized
     from genie_cli.artifacts.unit_figures import described_errors
     from genie_cli.commands.display import duration, file_size, summary
     from genie_cli.commands.next_step import data_for, next_command

@@ -99,7 +99,7 @@ def report(
 
 def _write_page(paths: list[Path], html: Path, real: str | None) -> list[Path]:
     """Write the page; returns the files of figures among what was given."""
-    from genie_cli.artifacts.quantized import WEIGHTS_FILE
+    from genie_cli.artifacts.quantized_folder import WEIGHTS_FILE
     from genie_cli.commands.display import file_size
     from genie_cli.commands.options import check_files
     from genie_cli.errors import InputError

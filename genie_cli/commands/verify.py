@@ -25,7 +25,7 @@ def verify(
     """Check an artifact: schema, hashes, ranges and codes; with --model also that the network computes what it did."""
     from genie_cli.artifacts.images import load_images
     from genie_cli.artifacts.metadata import sniff
-    from genie_cli.artifacts.quantized import load_quantized
+    from genie_cli.artifacts.quantized_folder import load_quantized
     from genie_cli.commands.display import summary, tell_of
     from genie_cli.commands.opening import open_network
 

@@ -10,7 +10,8 @@ from typing import Any
 from torch import fx, nn
 
 from genie_cli.artifacts.metadata import OWN_FILES
-from genie_cli.artifacts.quantized import QuantizedArtifact, save_quantized
+from genie_cli.artifacts.quantized import QuantizedArtifact
+from genie_cli.artifacts.quantized_folder import save_quantized
 from genie_cli.config import ExportConfig, InputSpec, stage_config
 from genie_cli.deployment.export import check_options
 from genie_cli.library.images import Images

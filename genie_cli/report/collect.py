@@ -15,7 +15,8 @@ from genie_cli.artifacts.json_kind import json_kind
 from genie_cli.artifacts.metadata import sniff, validate
 from genie_cli.artifacts.metrics import read_metrics
 from genie_cli.artifacts.network_size import NetworkSize, network_size
-from genie_cli.artifacts.quantized import METRICS_FILE, STEP_SIZES_FILE, WEIGHTS_FILE, QuantizedMetadata
+from genie_cli.artifacts.quantized import QuantizedMetadata
+from genie_cli.artifacts.quantized_folder import METRICS_FILE, STEP_SIZES_FILE, WEIGHTS_FILE
 from genie_cli.artifacts.unit_figures import UnitFigures, read_units
 from genie_cli.errors import InputError, UsageError
 from genie_cli.evaluation.comparison import read_rows

@@ -11,7 +11,8 @@ import torch
 from torch import fx
 
 from genie_cli.artifacts.metadata import FOLDER_FILES
-from genie_cli.artifacts.quantized import QuantizedArtifact, load_quantized
+from genie_cli.artifacts.quantized import QuantizedArtifact
+from genie_cli.artifacts.quantized_folder import load_quantized
 from genie_cli.config import EvaluateConfig, InputSpec
 from genie_cli.data.labeled import LabeledImages, check_classes
 from genie_cli.data.samples import Samples

@@ -9,7 +9,8 @@ from typing import Any
 
 from genie_cli.artifacts.images import ImageSet
 from genie_cli.artifacts.metadata import Arithmetic
-from genie_cli.artifacts.quantized import QuantizedArtifact, folder_files
+from genie_cli.artifacts.quantized import QuantizedArtifact
+from genie_cli.artifacts.quantized_folder import folder_files
 from genie_cli.config import QuantizeConfig
 from genie_cli.errors import UsageError
 from genie_cli.models.graph.layers import weight_layers

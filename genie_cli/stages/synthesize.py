@@ -9,7 +9,8 @@ from typing import Any
 
 from genie_cli.artifacts.images import ImageSet, image_set
 from genie_cli.artifacts.metadata import file_sha256
-from genie_cli.artifacts.quantized import WEIGHTS_FILE, QuantizedArtifact, load_quantized
+from genie_cli.artifacts.quantized import QuantizedArtifact
+from genie_cli.artifacts.quantized_folder import WEIGHTS_FILE, load_quantized
 from genie_cli.config import SynthesizeConfig
 from genie_cli.models.graph.repeatable import check_repeatable
 from genie_cli.models.network_input import RecordedInput

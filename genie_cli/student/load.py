@@ -7,7 +7,8 @@ from pathlib import Path
 
 from torch import fx, nn
 
-from genie_cli.artifacts.quantized import QuantizedArtifact, load_quantized
+from genie_cli.artifacts.quantized import QuantizedArtifact
+from genie_cli.artifacts.quantized_folder import load_quantized
 from genie_cli.config import ModelConfig
 from genie_cli.errors import InputError
 from genie_cli.models.cold_copy import copies

@@ -25,9 +25,8 @@ from genie_cli.artifacts.quantized import (
     QuantizedArtifact,
     QuantizedMetadata,
     QuantizedWeight,
-    load_quantized,
-    save_quantized,
 )
+from genie_cli.artifacts.quantized_folder import load_quantized, save_quantized
 from genie_cli.config import InputSpec
 from genie_cli.errors import InputError
 from genie_cli.runtime.atomic import check_writable

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from genie_cli.artifacts.quantized import load_quantized
+from genie_cli.artifacts.quantized_folder import load_quantized
 from genie_cli.data.digits import split
 from genie_cli.data.normalize import normalize_pixels
 from genie_cli.models.digits import INPUT_SPEC

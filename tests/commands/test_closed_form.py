@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from genie_cli.artifacts.quantized import load_quantized
+from genie_cli.artifacts.quantized_folder import load_quantized
 from tests.commands.conftest import Genie
 
 

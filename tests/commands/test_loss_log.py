@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from genie_cli.artifacts.details import MOST_POINTS, NUM_BINS, histograms_of, thinned
-from genie_cli.artifacts.quantized import load_quantized
+from genie_cli.artifacts.quantized_folder import load_quantized
 from genie_cli.models.graph.folding import fold_batch_norms
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.tensors import get_tensor

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from genie_cli.artifacts.images import load_images
-from genie_cli.artifacts.quantized import load_quantized
+from genie_cli.artifacts.quantized_folder import load_quantized
 from genie_cli.data.digits import split
 from genie_cli.data.normalize import normalize_pixels
 from genie_cli.models.digits import INPUT_SPEC

@@ -13,7 +13,7 @@ import torch
 import genie_cli
 from genie_cli.artifacts.images import load_images
 from genie_cli.artifacts.metadata import sniff
-from genie_cli.artifacts.quantized import load_quantized
+from genie_cli.artifacts.quantized_folder import load_quantized
 from genie_cli.runtime.registered import all_registered, registrations_restored
 from tests.commands.conftest import Genie
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from genie_cli.artifacts.quantized import QuantizedArtifact, load_quantized
+from genie_cli.artifacts.quantized import QuantizedArtifact
+from genie_cli.artifacts.quantized_folder import load_quantized
 from genie_cli.config.bit_table import read_bit_table
 from genie_cli.quantization.bits import repair
 from genie_cli.quantization.bits.search import table_of

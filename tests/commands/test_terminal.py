@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from genie_cli.app import app
-from genie_cli.artifacts.quantized import load_quantized
+from genie_cli.artifacts.quantized_folder import load_quantized
 from genie_cli.commands import display, opening
 from genie_cli.commands import plan as plan_of_work
 from genie_cli.runtime.progress import Advanced, Paced, StageStarted

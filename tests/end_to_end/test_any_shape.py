@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from genie_cli import load
 from genie_cli.app import app
 from genie_cli.artifacts.images import load_images
-from genie_cli.artifacts.quantized import load_quantized
+from genie_cli.artifacts.quantized_folder import load_quantized
 from genie_cli.data.tensors import open_tensors
 from genie_cli.models.graph.outputs import named_outputs
 from tests.support.networks import plain_input

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from genie_cli.artifacts.quantized import load_quantized
+from genie_cli.artifacts.quantized_folder import load_quantized
 from genie_cli.config import QuantizeConfig, SynthesizeConfig, build
 from genie_cli.models.teacher import Teacher, make_teacher
 from genie_cli.quantization.presets import preset_options

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from genie_cli.artifacts.images import load_images, save_images
-from genie_cli.artifacts.quantized import load_quantized
+from genie_cli.artifacts.quantized_folder import load_quantized
 from genie_cli.config import ModelConfig, QuantizeConfig, SynthesizeConfig, build
 from genie_cli.models.teacher import Teacher
 from genie_cli.models.zoo import load_teacher

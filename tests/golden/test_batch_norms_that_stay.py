@@ -7,7 +7,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from genie_cli.app import app
-from genie_cli.artifacts.quantized import load_quantized
+from genie_cli.artifacts.quantized_folder import load_quantized
 
 GOLDEN = Path(__file__).parent / "batch_norms_that_stay"
 

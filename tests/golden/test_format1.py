@@ -15,7 +15,7 @@ import genie_cli
 from genie_cli.app import app
 from genie_cli.artifacts.images import load_images
 from genie_cli.artifacts.metadata import tensors_sha256
-from genie_cli.artifacts.quantized import load_quantized
+from genie_cli.artifacts.quantized_folder import load_quantized
 from genie_cli.models.digits import INPUT_SPEC, digits_resnet
 from genie_cli.runtime.distribution import SOLO
 from genie_cli.work.folder import WorkFolder

@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from genie_cli.artifacts.quantized import load_quantized
+from genie_cli.artifacts.quantized_folder import load_quantized
 from genie_cli.config import QuantizeConfig
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.tensors import get_tensor

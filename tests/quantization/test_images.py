@@ -20,7 +20,7 @@ from torchvision.datasets import CIFAR10
 from typer.testing import CliRunner
 
 from genie_cli.app import app
-from genie_cli.artifacts.quantized import load_quantized
+from genie_cli.artifacts.quantized_folder import load_quantized
 from genie_cli.config import InputSpec, QuantizeConfig
 from genie_cli.data.digits import split
 from genie_cli.errors import InputError, UsageError

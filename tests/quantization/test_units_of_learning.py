@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from genie_cli.artifacts.quantized import load_quantized
+from genie_cli.artifacts.quantized_folder import load_quantized
 from genie_cli.config import QuantizeConfig, build
 from genie_cli.models.graph.folding import fold_batch_norms
 from genie_cli.models.graph.layers import weight_layers

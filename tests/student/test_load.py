@@ -14,7 +14,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import genie_cli
-from genie_cli.artifacts.quantized import QuantizedActivation, QuantizedArtifact, load_quantized
+from genie_cli.artifacts.quantized import QuantizedActivation, QuantizedArtifact
+from genie_cli.artifacts.quantized_folder import load_quantized
 from genie_cli.config import InputSpec, QuantizeConfig
 from genie_cli.errors import InputError, UsageError
 from genie_cli.models import zoo

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import genie_cli
-from genie_cli.artifacts.quantized import load_quantized
+from genie_cli.artifacts.quantized_folder import load_quantized
 from genie_cli.config import InputSpec, ModelConfig, QuantizeConfig
 from genie_cli.errors import InputError, UsageError
 from genie_cli.models.graph.activation_functions import ELEMENTWISE

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from genie_cli.artifacts.quantized import load_quantized
+from genie_cli.artifacts.quantized_folder import load_quantized
 from genie_cli.config import InputSpec, QuantizeConfig
 from genie_cli.models.graph.capture import capture
 from genie_cli.models.graph.folding import fold_batch_norms

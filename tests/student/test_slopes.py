@@ -11,7 +11,8 @@ import torch
 from torch import fx
 
 import genie_cli
-from genie_cli.artifacts.quantized import QuantizedWeight, load_quantized
+from genie_cli.artifacts.quantized import QuantizedWeight
+from genie_cli.artifacts.quantized_folder import load_quantized
 from genie_cli.config import QuantizeConfig, build
 from genie_cli.errors import InputError
 from genie_cli.models.teacher import Teacher, make_teacher

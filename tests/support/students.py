@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from genie_cli.artifacts.images import ImageSet
-from genie_cli.artifacts.quantized import save_quantized
+from genie_cli.artifacts.quantized_folder import save_quantized
 from genie_cli.models.teacher import Teacher
 from genie_cli.quantization.export import to_artifact
 from genie_cli.quantization.quantize import QuantizedNetwork

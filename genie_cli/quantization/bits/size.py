@@ -18,7 +18,7 @@ import torch
 from genie_cli.artifacts.images import ImageSet
 from genie_cli.artifacts.metadata import Arithmetic
 from genie_cli.artifacts.packing import packed_length
-from genie_cli.artifacts.quantized import folder_files
+from genie_cli.artifacts.quantized_folder import folder_files
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.quantization.export import to_artifact
