@@ -24,6 +24,7 @@ from genie_cli.synthesis.batches import batch_sizes, batches_at_once
 from genie_cli.synthesis.discrepancy import Student
 from genie_cli.synthesis.distill import Batch, distill, teacher_networks
 from genie_cli.synthesis.loss_curve import LogRow, saved_rows
+from genie_cli.synthesis.teacher_network import TeacherNetwork
 
 STAGE = "synthesize"
 
@@ -62,65 +63,104 @@ def synthesize_images(
         NumbersError: the loss of a batch is not finite, in float32 too.
         DeviceError: a batch does not fit into memory; a size that does.
     """
-    spec, workers, work = teacher.input, context.workers, context.work
-    networks = teacher_networks(teacher, others, config, context)
-    sizes = batch_sizes(config.num_images, config.batch_size)
-    own = workers.share(len(sizes))
-    progress = _Progress(len(sizes), config.num_steps, context)
-    made: dict[int, Saved] = {}
+    batches = _Batches(teacher, config, context, others, student)
+    batches.take_kept()
+    batches.make_all()
+    result = batches.gathered()
+    context.report(StageFinished(STAGE))
+    return result
 
-    def make(index: int) -> Generator[None, None, None]:
-        part = f"batch{index}"
-        for attempt in float32_retried(context, part):
+
+class _Batches:
+    """The batches of this process: those that are kept from an earlier run, and those that are still to make."""
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        config: SynthesizeConfig,
+        context: RunContext,
+        others: Sequence[Teacher],
+        student: Student | None,
+    ) -> None:
+        """Of the arguments of `synthesize_images`."""
+        self._teacher, self._config, self._context, self._student = teacher, config, context, student
+        self._networks = teacher_networks(teacher, others, config, context)
+        self._sizes = batch_sizes(config.num_images, config.batch_size)
+        self._own = context.workers.share(len(self._sizes))
+        self._progress = _Progress(len(self._sizes), config.num_steps, context)
+        self._made: dict[int, Saved] = {}
+
+    def take_kept(self) -> None:
+        """Take the batches that an earlier run has finished."""
+        for index in self._own:
+            if (found := self._context.work.part(_part(index))) is not None:
+                self._made[index] = found
+                self._progress.row(saved_rows(found)[-1])
+                self._progress.pace(index, self._config.num_steps, True)
+
+    def make_all(self) -> None:
+        """Make the others, several at once where that pays, and fewer where memory runs out."""
+        device = self._context.device
+        at_once = batches_at_once(self._config, self._teacher.input, device)
+        while waiting := [index for index in self._own if index not in self._made]:
+            together = waiting[:at_once]
+            make = partial(self._make_together, together)
+            if len(together) == 1:
+                or_the_size_that_fits(make, self._try_size, self._sizes[together[0]], device)
+            elif not fits(make):
+                at_once = (len(together) + 1) // 2  # of those that were tried: fewer may have been left than go at once
+                self._context.report(
+                    Note(f"{len(together)} batches at once do not fit into memory: going on with fewer.", warning=True)
+                )
+
+    def gathered(self) -> Synthesis:
+        """The images and rows of all processes."""
+        none = torch.empty(0, *self._teacher.input.shape)
+        images = torch.cat([none, *(self._made[index].tensors["images"] for index in self._own)])
+        rows = [row for index in self._own for row in saved_rows(self._made[index])]
+        return _gathered(images, rows, self._sizes, self._context.workers)
+
+    def _make_together(self, indices: Sequence[int]) -> None:
+        """Make batches side by side."""
+        interrupts = self._context.interrupts
+        with interrupts.held():
+            side_by_side([self._make(index) for index in indices], self._context.device)
+        if interrupts.is_asked:
+            raise KeyboardInterrupt
+
+    def _make(self, index: int) -> Generator[None, None, None]:
+        """Make a batch, step by step, and keep it."""
+        for attempt in float32_retried(self._context, _part(index)):
             with attempt:
-                own_networks = [network.running_on(attempt.context) for network in networks]
-                with closing(
-                    Batch(own_networks, teacher, student, index, sizes[index], config, attempt.context)
-                ) as batch:
+                networks = [network.running_on(attempt.context) for network in self._networks]
+                with closing(self._batch(networks, index, self._sizes[index], attempt.context)) as batch:
                     finished = yield from distill(
                         batch,
                         index,
-                        config,
+                        self._config,
                         attempt.context,
                         attempt.checkpoint,
-                        progress.row,
-                        partial(progress.pace, index),
+                        self._progress.row,
+                        partial(self._progress.pace, index),
                     )
                 if finished is not None:
-                    work.finish(part, finished)
-                    made[index] = finished
+                    self._context.work.finish(_part(index), finished)
+                    self._made[index] = finished
 
-    def make_together(indices: Sequence[int]) -> None:
-        with context.interrupts.held():
-            side_by_side([make(index) for index in indices], context.device)
-        if context.interrupts.is_asked:
-            raise KeyboardInterrupt
-
-    def try_size(batch_size: int) -> None:
-        largest = max(batch_sizes(config.num_images, batch_size))
-        with closing(Batch(networks, teacher, student, 0, largest, config, context)) as batch:
+    def _try_size(self, batch_size: int) -> None:
+        """Take the memory of a step whose batches have at most so many images."""
+        largest = max(batch_sizes(self._config.num_images, batch_size))
+        with closing(self._batch(self._networks, 0, largest, self._context)) as batch:
             batch.step()
 
-    for index in own:
-        if (found := work.part(f"batch{index}")) is not None:
-            made[index] = found
-            progress.row(saved_rows(found)[-1])
-            progress.pace(index, config.num_steps, True)
-    at_once = batches_at_once(config, spec, context.device)
-    while waiting := [index for index in own if index not in made]:
-        together = waiting[:at_once]
-        if len(together) == 1:
-            or_the_size_that_fits(partial(make_together, together), try_size, sizes[together[0]], context.device)
-        elif not fits(partial(make_together, together)):
-            at_once = (len(together) + 1) // 2  # of those that were tried: fewer may have been left than go at once
-            context.report(
-                Note(f"{len(together)} batches at once do not fit into memory: going on with fewer.", warning=True)
-            )
-    none = torch.empty(0, *spec.shape)
-    images = torch.cat([none, *(made[index].tensors["images"] for index in own)])
-    result = _gathered(images, [row for index in own for row in saved_rows(made[index])], sizes, workers)
-    context.report(StageFinished(STAGE))
-    return result
+    def _batch(self, networks: Sequence[TeacherNetwork], index: int, size: int, context: RunContext) -> Batch:
+        """The batch of an index, with so many images."""
+        return Batch(networks, self._teacher, self._student, index, size, self._config, context)
+
+
+def _part(index: int) -> str:
+    """The name of a batch in the work folder."""
+    return f"batch{index}"
 
 
 class _Progress:

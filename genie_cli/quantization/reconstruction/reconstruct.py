@@ -50,57 +50,111 @@ def reconstruct(
         KeyboardInterrupt: the user has interrupted; a checkpoint of the last step is kept.
         NumbersError: the loss is not finite.
     """
-    workers, work, every = context.workers, context.work, context.log_every or LOG_EVERY
-    watched = int(workers.sum_(torch.tensor(len(task.data.held_out)))) if config.patience is not None else 0
-    stopping = EarlyStopping(config, every) if watched else None
-    taken, start = config.num_steps, 0
-    with closing(UnitLearner(task, config, context, every)) as learner:
-        if (left := work.checkpoint(checkpoint, workers)) is not None:
-            start = left.facts["step"]
-            learner.resume(left.tensors, start)
-            task.log.extend(saved_rows(left))
-            if stopping is not None:
-                stopping.resume(left)
-        on_pace(start, True)
-        for step in range(start + 1, config.num_steps + 1):
-            batch, regularized = learner.next_batch(), learner.set_schedules()
-            for attempt in learner.micro_batches.attempts():
-                with attempt:
-                    learner.optimization_step(regularized)(*batch)
-            learner.update_together()
-            learner.steps_done = step
-            is_logged = step % every == 0 or step == config.num_steps
-            if is_logged:
-                learner.check_numbers()
-                on_step(step, float(learner.loss))
-            if is_logged or is_over(step, context.device):
-                on_pace(step, False)
-            held_out_loss, is_settled = None, False
-            if stopping is not None and stopping.is_due(step):
-                learner.check_numbers()
-                held_out_loss = learner.held_out_loss()
-                if not math.isfinite(held_out_loss):
-                    raise NumbersError(f"Unit '{task.name}': the held-out loss is {held_out_loss} at step {step}.")
-                is_settled = stopping.is_over(step, held_out_loss, learner.snapshot)
-            if is_logged or held_out_loss is not None:
-                task.log.append(LossRow(step, float(learner.loss), held_out_loss))
-            if is_settled:
+    with closing(_Course(task, config, context, checkpoint, on_step, on_pace)) as course:
+        return course.run()
+
+
+class _Course:
+    """The steps of a unit: what is looked at between them, and what is kept."""
+
+    def __init__(
+        self,
+        task: UnitTask,
+        config: QuantizeConfig,
+        context: RunContext,
+        checkpoint: str,
+        on_step: Callable[[int, float], None],
+        on_pace: Callable[[int, bool], None],
+    ) -> None:
+        """Of the arguments of `reconstruct`."""
+        self._task, self._config, self._context, self._checkpoint = task, config, context, checkpoint
+        self._on_step, self._on_pace = on_step, on_pace
+        self._every = context.log_every or LOG_EVERY
+        held_out = torch.tensor(len(task.data.held_out))
+        is_watched = config.patience is not None and int(context.workers.sum_(held_out)) > 0
+        self._stopping = EarlyStopping(config, self._every) if is_watched else None
+        self._learner = UnitLearner(task, config, context, self._every)
+
+    def close(self) -> None:
+        """Give back what the learner holds."""
+        self._learner.close()
+
+    def run(self) -> int:
+        """Take the steps, from the newest checkpoint on; the number of them that were taken."""
+        num_steps, taken = self._config.num_steps, self._config.num_steps
+        start = self._resumed()
+        self._on_pace(start, True)
+        for step in range(start + 1, num_steps + 1):
+            self._take(step)
+            self._report(step)
+            if self._is_settled(step):
                 taken = step
                 break
-            if step == config.num_steps:
-                break
-            is_asked = (step % every == 0 or learner.can_be_left_at(step)) and context.interrupts.agreed(workers)
-            if is_asked:
-                learner.check_numbers()
-            if is_asked or (step % every == 0 and work.is_due(checkpoint, workers)):
-                best = stopping.saved() if stopping is not None else Saved({}, {})
-                state = Saved(
-                    {**learner.state(), **best.tensors}, {"step": step, **rows_as_facts(task.log), **best.facts}
-                )
-                work.save_checkpoint(checkpoint, state, workers)
-            if is_asked:
-                raise KeyboardInterrupt
-        if stopping is not None and stopping.best is not None:
-            learner.restore(stopping.best)
-        learner.finish()
-    return taken
+            if step < num_steps:
+                self._keep(step)
+        if self._stopping is not None and self._stopping.best is not None:
+            self._learner.restore(self._stopping.best)
+        self._learner.finish()
+        return taken
+
+    def _resumed(self) -> int:
+        """Go on from the newest checkpoint, if there is one: the number of its step."""
+        left = self._context.work.checkpoint(self._checkpoint, self._context.workers)
+        if left is None:
+            return 0
+        step: int = left.facts["step"]
+        self._learner.resume(left.tensors, step)
+        self._task.log.extend(saved_rows(left))
+        if self._stopping is not None:
+            self._stopping.resume(left)
+        return step
+
+    def _take(self, step: int) -> None:
+        """Take one optimizer step."""
+        learner = self._learner
+        batch, regularized = learner.next_batch(), learner.set_schedules()
+        for attempt in learner.micro_batches.attempts():
+            with attempt:
+                learner.optimization_step(regularized)(*batch)
+        learner.update_together()
+        learner.steps_done = step
+
+    def _is_logged(self, step: int) -> bool:
+        return step % self._every == 0 or step == self._config.num_steps
+
+    def _report(self, step: int) -> None:
+        """Say how far the unit is."""
+        is_logged = self._is_logged(step)
+        if is_logged:
+            self._learner.check_numbers()
+            self._on_step(step, float(self._learner.loss))
+        if is_logged or is_over(step, self._context.device):
+            self._on_pace(step, False)
+
+    def _is_settled(self, step: int) -> bool:
+        """Log the losses where they are due; True once the held-out loss has not improved for long."""
+        held_out_loss, is_over_now = None, False
+        if self._stopping is not None and self._stopping.is_due(step):
+            self._learner.check_numbers()
+            held_out_loss = self._learner.held_out_loss()
+            if not math.isfinite(held_out_loss):
+                raise NumbersError(f"Unit '{self._task.name}': the held-out loss is {held_out_loss} at step {step}.")
+            is_over_now = self._stopping.is_over(step, held_out_loss, self._learner.snapshot)
+        if self._is_logged(step) or held_out_loss is not None:
+            self._task.log.append(LossRow(step, float(self._learner.loss), held_out_loss))
+        return is_over_now
+
+    def _keep(self, step: int) -> None:
+        """Keep a checkpoint where one is due, or where the user has interrupted, and then end."""
+        workers, work, is_round = self._context.workers, self._context.work, step % self._every == 0
+        can_be_left = is_round or self._learner.can_be_left_at(step)
+        is_asked = can_be_left and self._context.interrupts.agreed(workers)
+        if is_asked:
+            self._learner.check_numbers()
+        if is_asked or (is_round and work.is_due(self._checkpoint, workers)):
+            best = self._stopping.saved() if self._stopping is not None else Saved({}, {})
+            tensors = {**self._learner.state(), **best.tensors}
+            facts = {"step": step, **rows_as_facts(self._task.log), **best.facts}
+            work.save_checkpoint(self._checkpoint, Saved(tensors, facts), workers)
+        if is_asked:
+            raise KeyboardInterrupt
