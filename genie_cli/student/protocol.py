@@ -159,29 +159,12 @@ def assign_bits(
             integers.
     """
     layers = weight_layers(folded)
-    own = layer_bits([layer.name for layer in layers], overrides)
     images = image_tensors(folded, {layer.node for layer in layers})
-    edges = _edges(layers, images)
-    exempt_weights = {*edges.first, *edges.last} if protocol.edge_weights_8bit else set()
-    exempt_inputs = edges.second if protocol.second_input_8bit else set()
-    exempt_inputs = exempt_inputs | (edges.last if protocol.last_input_8bit else set())
-    weights = {layer.name: EDGE_BITS if layer.node in exempt_weights else weight_bits for layer in layers}
-    weights.update((name, bits) for name, (bits, _) in own.items())
-    input_bits: dict[fx.Node, Bits] = {}
-    for layer in layers:
-        target = _at_least_8(activation_bits) if layer.node in exempt_inputs else activation_bits
-        input_bits[layer.node] = own[layer.name][1] if layer.name in own else target
+    weights, input_bits = _bits_of_layers(layers, images, protocol, weight_bits, activation_bits, overrides)
     if protocol.every_tensor:
         bits_of = _bits_of_all_tensors(folded, protocol, layers, input_bits, activation_bits, images)
     else:
-        bits_of = {}
-        for layer in layers:
-            for source in layer.sources:
-                if source not in images:  # which are 8-bit already
-                    bits_of[source] = _larger(input_bits[layer.node], bits_of.get(source, 0))
-        for node in handed_on_outputs(folded) if protocol.outputs else ():
-            if node not in images:
-                bits_of.setdefault(node, activation_bits)
+        bits_of = _bits_of_inputs(folded, protocol, layers, input_bits, activation_bits, images)
     names = {node: name for name, node in tensor_names(folded).items()}
     if table is not None:
         can_be_sites = [names[node] for node in folded.graph.nodes if node in bits_of]
@@ -201,6 +184,52 @@ def assign_bits(
         if weight_grid == "symmetric" or (protocol.every_tensor and bits == EDGE_BITS)
     }
     return BitPlan(weights, tuple(sites), frozenset(symmetric))
+
+
+def _bits_of_layers(
+    layers: Sequence[WeightLayer],
+    images: set[fx.Node],
+    protocol: Protocol,
+    weight_bits: int,
+    activation_bits: Bits,
+    overrides: Mapping[str, tuple[int, Bits]],
+) -> tuple[dict[str, int], dict[fx.Node, Bits]]:
+    """Layer -> bits of its weight, and layer's node -> bits that it asks for at its input."""
+    own = layer_bits([layer.name for layer in layers], overrides)
+    edges = _edges(layers, images)
+    exempt_weights = {*edges.first, *edges.last} if protocol.edge_weights_8bit else set()
+    exempt_inputs = edges.second if protocol.second_input_8bit else set()
+    exempt_inputs = exempt_inputs | (edges.last if protocol.last_input_8bit else set())
+    weights = {layer.name: EDGE_BITS if layer.node in exempt_weights else weight_bits for layer in layers}
+    weights.update((name, bits) for name, (bits, _) in own.items())
+    input_bits: dict[fx.Node, Bits] = {}
+    for layer in layers:
+        target = _at_least_8(activation_bits) if layer.node in exempt_inputs else activation_bits
+        input_bits[layer.node] = own[layer.name][1] if layer.name in own else target
+    return weights, input_bits
+
+
+def _bits_of_inputs(
+    folded: fx.GraphModule,
+    protocol: Protocol,
+    layers: Sequence[WeightLayer],
+    input_bits: Mapping[fx.Node, Bits],
+    activation_bits: Bits,
+    images: set[fx.Node],
+) -> dict[fx.Node, Bits]:
+    """Of each tensor that a layer reads, and of the outputs that count, the bits that layers ask for, else the target.
+
+    Images have none: they are 8-bit already.
+    """
+    bits_of: dict[fx.Node, Bits] = {}
+    for layer in layers:
+        for source in layer.sources:
+            if source not in images:
+                bits_of[source] = _larger(input_bits[layer.node], bits_of.get(source, 0))
+    for node in handed_on_outputs(folded) if protocol.outputs else ():
+        if node not in images:
+            bits_of.setdefault(node, activation_bits)
+    return bits_of
 
 
 def _bits_of_all_tensors(

@@ -17,6 +17,7 @@ from genie_cli.runtime.context import RunContext
 from genie_cli.student.formats import activation_format
 from genie_cli.student.grid import minmax_step_size, search_step_size
 from genie_cli.student.modules import ActivationQuantizer
+from genie_cli.student.protocol import ActivationSite
 
 CALIBRATION_IMAGES = 256
 """Images, evenly spaced over the set, whose values are looked at (the authors' code: the first 32)."""
@@ -44,9 +45,17 @@ def initial_step_sizes(
     Raises:
         NumbersError: a value that is not finite.
     """
-    sites, workers = unit.own_sites, context.workers
-    if not sites:
+    if not unit.own_sites:
         return {}
+    seen = zip(unit.own_sites, _observed(folded, unit, inputs, context), strict=True)
+    return {site.name: _initial_quantizer(site, values, span, config) for site, (values, span) in seen}
+
+
+def _observed(
+    folded: fx.GraphModule, unit: UnitGraph, inputs: Sequence[ActivationStore], context: RunContext
+) -> list[tuple[Tensor, Tensor]]:
+    """A sample of each own site's values ``[s]``, and their extremes in parts of the images ``[k, 2]``."""
+    sites, workers = unit.own_sites, context.workers
     by_name = {node.name: node for node in (*unit.sources, *unit.nodes)}
     probe = extract(folded, unit.nodes, unit.sources, [by_name[site.node] for site in sites])
     num_images = len(inputs[0])
@@ -73,19 +82,28 @@ def initial_step_sizes(
             for kept, ends, (sample, span) in zip(samples, extremes, seen, strict=True):
                 kept.append(sample)
                 ends.append(span)
-    quantizers = {}
-    for site, kept, ends in zip(sites, samples, extremes, strict=True):
-        span = workers.all_gather_rows(torch.stack(ends))
-        if not span.isfinite().all():
-            raise NumbersError(
-                f"Activation '{site.name}' takes values that are NaN or infinite: its step size cannot be found. Check "
-                "the network's weights, and that the images are normalised for it."
-            )
-        values = workers.all_gather_rows(torch.cat(kept))
-        format = activation_format(site.bits, signed=bool(span.amin() < 0))
-        if config.activation_range == "search":
-            step_size = search_step_size(values, format, span)
-        else:
-            step_size = minmax_step_size(span, format)
-        quantizers[site.name] = ActivationQuantizer(step_size, format)
-    return quantizers
+    return [
+        (workers.all_gather_rows(torch.cat(kept)), workers.all_gather_rows(torch.stack(ends)))
+        for kept, ends in zip(samples, extremes, strict=True)
+    ]
+
+
+def _initial_quantizer(
+    site: ActivationSite, values: Tensor, span: Tensor, config: QuantizeConfig
+) -> ActivationQuantizer:
+    """The quantizer of a site's values ``[s]`` with the extremes ``[k, 2]``.
+
+    Raises:
+        NumbersError: a value that is not finite.
+    """
+    if not span.isfinite().all():
+        raise NumbersError(
+            f"Activation '{site.name}' takes values that are NaN or infinite: its step size cannot be found. Check "
+            "the network's weights, and that the images are normalised for it."
+        )
+    format = activation_format(site.bits, signed=bool(span.amin() < 0))
+    if config.activation_range == "search":
+        step_size = search_step_size(values, format, span)
+    else:
+        step_size = minmax_step_size(span, format)
+    return ActivationQuantizer(step_size, format)
