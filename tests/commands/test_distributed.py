@@ -34,6 +34,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     # 5 and 4 images: an eighth is one image of the first process and none of the second
     "uneven": (*FEW, "--num-images", "9", "--patience", "2", "--out", "uneven"),
     "ranges": (*FEW, "--preset", "minmax", "--out", "minmax"),
+    "tuned": (*FEW, "--preset", "genie-tuned", "--out", "tuned"),
+    "closed form": (*FEW, "--preset", "closed-form", "--out", "closed"),
     "missing images": ("quantize", *DIGITS, "--images", "none.safetensors", "--out", "wrong"),
     "unknown protocol": (*FEW, "--protocol", "gennie", "--out", "wrong"),
     "unknown option": (*FEW, "--protocole", "genie", "--out", "wrong"),
@@ -48,6 +50,7 @@ MANY = """
 import contextlib, io, json, os, sys
 import torch
 from genie_cli.app import app
+from genie_cli.models.graph.tensors import named_tensors
 from genie_cli.work.folder import WorkFolder
 from tests.support import stages
 from tests.support.captures import capture_digits_once
@@ -60,6 +63,7 @@ save, find, saved, found = WorkFolder.save_checkpoint, WorkFolder.checkpoint, []
 def record(network):
     codes = {f"{name}.{key}": value for name, weight in network.weights.items()
              for key, value in weight.state_dict().items()}
+    codes |= {name: value.detach() for name, value in named_tensors(network.plan.folded.graph).items()}
     steps = {name: (float(site.step_size), site.format.signed) for name, site in network.activations.items()}
     reports = [(unit.num_steps, unit.relative_error, unit.held_out_error) for unit in network.units]
     torch.save((codes, steps, reports), f"network{rank}-{number}.pt")
@@ -258,7 +262,7 @@ def test_two_learn_one_network(outcomes: Any, by_two: Path) -> None:
     assert written and all(value.isfinite().all() for value in written.values())
 
 
-@pytest.mark.parametrize("name", ["quantize", "uneven", "ranges"])
+@pytest.mark.parametrize("name", ["quantize", "uneven", "ranges", "tuned", "closed form"])
 def test_two_end_with_the_same_network(outcomes: Any, by_two: Path, name: str) -> None:
     assert [outcome[0] for outcome in outcomes(name)] == [0, 0]
     (codes, steps, reports), (other_codes, other_steps, other_reports) = networks(by_two, name)

@@ -14,14 +14,14 @@ from tests.support.browser import chromium
 
 pytest.importorskip("matplotlib")
 
-RUNS = [(preset, bits) for preset in ("minmax", "mse", "genie-m") for bits in (4, 3)]
+RUNS = [("minmax", 4), ("mse", 4), ("genie-m", 4), ("genie-m", 3)]
 SERIOUS = ("serious", "critical")
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]
 
 
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page of six runs, of which pairs are nearly the same in size and figure."""
+    """The page of four runs, of which some are nearly the same in size and figure."""
     folder = tmp_path_factory.mktemp("runs")
     images, log, digits = folder / "images.safetensors", folder / "loss.csv", ("--model", "digits_resnet")
     run_here("synthesize", *digits, "--n", 16, "--num-steps", 12, "--batch-size", 8, "--out", images, "--log", log)
