@@ -11,10 +11,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
 from typer.testing import CliRunner
 
@@ -89,6 +90,15 @@ def run(*command: str) -> str:
 def assert_same(one: str, other: str) -> None:
     for file in ("weights.safetensors", "step_sizes.safetensors", "metrics.json"):
         assert (Path(one) / file).read_bytes() == (Path(other) / file).read_bytes()
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The bytes depend on the number of threads, which is one in the processes that these tests start."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
