@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 def config(
     command: Annotated[
-        str, typer.Argument(metavar="COMMAND", help="synthesize, quantize or evaluate.", autocompletion=sections)
+        str,
+        typer.Argument(
+            metavar="COMMAND",
+            help="synthesize, sensitivity, quantize, evaluate or export.",
+            autocompletion=sections,
+        ),
     ],
     preset: Annotated[
         str | None,
