@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from genie_cli.config import QuantizeConfig
-from genie_cli.models.graph.cuts import output_nodes
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.pooling import with_repeatable_pooling
 from genie_cli.models.graph.tensors import get_tensor
@@ -84,7 +83,7 @@ def finetune(
     """
     plan, context = stage.plan, stage.context
     config = finetuning_config(plan.config, plan.teacher)
-    outputs = output_nodes(plan.folded.graph)
+    outputs = network.outputs  # in the order in which its graphs give them, which need not be that of the network
     weights = target_weights(replace(stage, plan=replace(plan, config=config)), outputs, carried.full(outputs))
     store = store_images(images, stage.pool)
     keys = [layer.bias_key for layer in weight_layers(network.teacher) if layer.bias_key is not None]
@@ -152,13 +151,17 @@ def _learned(
 
 
 def finetuning_config(config: QuantizeConfig, teacher: Teacher) -> QuantizeConfig:
-    """The recipe of the steps at the end; `rate_share` is taken of its rates, the largest safe ones."""
-    has_classes = teacher.logits is not None and teacher.num_classes != 1
+    """The recipe of the steps at the end; `rate_share` is taken of its rates, the largest safe ones.
+
+    Class probabilities are compared where they are all that the network returns. Of several outputs each counts, by its
+    squared error: scales and biases that learned from the class scores alone would spoil the others.
+    """
+    is_classifier = teacher.logits is not None and teacher.num_classes != 1 and len(teacher.outputs.tensors) == 1
     return config.model_copy(
         update={
             "num_steps": config.finetune_steps,
             "finetune_share": 0.0,
-            "loss": "kl" if has_classes else "squared",
+            "loss": "kl" if is_classifier else "squared",
             "rounding": "genie",
             "rounding_lr": 0.0,
             "weight_step_lr": 1.0,

@@ -191,6 +191,49 @@ def test_the_errors_at_the_outputs_are_those_of_the_tuned_network():
     assert list(network.output_errors.values()) == pytest.approx([float(error)], rel=1e-4)
 
 
+class TwoOutputs(nn.Module):
+    """Class scores, returned in front of what they are computed from."""
+
+    def __init__(self, num_scores: int) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.first, self.norm = nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.embed, self.scores = nn.Linear(8, 5), nn.Linear(5, num_scores)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        embedding = self.embed(F.relu(self.norm(self.first(x))).mean((2, 3)) * 20)
+        return {"logits": self.scores(F.relu(embedding)), "embedding": embedding}
+
+
+@pytest.mark.parametrize("num_scores", [5, 3])
+def test_outputs_that_are_returned_in_another_order_than_computed_stay_apart(num_scores: int):
+    owner = make_teacher("network", TwoOutputs(num_scores).eval(), plain_input(1, 8))
+    images = noise(64, size=8)
+    plan = plan_of(owner, finetune_share=1.0, weight_bits=8, activation_bits=8)
+    network = quantize_network(plan, images, RunContext.alone(CPU, torch.float32, silent))
+    found = [value.double() for value in as_tuple(network.student()(images))]
+    wanted = [value.double() for value in as_tuple(owner.graph(images))]
+    errors = [float((a - b).square().sum() / b.square().sum()) for a, b in zip(found, wanted, strict=True)]
+    assert list(network.output_errors.values()) == pytest.approx(errors, rel=1e-3)
+    assert max(errors) < 0.01
+
+
+def test_each_of_several_outputs_counts():
+    owner = make_teacher("network", TwoOutputs(5).eval(), plain_input(1, 8))
+    assert owner.logits is not None and finetuning_config(QuantizeConfig(), owner).loss == "squared"
+    assert finetuning_config(QuantizeConfig(), teacher()).loss == "kl"
+    images = noise(64, size=8)
+    plain, tuned = (
+        quantize_network(
+            plan_of(owner, finetune_share=share, num_steps=200), images, RunContext.alone(CPU, torch.float32, silent)
+        )
+        for share in (0.0, 1.0)
+    )
+    assert tuned.finetuning is not None and tuned.finetuning.kept
+    for name, error in tuned.output_errors.items():
+        assert error < 1.2 * plain.output_errors[name], name
+
+
 def test_the_gradient_is_that_of_the_whole_network():
     """One step's gradients against autograd through a network that is written out."""
     owner = teacher()

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from genie_cli.runtime.distribution import Workers
 
+_CONSTANT = 1e-9
+"""Share of its mean square below which the variance of an input is what rounding leaves of none."""
+
 
 class Moments:
     """Sums over positions of two forms of the same patches, f in float and q quantized: of both, ``q q^T``, ``q f^T``.
@@ -43,10 +46,17 @@ class Moments:
         return self._sums[0] / self.count, self._sums[1] / self.count
 
     def products(self, centred: bool) -> tuple[Tensor, Tensor]:
-        """Means of ``q q^T`` and of ``q f^T``, ``[G, K, K]``; `centred`: of what differs from the means."""
+        """Means of ``q q^T`` and of ``q f^T``, ``[G, K, K]``; `centred`: of what differs from the means.
+
+        A constant differs from its mean by nothing: what rounding leaves of the difference is 0 here.
+        """
         second, cross = self._sums[2] / self.count, self._sums[3] / self.count
         if centred:
             full, quantized = self.means()
+            powers = second.diagonal(dim1=1, dim2=2)
             second = second - quantized.unsqueeze(2) * quantized.unsqueeze(1)
             cross = cross - quantized.unsqueeze(2) * full.unsqueeze(1)
+            varies = (second.diagonal(dim1=1, dim2=2) > _CONSTANT * powers).to(second.dtype)
+            second = second * varies.unsqueeze(2) * varies.unsqueeze(1)
+            cross = cross * varies.unsqueeze(2)
         return second, cross

@@ -12,7 +12,7 @@ from genie_cli.quantization.closed_form.least_squares import RIDGE, compensated_
 from genie_cli.quantization.closed_form.moments import Moments
 from genie_cli.runtime.distribution import SOLO
 from genie_cli.student.formats import weight_format
-from genie_cli.student.grid import weight_grid
+from genie_cli.student.grid import quantize_weight, weight_grid
 
 
 def inputs(seed: int, groups: int, size: int, count: int = 400) -> tuple[Tensor, Tensor]:
@@ -115,6 +115,25 @@ def test_dead_inputs_are_no_error():
     scale, zero_point = weight_grid(weight[0].float(), weight_format(4), "search")
     codes = compensated_codes(weight, dead, 10, scale[None], zero_point[None], weight_format(4))
     assert codes.isfinite().all()
+
+
+@given(constant=st.floats(1e-3, 1e5), size=st.integers(1, 9), seed=st.integers(0, 100))
+@settings(max_examples=30, deadline=None)
+def test_constant_inputs_leave_their_weights_as_they_are(constant: float, size: int, seed: int):
+    full, quantized = inputs(seed, 2, size, count=5000)
+    quantized[:, 0] = constant  # a group of constants, such as dead channels leave behind a batch norm
+    quantized[:, 1, 0] = -constant  # and one among others
+    second, cross = moments(full, quantized).products(centred=True)
+    weight = torch.randn(2, 3, size, generator=torch.Generator().manual_seed(seed)).double()
+    corrected = corrected_weight(weight, second, cross, 5000)
+    torch.testing.assert_close(corrected[0], weight[0])
+    torch.testing.assert_close(corrected[1, :, 0], weight[1, :, 0])
+    scale, zero_point = weight_grid(corrected.float().reshape(6, size), weight_format(4), "search")
+    grid = (scale.view(2, 3, 1), zero_point.view(2, 3, 1))
+    codes = compensated_codes(corrected, second, 5000, *grid, weight_format(4))
+    nearest = quantize_weight(corrected[0], scale[:3].double(), zero_point[:3].double(), weight_format(4))
+    assert codes.isfinite().all()
+    assert torch.equal(codes[0], nearest)
 
 
 def test_of_few_positions_the_weight_is_not_made_for_them_alone():

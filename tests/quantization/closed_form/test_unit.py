@@ -90,6 +90,29 @@ def test_inputs_that_are_not_finite_are_named(mixed: Teacher):
         quantize(mixed, images, "closed-form", activation_bits=None)
 
 
+class DeadChannel(nn.Module):
+    """An unpadded depthwise convolution of which a channel reads a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm = nn.Conv2d(1, 8, 3, bias=False), nn.BatchNorm2d(8)
+        self.depthwise, self.last = nn.Conv2d(8, 8, 3, groups=8), nn.Linear(8, 4)
+        with torch.no_grad():
+            self.norm.weight[2], self.norm.bias[2] = 0.0, 2.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.relu(self.depthwise(F.relu(self.norm(self.first(x))))).mean((2, 3)))
+
+
+def test_a_channel_of_constants_is_rounded_to_nearest():
+    owner = make_teacher("dead", DeadChannel().eval(), plain_input(1, 40))
+    network = quantize(owner, noise(24, size=40), "closed-form", weight_bits=4, activation_bits=8)
+    weight, own = get_tensor(network.plan.folded.graph, "depthwise.weight"), network.weights["depthwise"]
+    assert bool(((own()[2] - weight[2]).abs() <= 0.51 * own.scale[2]).all())
+    assert network.output_errors["output"] < 0.01
+
+
 def test_a_layer_of_too_many_inputs_is_rounded_to_nearest_and_named(mixed: Teacher, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(closed_form_unit, "_MOST_INPUTS", 33)
     events: list[Event] = []
