@@ -15,14 +15,12 @@ pytestmark = [pytest.mark.kit, pytest.mark.skipif(KITS is None, reason="GENIE_KI
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-CHECKED = 500
+CHECKED = 2000
 FLOAT_LAYERS = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
 
 
-@pytest.mark.parametrize(
-    ("weight_bits", "activation_bits"),
-    [pytest.param(8, 8, marks=pytest.mark.slow), pytest.param(4, 8, marks=pytest.mark.slow), (4, 4)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("weight_bits", "activation_bits"), [(8, 8), (4, 8), (4, 4)])
 def test_a_network_in_integers_gives_the_answers_of_genie(
     genie: Genie, tmp_path: Path, weight_bits: int, activation_bits: int
 ) -> None:
