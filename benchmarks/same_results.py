@@ -57,6 +57,10 @@ SMALL = ("--n", "16", "--batch-size", "8", "--num-steps", "25")
 STEPS = ("--num-steps", "130", "--batch-size", "8", "--weight-bits", "3")
 
 
+RECORDS = ("num_bytes", "quantized_sha256")
+"""Of figures: what depends on the options that a folder records."""
+
+
 class Runs:
     """Commands of one source tree, in a folder of their own."""
 
@@ -114,7 +118,7 @@ class Runs:
             found[f"{file.name} config"] = hashlib.sha256(config).hexdigest()
         if path.is_dir():
             found["metrics"] = json.loads((path / "metrics.json").read_bytes())
-        self.results[name] = {("images" if not path.is_dir() else key): value for key, value in found.items()}
+        self.results[name] = {key.replace(out, "images"): value for key, value in found.items()}
 
     def synthesize(self, name: str, *options: str) -> None:
         """Synthesize an image set and record it."""
@@ -218,16 +222,27 @@ def kit(runs: Runs, kits: Path, pool: ThreadPoolExecutor) -> None:
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> int:
-    """Print one row per output; returns the number of outputs that differ."""
-    unlike = 0
+    """Print one row per output; returns the number of outputs of which a tensor or a figure differs.
+
+    ``config`` are those whose record of the options alone differs, as it does where an option was added.
+    """
+    counts = {"same": 0, "config": 0, "OTHER": 0}
     for name in sorted({*before, *after}):
-        is_same = before.get(name) == after.get(name)
-        unlike += not is_same
-        said = before.get(name, after.get(name, {}))
+        one, other = (of.get(name, {}) for of in (before, after))
+        if one == other:
+            verdict = "same"
+        else:
+            verdict = "config" if _without_records(one) == _without_records(other) else "OTHER"
+        counts[verdict] += 1
+        said = other or one
         shown = next((str(v)[:12] for k, v in said.items() if k in ("images", "weights.safetensors", "top1")), "")
-        print(f"{'same ' if is_same else 'OTHER'}  {name:34} {shown}")  # noqa: T201
-    print(f"{unlike} of {len({*before, *after})} differ")  # noqa: T201
-    return unlike
+        print(f"{verdict:6}  {name:34} {shown}")  # noqa: T201
+    print(", ".join(f"{verdict} {count}" for verdict, count in counts.items()))  # noqa: T201
+    return counts["OTHER"]
+
+
+def _without_records(said: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in said.items() if not key.endswith(" config") and key not in RECORDS}
 
 
 def main() -> None:
