@@ -231,8 +231,10 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> int:
         one, other = (of.get(name, {}) for of in (before, after))
         if one == other:
             verdict = "same"
+        elif _without_records(one) == _without_records(other):
+            verdict = "config"
         else:
-            verdict = "config" if _without_records(one) == _without_records(other) else "OTHER"
+            verdict = "OTHER"
         counts[verdict] += 1
         said = other or one
         shown = next((str(v)[:12] for k, v in said.items() if k in ("images", "weights.safetensors", "top1")), "")
