@@ -19,9 +19,11 @@ from genie_cli.models.logits import why_no_logits
 from genie_cli.models.teacher import Teacher
 from genie_cli.quantization.activations.budget import ActivationBudget, activation_budget
 from genie_cli.quantization.units.partition import Unit, reconstruction_units
+from genie_cli.student.bit_assignment import assign_bits
+from genie_cli.student.bit_plan import BitPlan
 from genie_cli.student.build import insert_quantizers
 from genie_cli.student.modules import FloatWeight, IntegerWeight
-from genie_cli.student.protocol import BitPlan, Protocol, assign_bits, find_protocol
+from genie_cli.student.protocol import Protocol, find_protocol
 from genie_cli.student.slopes import integer_slopes
 
 

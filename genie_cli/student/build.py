@@ -11,7 +11,7 @@ from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.outputs import copy_structure
 from genie_cli.models.graph.subgraph import extract
 from genie_cli.models.graph.tensors import delete_tensor, key_owner, stored_tensors
-from genie_cli.student.protocol import BitPlan
+from genie_cli.student.bit_plan import BitPlan
 
 
 def insert_quantizers(

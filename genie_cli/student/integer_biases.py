@@ -16,8 +16,8 @@ from torch import Tensor, fx
 from genie_cli.models.graph.integer_operations import grid_source
 from genie_cli.models.graph.layers import WeightLayer, weight_layers
 from genie_cli.models.graph.tensors import get_tensor
+from genie_cli.student.bit_plan import ActivationSite
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
-from genie_cli.student.protocol import ActivationSite
 
 PAIR_LIMIT = 32767
 """Largest sum of two products that processors without VNNI add without saturation (int16)."""

@@ -25,11 +25,13 @@ from genie_cli.models.reparameterization import reparameterized
 from genie_cli.models.teacher import Teacher
 from genie_cli.models.unwrapping import unwrapped
 from genie_cli.models.zoo import load_architecture
+from genie_cli.student.bit_plan import ActivationSite, BitPlan
 from genie_cli.student.build import insert_quantizers
 from genie_cli.student.formats import activation_format, weight_format
 from genie_cli.student.integer_kernels import use_integer_kernels
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
-from genie_cli.student.protocol import PROTOCOLS, ActivationSite, BitPlan, tensor_names
+from genie_cli.student.protocol import PROTOCOLS
+from genie_cli.student.tensor_names import tensor_names
 
 
 def load(model: str | nn.Module, folder: str | Path, *, keep_weights: bool = True) -> nn.Module:

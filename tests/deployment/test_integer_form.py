@@ -20,11 +20,11 @@ from genie_cli.models.graph.capture import capture
 from genie_cli.models.graph.folding import fold_batch_norms
 from genie_cli.models.graph.integer_operations import is_clip
 from genie_cli.models.graph.operations import operation_of
+from genie_cli.student.bit_plan import ActivationSite, BitPlan
 from genie_cli.student.build import _safe, insert_quantizers
 from genie_cli.student.formats import activation_format, weight_format
 from genie_cli.student.integer_biases import spare_bits
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
-from genie_cli.student.protocol import ActivationSite, BitPlan
 from genie_cli.student.quantized_layers import layer_name
 
 

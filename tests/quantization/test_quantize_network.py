@@ -30,10 +30,11 @@ from genie_cli.quantization.reconstruction.batches import Batches
 from genie_cli.quantization.units.partition import reconstruction_units
 from genie_cli.runtime.determinism import make_generator
 from genie_cli.runtime.progress import Advanced, Event, StageFinished, StageStarted
+from genie_cli.student.bit_assignment import assign_bits
 from genie_cli.student.formats import activation_format, weight_format
 from genie_cli.student.grid import minmax_step_size
 from genie_cli.student.modules import ActivationQuantizer
-from genie_cli.student.protocol import assign_bits, find_protocol
+from genie_cli.student.protocol import find_protocol
 from tests.support import CPU, intervals, stages
 from tests.support.networks import digit_images, plain_input
 from tests.support.recipes import MINMAX_RANGES

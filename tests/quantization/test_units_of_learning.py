@@ -24,10 +24,11 @@ from genie_cli.quantization.reconstruction.batches import Batches, held_out_rows
 from genie_cli.quantization.units.partition import reconstruction_units
 from genie_cli.quantization.units.unit_graph import cut_out, layer_by_layer
 from genie_cli.runtime.progress import Advanced, Event, StageStarted, silent
+from genie_cli.student.bit_assignment import assign_bits
 from genie_cli.student.formats import weight_format
 from genie_cli.student.grid import minmax_weight_grid, quantize_weight, search_weight_grid
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
-from genie_cli.student.protocol import assign_bits, find_protocol
+from genie_cli.student.protocol import find_protocol
 from tests.support import CPU, stages
 from tests.support.networks import digit_images, noise, plain_input
 from tests.support.students import node_values, save_student, student_of

@@ -24,8 +24,9 @@ from genie_cli.quantization.units.partition import reconstruction_units
 from genie_cli.quantization.units.unit_graph import cut_out
 from genie_cli.runtime.determinism import make_generator
 from genie_cli.runtime.progress import Event, Note
+from genie_cli.student.bit_assignment import assign_bits
 from genie_cli.student.modules import ActivationQuantizer
-from genie_cli.student.protocol import assign_bits, find_protocol
+from genie_cli.student.protocol import find_protocol
 from tests.support import CPU, stages
 from tests.support.networks import CellNet, noise, plain_input
 from tests.support.students import learned_bytes, node_values, student_of

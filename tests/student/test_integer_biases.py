@@ -12,6 +12,7 @@ from genie_cli.config import InputSpec
 from genie_cli.models.graph.capture import capture
 from genie_cli.models.graph.folding import fold_batch_norms
 from genie_cli.models.graph.tensors import get_tensor
+from genie_cli.student.bit_plan import ActivationSite
 from genie_cli.student.formats import activation_format, weight_format
 from genie_cli.student.integer_biases import (
     LARGEST_BIAS,
@@ -23,7 +24,6 @@ from genie_cli.student.integer_biases import (
     spare_bits,
 )
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
-from genie_cli.student.protocol import ActivationSite
 
 INT8, INT16, INT32 = (np.iinfo(kind) for kind in (np.int8, np.int16, np.int32))
 

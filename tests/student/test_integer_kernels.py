@@ -25,6 +25,8 @@ from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.models.teacher import Teacher
 from genie_cli.quantization.presets import preset_options
+from genie_cli.student.bit_assignment import assign_bits
+from genie_cli.student.bit_plan import BitPlan
 from genie_cli.student.build import insert_quantizers
 from genie_cli.student.formats import activation_format, weight_format
 from genie_cli.student.integer_biases import bias_codes, bias_scale, spare_bits
@@ -32,7 +34,7 @@ from genie_cli.student.integer_kernels import use_integer_kernels
 from genie_cli.student.kernel_modules import Addition, Requantize, RequantizeMean, WeightCodes
 from genie_cli.student.load import computing, load, load_student
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
-from genie_cli.student.protocol import PROTOCOLS, BitPlan, assign_bits
+from genie_cli.student.protocol import PROTOCOLS
 from tests.support import stages
 from tests.support.networks import digit_images
 from tests.support.students import save_student

@@ -16,8 +16,10 @@ from genie_cli.errors import UsageError
 from genie_cli.models.graph.capture import capture
 from genie_cli.models.graph.folding import fold_batch_norms
 from genie_cli.models.zoo import load_untrained
+from genie_cli.student.bit_assignment import assign_bits
+from genie_cli.student.bit_plan import BitPlan
 from genie_cli.student.overrides import layer_bits
-from genie_cli.student.protocol import PROTOCOLS, BitPlan, assign_bits
+from genie_cli.student.protocol import PROTOCOLS
 
 # --- layers
 

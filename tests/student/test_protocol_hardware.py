@@ -24,10 +24,13 @@ from genie_cli.models.teacher import Teacher, make_teacher
 from genie_cli.models.zoo import load_untrained
 from genie_cli.quantization.presets import preset_options
 from genie_cli.quantization.quantize import QuantizedNetwork
+from genie_cli.student.bit_assignment import assign_bits
+from genie_cli.student.bit_plan import BitPlan
 from genie_cli.student.build import insert_quantizers
 from genie_cli.student.load import load_student
 from genie_cli.student.modules import ActivationQuantizer
-from genie_cli.student.protocol import PROTOCOLS, BitPlan, assign_bits, find_protocol, tensor_names
+from genie_cli.student.protocol import PROTOCOLS, find_protocol
+from genie_cli.student.tensor_names import tensor_names
 from tests.support import stages
 from tests.support.networks import digit_images
 from tests.support.recipes import MINMAX_RANGES

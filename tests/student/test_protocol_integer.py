@@ -15,8 +15,10 @@ from genie_cli.config import InputSpec, QuantizeConfig
 from genie_cli.models.graph.capture import capture
 from genie_cli.models.graph.folding import fold_batch_norms
 from genie_cli.models.teacher import Teacher
+from genie_cli.student.bit_assignment import assign_bits
+from genie_cli.student.bit_plan import BitPlan
 from genie_cli.student.load import load_student
-from genie_cli.student.protocol import PROTOCOLS, BitPlan, assign_bits
+from genie_cli.student.protocol import PROTOCOLS
 from tests.support import stages
 from tests.support.networks import digit_images
 from tests.support.students import node_values, save_student, student_of

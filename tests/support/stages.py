@@ -33,8 +33,8 @@ from genie_cli.runtime.distribution import SOLO, Workers
 from genie_cli.runtime.progress import Reporter, silent
 from genie_cli.runtime.shortage import BatchSplitter
 from genie_cli.runtime.work import NO_WORK, Work
+from genie_cli.student.bit_plan import BitPlan
 from genie_cli.student.modules import ActivationQuantizer
-from genie_cli.student.protocol import BitPlan
 from genie_cli.synthesis import synthesize as synthesis
 from genie_cli.synthesis.discrepancy import Student
 from genie_cli.synthesis.synthesize import Synthesis

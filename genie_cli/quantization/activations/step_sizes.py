@@ -14,10 +14,10 @@ from genie_cli.models.graph.subgraph import extract
 from genie_cli.quantization.activations.store import ActivationStore
 from genie_cli.quantization.units.unit_graph import UnitGraph
 from genie_cli.runtime.context import RunContext
+from genie_cli.student.bit_plan import ActivationSite
 from genie_cli.student.formats import activation_format
 from genie_cli.student.grid import minmax_step_size, search_step_size
 from genie_cli.student.modules import ActivationQuantizer
-from genie_cli.student.protocol import ActivationSite
 
 CALIBRATION_IMAGES = 256
 """Images, evenly spaced over the set, whose values are looked at (the authors' code: the first 32)."""

@@ -19,6 +19,7 @@ from genie_cli.quantization.activations.passing import ImageRows
 from genie_cli.quantization.bits.distance import OutputDistance, output_distance
 from genie_cli.quantization.plan import QuantizationPlan, bit_plan
 from genie_cli.runtime.context import RunContext
+from genie_cli.student.bit_plan import ActivationSite
 from genie_cli.student.formats import NumberFormat, activation_format
 from genie_cli.student.grid import (
     dequantize_weight,
@@ -28,7 +29,6 @@ from genie_cli.student.grid import (
     search_step_size,
     weight_grid,
 )
-from genie_cli.student.protocol import ActivationSite
 
 WIDTHS = tuple(range(2, 9))
 _SAMPLES = 1 << 15

@@ -15,7 +15,7 @@ from genie_cli.quantization.bits.search import Problem, free_tensors, solve, tab
 from genie_cli.quantization.bits.sensitivity import Costs, costs_of
 from genie_cli.quantization.bits.size import folder_size
 from genie_cli.quantization.plan import QuantizationPlan, bit_plan, make_plan
-from genie_cli.student.protocol import BitPlan
+from genie_cli.student.bit_plan import BitPlan
 
 LONGEST_ARITHMETIC = "bfloat16"
 

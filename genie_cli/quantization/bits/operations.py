@@ -14,7 +14,8 @@ from torch import fx
 from genie_cli.models.graph.coverage import layer_multiplications
 from genie_cli.models.graph.integer_operations import grid_source
 from genie_cli.models.graph.layers import weight_layers
-from genie_cli.student.protocol import BitPlan, image_tensors
+from genie_cli.student.bit_assignment import image_tensors
+from genie_cli.student.bit_plan import BitPlan
 
 IMAGE_BITS, FLOAT_BITS = 8, 32
 

@@ -32,9 +32,9 @@ from genie_cli.quantization.result import QuantizedNetwork
 from genie_cli.quantization.units.partition import Unit
 from genie_cli.quantization.units.unit_graph import rows_at_once
 from genie_cli.runtime.context import RunContext
+from genie_cli.student.bit_plan import BitPlan
 from genie_cli.student.build import insert_quantizers
 from genie_cli.student.modules import FloatWeight
-from genie_cli.student.protocol import BitPlan
 
 FAR_OFF = 1.5
 """Factor from the median ratio at which a unit counts as far off the estimate."""

@@ -20,7 +20,7 @@ from genie_cli.quantization.bits.sensitivity import Costs
 from genie_cli.quantization.bits.size import FolderSize
 from genie_cli.runtime.extras import required
 from genie_cli.sizes import file_size
-from genie_cli.student.protocol import ActivationSite, BitPlan
+from genie_cli.student.bit_plan import ActivationSite, BitPlan
 
 _GAP = 1e-4
 """Relative distance from the best sum of costs at which the search may end."""

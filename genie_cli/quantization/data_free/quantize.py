@@ -27,11 +27,11 @@ from genie_cli.quantization.data_free.batch_norm_ranges import (
 from genie_cli.quantization.plan import QuantizationPlan
 from genie_cli.quantization.result import STAGE, QuantizedNetwork
 from genie_cli.runtime.progress import Advanced, Reporter, StageFinished, StageStarted
+from genie_cli.student.bit_plan import BitPlan
 from genie_cli.student.formats import activation_format
 from genie_cli.student.grid import minmax_step_size, weight_grid
 from genie_cli.student.integer_biases import integer_layers
 from genie_cli.student.modules import ActivationQuantizer, IntegerWeight
-from genie_cli.student.protocol import BitPlan
 
 
 @torch.no_grad()

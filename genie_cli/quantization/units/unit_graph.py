@@ -15,9 +15,9 @@ from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.subgraph import extract
 from genie_cli.models.graph.tensors import key_owner, numel_per_image, stored_tensors
 from genie_cli.quantization.units.partition import Unit
+from genie_cli.student.bit_plan import ActivationSite, BitPlan
 from genie_cli.student.build import insert_quantizers
 from genie_cli.student.modules import IntegerWeight
-from genie_cli.student.protocol import ActivationSite, BitPlan
 
 _TENSOR_BYTES_CPU, _TENSOR_BYTES_GPU = 16 << 20, 512 << 20
 _MOST_ROWS = 64

@@ -26,7 +26,7 @@ from genie_cli.models.graph.folding import FoldedGraph, fold_batch_norms
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.tensors import get_tensor, named_tensors, set_tensor
 from genie_cli.models.teacher import Teacher, make_teacher
-from genie_cli.student.protocol import tensor_names
+from genie_cli.student.tensor_names import tensor_names
 
 SPEC = InputSpec(num_channels=3, size=8, mean=(0.0,) * 3, std=(1.0,) * 3)
 

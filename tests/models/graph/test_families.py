@@ -28,11 +28,12 @@ from genie_cli.models.graph.tensors import get_tensor
 from genie_cli.models.zoo import load_architecture
 from genie_cli.quantization.activations.passing import as_tuple
 from genie_cli.quantization.units.partition import Unit, reconstruction_units
+from genie_cli.student.bit_assignment import assign_bits
 from genie_cli.student.build import insert_quantizers
 from genie_cli.student.formats import weight_format
 from genie_cli.student.grid import minmax_weight_grid
 from genie_cli.student.modules import IntegerWeight
-from genie_cli.student.protocol import PROTOCOLS, assign_bits
+from genie_cli.student.protocol import PROTOCOLS
 from tests.support import stages
 
 NUM_IMAGES = 8

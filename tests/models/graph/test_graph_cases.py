@@ -24,10 +24,13 @@ from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.subgraph import extract
 from genie_cli.models.graph.tensors import get_tensor, named_tensors
 from genie_cli.quantization.units.partition import reconstruction_units
+from genie_cli.student.bit_assignment import assign_bits
+from genie_cli.student.bit_plan import ActivationSite, BitPlan
 from genie_cli.student.build import insert_quantizers
 from genie_cli.student.formats import weight_format
 from genie_cli.student.grid import minmax_weight_grid, quantize_weight, search_weight_grid
-from genie_cli.student.protocol import PROTOCOLS, ActivationSite, BitPlan, assign_bits, tensor_names
+from genie_cli.student.protocol import PROTOCOLS
+from genie_cli.student.tensor_names import tensor_names
 
 SPEC = InputSpec(size=8)
 

@@ -14,7 +14,7 @@ from genie_cli.quantization.bits.budget import Budget
 from genie_cli.quantization.bits.operations import LayerOperations, num_bitops
 from genie_cli.quantization.bits.search import Problem, check_budget, solve, table_of
 from genie_cli.quantization.bits.size import FolderSize
-from genie_cli.student.protocol import ActivationSite, BitPlan
+from genie_cli.student.bit_plan import ActivationSite, BitPlan
 
 LAYERS = ("first", "second", "third", "kept")
 SITES = ("second.input", "kept.input")

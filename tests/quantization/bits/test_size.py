@@ -21,7 +21,8 @@ from genie_cli.models.teacher import Teacher
 from genie_cli.models.zoo import load_teacher
 from genie_cli.quantization.bits.operations import layer_operations, num_bitops
 from genie_cli.quantization.bits.size import folder_size
-from genie_cli.student.protocol import PROTOCOLS, assign_bits
+from genie_cli.student.bit_assignment import assign_bits
+from genie_cli.student.protocol import PROTOCOLS
 from tests.support import ARITHMETIC
 from tests.support.stages import plan_of, quantize
 from tests.support.students import save_student
