@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from genie_cli.artifacts.images import ImageSet, ImagesMetadata, encode_images, 
 from genie_cli.artifacts.metadata import encode, file_sha256, tensors_sha256, write_bytes
 from genie_cli.config import InputSpec
 from genie_cli.errors import InputError
+from tests.support.damaged import damaged_copies
 
 INPUT = InputSpec(num_channels=3, size=4, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
 
@@ -199,14 +199,8 @@ def test_paths_that_are_no_image_sets(tmp_path: Path) -> None:
 def test_damaged_files_load_or_are_refused(tmp_path: Path) -> None:
     whole = saved(tmp_path / "whole").read_bytes()
     path = tmp_path / "damaged"
-    rng = random.Random(0)
     refused = 0
-    for _ in range(400):
-        damaged = bytearray(whole)
-        for _ in range(rng.randint(1, 3)):
-            damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
-        if rng.random() < 0.25:
-            del damaged[rng.randrange(len(damaged)) :]
+    for damaged in damaged_copies(whole, 400, seed=0):
         path.write_bytes(damaged)
         try:
             load_images(path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from genie_cli.artifacts.quantized_folder import load_quantized, save_quantized
 from genie_cli.config import InputSpec
 from genie_cli.errors import InputError
 from genie_cli.runtime.atomic import check_writable
+from tests.support.damaged import damaged_copies
 
 SHAPES = {"conv": (6, 3, 3, 3), "block.0.conv": (4, 6, 1, 1), "fc": (3, 4)}
 
@@ -394,14 +394,8 @@ def test_damaged_files_load_or_are_refused(tmp_path: Path, name: str) -> None:
     save_quantized(tmp_path / "q", make())
     path = tmp_path / "q" / name
     whole = path.read_bytes()
-    rng = random.Random(name)
     refused = 0
-    for _ in range(300):
-        damaged = bytearray(whole)
-        for _ in range(rng.randint(1, 3)):
-            damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
-        if rng.random() < 0.25:
-            del damaged[rng.randrange(len(damaged)) :]
+    for damaged in damaged_copies(whole, 300, seed=name):
         path.write_bytes(damaged)
         try:
             load_quantized(tmp_path / "q")

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from genie_cli.artifacts.images import load_images
 from genie_cli.artifacts.quantized_folder import load_quantized
 from genie_cli.data.tensors import open_tensors
 from genie_cli.models.graph.outputs import named_outputs
+from tests.support.killed_command import run_killed
 from tests.support.networks import plain_input
 from tests.support.shapes import SOURCE
 
@@ -34,23 +32,6 @@ OUTPUTS = {
     "keyword_heads": ("keyword", "loud"),
 }
 LOGITS = {"plate_heads": "head.region", "keyword_heads": "keyword"}
-
-KILLED = """
-import os, signal, sys
-from genie_cli.app import app
-from genie_cli.work.folder import WorkFolder
-
-save = WorkFolder.save_checkpoint
-
-
-def save_and_die(*args):
-    save(*args)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-WorkFolder.save_checkpoint = save_and_die
-app(sys.argv[1:], prog_name="genie")
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -158,8 +139,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(name: str) -> None:
         return ["quantize", "--model", arguments[0], *options, "--checkpoint-interval", "0", "--out", out]
 
     genie(*command("whole"))
-    killed = subprocess.run([sys.executable, "-c", KILLED, *command("resumed")], capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed
+    run_killed(*command("resumed"))
     result = CliRunner().invoke(app, command("resumed"))
     assert result.exit_code == 0, result.output
     assert "going on where an earlier run was" in result.stderr

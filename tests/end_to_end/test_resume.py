@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from genie_cli.synthesis import presets as synthesizers
 from genie_cli.synthesis.synthesize import Synthesis
 from genie_cli.work.folder import ROOT
 from tests.support import intervals, stages
+from tests.support.killed_command import run_killed
 from tests.support.networks import noise
 from tests.support.recipes import MINMAX_RANGES
 from tests.support.students import learned_bytes
@@ -79,24 +77,6 @@ def test_quantization_goes_on_to_the_same_bytes(
     assert learned_bytes(resumed) == learned_bytes(whole)
 
 
-KILLED = """
-import os, signal, sys
-from genie_cli.app import app
-from genie_cli.work.folder import WorkFolder
-
-save = WorkFolder.save_checkpoint
-
-
-def save_and_die(*args):
-    save(*args)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-WorkFolder.save_checkpoint = save_and_die
-app(sys.argv[1:], prog_name="genie")
-"""
-
-
 def test_command_killed_with_signal_9_goes_on_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
 
@@ -105,8 +85,7 @@ def test_command_killed_with_signal_9_goes_on_and_leaves_nothing(tmp_path: Path,
         return ["synthesize", *options, "--checkpoint-interval", "0", "--out", out]
 
     assert CliRunner().invoke(app, command("whole.safetensors")).exit_code == 0
-    killed = subprocess.run([sys.executable, "-c", KILLED, *command("resumed.safetensors")], capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed
+    run_killed(*command("resumed.safetensors"))
     assert list(Path(ROOT).glob("*/*.checkpoint*"))
     assert not Path("resumed.safetensors").exists()
     resumed = CliRunner().invoke(app, command("resumed.safetensors"))
