@@ -19,6 +19,7 @@ stand behind the moves too, where they change nothing and tell the runtime that 
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from typing import Literal
 
 import torch
@@ -160,7 +161,7 @@ def integer_form(student: fx.GraphModule, storage: Storage, integer_biases: bool
         with network.graph.inserting_before(layer.node):
             layer.node.replace_input_with(layer.bias, network.graph.call_module(target))
     bounds = _clip_codes(network)
-    _repeat_quantizers(network)
+    _repeat_quantizers(network, bounds)
     for name, module in list(network.named_modules()):
         if isinstance(module, IntegerWeight):
             if module.format.axis is None:
@@ -190,16 +191,24 @@ def _clip_codes(network: fx.GraphModule) -> dict[str, tuple[int, int]]:
     return found
 
 
-def _repeat_quantizers(network: fx.GraphModule) -> None:
-    """Put the quantizer of a tensor behind each node that moves its values."""
+def _repeat_quantizers(network: fx.GraphModule, clipped: Collection[str]) -> None:
+    """Put the quantizer of a tensor behind each node that moves its values.
+
+    The whole grid stands there, without the clips of the `clipped` targets: zeros of a padding may lie outside of them.
+    """
     for node in list(network.graph.nodes):
         if not keeps_grid(node) or not isinstance(node.meta.get("val"), Tensor):
             continue
         source = grid_source(node)
-        if quantizer_of(network, source) is None:
+        quantizer = quantizer_of(network, source)
+        if quantizer is None:
             continue
+        target = str(source.target)
+        if target in clipped:
+            target += "_moved"  # no name of a site: `layer_name` writes another underline so
+            network.add_submodule(target, copy.deepcopy(quantizer))
         with network.graph.inserting_after(node):
-            again = network.graph.call_module(str(source.target))
+            again = network.graph.call_module(target)
         node.replace_all_uses_with(again)
         again.args = (node,)
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from genie_cli.config import InputSpec
 from genie_cli.deployment.integer_form import (
@@ -129,3 +133,48 @@ def test_a_clip_is_one_of_codes(clip: nn.Module, is_signed: bool) -> None:
     found = form(images)
     torch.testing.assert_close(found, student(images), rtol=1e-5, atol=1e-6)
     assert len(found.unique()) > 1
+
+
+class Moved(nn.Module):
+    """A layer behind whose clip values are moved."""
+
+    def __init__(self, clip: Callable[[Tensor], Tensor], move: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.clip, self.move = nn.Conv2d(3, 4, 3), clip, move
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.move(self.clip(self.layer(x)))
+
+
+def unpooled(x: Tensor) -> Tensor:
+    values, places = F.max_pool2d(x, 2, return_indices=True)
+    return F.max_unpool2d(values, places, 2)
+
+
+def adaptive(x: Tensor) -> Tensor:
+    values, places = F.adaptive_max_pool2d(x, 3, return_indices=True)
+    return values.flatten(1) * places.flatten(1)
+
+
+MOVES = {
+    "zeros": lambda x: F.pad(x, (2, 1, 2, 1)),
+    "zeros of a slice": lambda x: F.pad(x[:, :2], (2, 1, 2, 1)).flip(2),
+    "copies": lambda x: F.pad(x, (2, 1, 2, 1), mode="replicate"),
+    "unpooled": unpooled,
+    "adaptive": adaptive,
+}
+
+
+@pytest.mark.parametrize("move", MOVES.values(), ids=MOVES)
+@pytest.mark.parametrize("low, high", [(0.5, 3.0), (-3.0, -0.5), (0.0, 6.0)])
+def test_values_moved_behind_a_clip_are_the_same(move: Callable[[Tensor], Tensor], low: float, high: float) -> None:
+    """Zeros of a padding may lie outside of the clip, and places of maxima are no values."""
+    torch.manual_seed(0)
+    network = Moved(partial(F.hardtanh, min_val=low, max_val=high), move)
+    folded = fold_batch_norms(capture(network, InputSpec(size=8))).graph
+    (node,) = (node.name for node in folded.graph.nodes if is_clip(node))
+    quantizer = ActivationQuantizer(0.1, activation_format(8, signed=True))
+    plan = BitPlan({"layer": 4}, (ActivationSite("layer.output", node, 8),))
+    student = insert_quantizers(folded, plan, {"layer": integer_weight(4, 0)}, {"layer.output": quantizer})
+    images = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(integer_form(student, "int8", integer_biases=False)(images), student(images))

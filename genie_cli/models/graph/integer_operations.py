@@ -49,16 +49,20 @@ _MOVING: tuple[Any, ...] = (
     aten.upsample_nearest3d.vec,
 )
 _CHOOSING: tuple[Any, ...] = (
-    aten.adaptive_max_pool1d.default,
-    aten.adaptive_max_pool2d.default,
-    aten.adaptive_max_pool3d.default,
     aten.amax.default,
     aten.max_pool1d.default,
     aten.max_pool2d.default,
-    aten.max_pool2d_with_indices.default,
     aten.max_pool3d.default,
+)
+_CHOOSING_WITH_PLACES: tuple[Any, ...] = (
+    aten.adaptive_max_pool1d.default,
+    aten.adaptive_max_pool2d.default,
+    aten.adaptive_max_pool3d.default,
+    aten.max_pool1d_with_indices.default,
+    aten.max_pool2d_with_indices.default,
     aten.max_pool3d_with_indices.default,
 )
+"""Each returns the values and the places where they were."""
 _MEANS: tuple[Any, ...] = (aten.mean.dim,)
 _ADAPTIVE_MEANS: tuple[Any, ...] = (
     aten.adaptive_avg_pool1d.default,
@@ -105,12 +109,14 @@ def keeps_grid(node: fx.Node) -> bool:
     Such a node moves or repeats values, or takes the largest of several.
     """
     if node.target is operator.getitem:
-        source = node.args[0]
-        return isinstance(source, fx.Node) and source.target in (*_MOVING, *_CHOOSING)
+        source, place = node.args
+        if not isinstance(source, fx.Node):
+            return False
+        return source.target in _MOVING or (source.target in _CHOOSING_WITH_PLACES and place == 0)
     if node.target in (aten.pad.default, aten.constant_pad_nd.default):
         is_copied = node.target is aten.pad.default and node.args[2:3] not in ((), ("constant",))
         return is_copied or zero_padding(node) is not None
-    return node.target in _MOVING or node.target in _CHOOSING
+    return node.target in (*_MOVING, *_CHOOSING, *_CHOOSING_WITH_PLACES)
 
 
 def grid_source(node: fx.Node) -> fx.Node:
