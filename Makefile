@@ -44,7 +44,7 @@ demo: install  ## the whole pipeline on the embedded digits network
 	@echo
 	@echo "The page on all runs: outputs/report.html"
 	@echo "The exported file: outputs/exported/genie-m-w4a4.onnx"
-	@$(RUN) python -m genie_cli inspect outputs/exported/genie-m-w4a4.export.json | grep -E '^(size|agreement) '
+	@$(RUN) python -m genie_cli inspect outputs/exported/genie-m-w4a4.onnx.export.json | grep -E '^(size|agreement) '
 
 test: install  ## the tests, but for those that take long
 	$(PYTEST) -m "not slow"

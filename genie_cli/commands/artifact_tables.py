@@ -60,15 +60,29 @@ def show_json(path: Path, as_json: bool) -> None:
     _show_units(units, {})
 
 
+def show_exported(path: Path, as_json: bool) -> None:
+    """Print what an exported file says of itself."""
+    from genie_cli.commands.display import summary
+    from genie_cli.deployment.network import open_exported
+
+    _, metadata = open_exported(path, num_threads=1)
+    fields = metadata.model_dump(mode="json")
+    if as_json:
+        typer.echo(json.dumps(fields, indent=2, sort_keys=True))
+        return
+    summary(str(path), {key: plain(value) for key, value in fields.items()})
+
+
 def _export_rows(report: Mapping[str, Any]) -> dict[str, str]:
     """The size of an exported file beside float and its agreement, as ``genie export`` tells them."""
+    from genie_cli.artifacts.export_report import described_agreement
     from genie_cli.artifacts.network_size import described_beside_float
 
     rows = {}
     if isinstance(report.get("num_float_bytes"), int) and isinstance(report["num_bytes"], int):
         rows["size"] = described_beside_float(report["num_bytes"], report["num_float_bytes"])
     if isinstance(report.get("agreement"), float):
-        rows["agreement"] = f"{report['agreement']:.2%} of {plain(report.get('num_images'))} images"
+        rows["agreement"] = described_agreement(report)
     return rows
 
 

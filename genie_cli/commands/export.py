@@ -63,7 +63,8 @@ def _exported(model_config: ModelConfig, config: ExportConfig, dry_run: bool, re
         report: receives what is going on.
     """
     _tell(report, 0)  # before torch is imported, which takes seconds
-    from genie_cli.deployment.export import check_options, report_path
+    from genie_cli.artifacts.export_report import report_path
+    from genie_cli.deployment.export import check_options
     from genie_cli.evaluation.images import open_samples
     from genie_cli.runtime.user_code import code_file
     from genie_cli.stages.export import check_pixels, exported, save_exported
@@ -125,8 +126,8 @@ def _exportable(model_config: ModelConfig, config: ExportConfig, report: Reporte
 
 def _show_plan(model_config: ModelConfig, config: ExportConfig, as_json: bool) -> None:
     """Print what would be made."""
+    from genie_cli.artifacts.export_report import report_path
     from genie_cli.commands.display import summary
-    from genie_cli.deployment.export import report_path
 
     plan = {
         "network": model_config.name,
@@ -144,6 +145,7 @@ def _show_plan(model_config: ModelConfig, config: ExportConfig, as_json: bool) -
 
 
 def _show(config: ExportConfig, report: dict[str, Any]) -> None:
+    from genie_cli.artifacts.export_report import described_agreement
     from genie_cli.artifacts.network_size import described_beside_float
     from genie_cli.commands.display import file_size, summary
 
@@ -153,7 +155,7 @@ def _show(config: ExportConfig, report: dict[str, Any]) -> None:
         file_size(num_bytes) if num_float_bytes is None else described_beside_float(num_bytes, num_float_bytes)
     )
     images = "noise" if report["images"] == "noise" else config.images
-    rows["agreement"] = f"{report['agreement']:.2%} of {report['num_images']} images ({images})"
+    rows["agreement"] = f"{described_agreement(report)} ({images})"
     for name, each in report["differences"].items():
         rows[f"difference of {name}"] = (
             f"{each['largest']:.3g} at most, {each['mean']:.2g} on average, of {each['magnitude']:.3g}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from genie_cli.commands import options as opt
-from genie_cli.commands.artifact_tables import by, plain, show_artifact, show_json
+from genie_cli.commands.artifact_tables import by, plain, show_artifact, show_exported, show_json
 from genie_cli.commands.flags import Fields, Used, takes
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def inspect(
         str,
         typer.Argument(
             metavar="SPEC-OR-ARTIFACT",
-            help="A model SPEC, image set, quantized folder or file, or metrics file.",
+            help="A model SPEC, image set, quantized folder or file, exported file, or metrics file.",
         ),
     ],
     as_json: opt.AsJson = False,
@@ -41,6 +41,9 @@ def inspect(
     path = Path(subject)
     if path.suffix == ".json":
         show_json(path, as_json)
+        return
+    if path.suffix in (".onnx", ".pt2") and path.is_file():
+        show_exported(path, as_json)
         return
     if path.suffix == ".safetensors" or (path.is_dir() and not _names_network(subject)):
         show_artifact(path, as_json)

@@ -31,7 +31,7 @@ class ExportConfig(Frozen):
     min_agreement: Annotated[float, Flag("Images")] = Field(0.95, ge=0, le=1)
     """Share of answers that must be those of the network in genie; else nothing is written, and the exit code is 7."""
     out: Annotated[Path | None, Flag("Output", default="model.onnx or model.pt2")] = None
-    """File to write, .onnx or .pt2; model.export.json is written beside it."""
+    """File to write, .onnx or .pt2; model.onnx.export.json is written beside it."""
 
     @property
     def path(self) -> Path:

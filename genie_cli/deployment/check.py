@@ -48,7 +48,8 @@ class OutputDifference:
         largest: difference.
         mean: difference.
         magnitude: largest magnitude in genie, which the differences are to be seen beside.
-        agreement: of class scores the share of images with the same class; else of values that are close.
+        agreement: of class scores the share of images with the same class; else of values that are close, and of
+            integers of values that are equal.
         flips: of class scores the images with another class, the widest margins first, at most `MOST_FLIPS`.
     """
 
@@ -116,7 +117,8 @@ def _difference(
         same = np.concatenate([a.argmax(1) == b.argmax(1) for a, b in zip(own, other, strict=True)])
         flips = _flips(np.concatenate(other), same)
     else:
-        same = distances <= _CLOSE * magnitude
+        is_whole = all(part.dtype.kind in "iub" for part in wanted)
+        same = distances <= (0 if is_whole else _CLOSE * magnitude)
     if not distances.size:
         return OutputDifference(0.0, 0.0, 0.0, 1.0)
     is_finite = bool(np.isfinite(distances).all())
@@ -132,11 +134,9 @@ def _flips(scores: np.ndarray[Any, Any], same: np.ndarray[Any, Any]) -> tuple[Fl
     return tuple(sorted(found, key=lambda flip: -flip.margin)[:MOST_FLIPS])
 
 
-def worst_agreement(differences: Mapping[str, OutputDifference], logits: str | None) -> float:
-    """The agreement of the class scores, where there are some; else the least of all outputs."""
-    if logits in differences:
-        return differences[str(logits)].agreement
-    return min(difference.agreement for difference in differences.values())
+def worst_output(differences: Mapping[str, OutputDifference], logits: str | None) -> str:
+    """The output of least agreement; of several the class scores, if they are among them, else the first."""
+    return min(differences, key=lambda name: (differences[name].agreement, name != logits))
 
 
 def has_vnni() -> bool | None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from genie_cli.artifacts.export_report import described_agreement
 from genie_cli.config.export import ExportConfig
-from genie_cli.deployment.check import compare, has_vnni, noise_pixels, worst_agreement
+from genie_cli.deployment.check import compare, has_vnni, noise_pixels, worst_output
 from genie_cli.deployment.integer_form import Storage, integer_form, may_saturate
 from genie_cli.deployment.kernels import kernels_of
 from genie_cli.deployment.metadata import ExportMetadata
@@ -22,7 +22,7 @@ from genie_cli.deployment.pt2_file import pt2_bytes
 from genie_cli.deployment.runtimes import FORMATS, open_runtime
 from genie_cli.errors import AgreementError, UsageError
 from genie_cli.student.modules import ActivationQuantizer, FloatWeight, IntegerWeight
-from genie_cli.student.quantized_layers import quantized_layers
+from genie_cli.student.quantized_layers import has_integer_kernel, quantized_layers
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def check_options(config: ExportConfig) -> None:
     """Refuse, before the work, options that do not go together.
 
     Raises:
-        UsageError: a suffix of another format, or an option that the format does not have.
+        UsageError: a suffix of another format, an option that the format does not have, or a file for a folder.
     """
     suffix = next(suffix for suffix, format in FORMATS.items() if format == config.format)
     if config.path.suffix != suffix:
@@ -51,13 +51,13 @@ def check_options(config: ExportConfig) -> None:
         raise UsageError("--storage packed is of --format onnx: torch has no packed weights. Leave one of them out.")
     if config.format == "pt2" and config.opset is not None:
         raise UsageError("--opset is of --format onnx: leave it out.")
+    if config.quantized is not None and config.quantized.is_file():
+        raise UsageError(
+            f"--quantized {config.quantized} is a file: name the folder that 'genie quantize' wrote, or leave it out "
+            "to export the network in float."
+        )
     if config.storage == "packed" and config.quantized is None:
         raise UsageError("--storage packed is of a quantized network: give --quantized FOLDER.")
-
-
-def report_path(path: Path) -> Path:
-    """The path of a file's report: ``model.export.json`` beside ``model.onnx``."""
-    return path.with_suffix(".export.json")
 
 
 def export(
@@ -84,7 +84,7 @@ def export(
     storage: Storage | None = None if config.quantized is None else config.storage
     write = _writer(config, storage)
     content, metadata = _made(network, storage, metadata, write, config)
-    runtime = open_runtime(content, config.format, str(config.path))
+    runtime = open_runtime(content, config.format, where=None)
     noise = noise_pixels(metadata.input)
     images = noise if pixels is None else pixels
     differences = compare(runtime, reference, images, metadata.input, config.input, metadata.logits)
@@ -93,7 +93,8 @@ def export(
         if pixels is None
         else compare(runtime, reference, noise, metadata.input, config.input, metadata.logits)
     )
-    agreement = worst_agreement(differences, metadata.logits)
+    worst = worst_output(differences, metadata.logits)
+    agreement = differences[worst].agreement
     report: dict[str, Any] = {
         **metadata.model_dump(mode="json", exclude={"weight_bits", "activation_bits"}),
         "runtime": f"{runtime.name} {runtime.version}",
@@ -101,18 +102,19 @@ def export(
         "images": "noise" if pixels is None else "given",
         "num_images": len(images),
         "agreement": agreement,
+        "agreement_of": worst,
         "min_agreement": config.min_agreement,
         "differences": {name: asdict(difference) for name, difference in differences.items()},
         "differences_on_noise": {name: asdict(difference) for name, difference in noise_differences.items()},
     }
     if storage is not None:
         report["num_float_bytes"] = len(_made(_in_float(network), None, metadata, write, config)[0])
-        report |= _saturation(network, storage)
+        report |= _saturation(network, storage if config.format == "onnx" else None)
     if config.format == "onnx":
-        report |= _kernel_facts(content, str(config.path))
+        report |= _kernel_facts(content)
     if agreement < config.min_agreement:
         raise AgreementError(
-            f"{runtime.name} {runtime.version} answers {agreement:.1%} of {len(images)} images as genie does, less "
+            f"{runtime.name} {runtime.version} answers as genie does for {described_agreement(report)}, less "
             f"than --min-agreement {config.min_agreement:.1%}: nothing was written. Its outputs differ by up to "
             f"{max(each.largest for each in differences.values()):.3g}. Try --storage packed or --format pt2, images "
             "of the network's own kind in --images, or a lower bound."
@@ -120,16 +122,16 @@ def export(
     return Exported(content, report)
 
 
-def _saturation(network: fx.GraphModule, storage: Storage) -> dict[str, Any]:
-    """The layers that may saturate on other processors, and whether this one is such."""
+def _saturation(network: fx.GraphModule, storage: Storage | None) -> dict[str, Any]:
+    """The layers that may saturate on other processors, and whether this one is such; None: all is in float."""
     layers = quantized_layers(network) if storage == "int8" else ()
-    names = [layer.name for layer in layers if may_saturate(layer)]
+    names = [layer.name for layer in layers if may_saturate(layer) and has_integer_kernel(network, layer.node)]
     return {"saturates_without_vnni": names, "processor_has_vnni": has_vnni()}
 
 
-def _kernel_facts(content: bytes, where: str) -> dict[str, Any]:
+def _kernel_facts(content: bytes) -> dict[str, Any]:
     """The kernels that ONNX Runtime takes for a file."""
-    kernels = kernels_of(content, where)
+    kernels = kernels_of(content)
     return {
         "num_layers": kernels.num_layers,
         "num_integer_layers": kernels.integer_layers,

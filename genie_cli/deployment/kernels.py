@@ -14,7 +14,10 @@ from genie_cli.runtime.extras import required
 _INTEGER_LAYERS = {"QLinearConv", "ConvInteger", "QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat"}
 _FLOAT_LAYERS = {
     "Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "DeformConv", "MatMulNBits",
+    "Einsum",
 }  # fmt: skip
+_FACTORS_APART = {"QLinearConv", "QGemm", "QLinearMatMul"}
+"""Layers whose inputs are tensor, scale and zero point in turn: the second factor is the fourth one."""
 _CONVERTING = {"QuantizeLinear", "DequantizeLinear", "Cast", "DynamicQuantizeLinear"}
 _MOVING = {
     "Clip", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Identity", "Shape", "Gather",
@@ -45,17 +48,17 @@ class Kernels:
         return self.integer_layers / self.num_layers if self.num_layers else 0.0
 
 
-def kernels_of(content: bytes, where: str) -> Kernels:
+def kernels_of(content: bytes) -> Kernels:
     """The kernels that ONNX Runtime takes for a file.
 
     Raises:
         UsageError: a package is not installed.
-        InputError: the runtime cannot load the file.
+        InputError: the runtime cannot write the optimized graph.
     """
     onnx = required("onnx")
     with tempfile.TemporaryDirectory() as folder:
         optimized = Path(folder) / "optimized.onnx"
-        OnnxRuntime(content, where, 1, optimized)
+        OnnxRuntime(content, None, 1, optimized)
         graph = onnx.load(str(optimized)).graph
     constants = {initializer.name for initializer in graph.initializer}
     producers = {name: node for node in graph.node for name in node.output}
@@ -64,14 +67,21 @@ def kernels_of(content: bytes, where: str) -> Kernels:
     for node in graph.node:
         operators[node.op_type] = operators.get(node.op_type, 0) + 1
         is_integer = node.op_type in _INTEGER_LAYERS or node.op_type.startswith("QLinear")
-        is_layer = node.op_type in _INTEGER_LAYERS or (
-            node.op_type in _FLOAT_LAYERS and _is_stored(node.input[1], constants, producers)
+        is_layer = node.op_type in _INTEGER_LAYERS | _FLOAT_LAYERS and any(
+            _is_stored(name, constants, producers) for name in _factors(node)
         )
         layers += is_layer
         integers += is_layer and is_integer
         if not is_integer and node.op_type not in _CONVERTING | _MOVING:
             islands.append(node.name or node.op_type)
     return Kernels(layers, integers, dict(sorted(operators.items())), tuple(islands))
+
+
+def _factors(node: Any) -> list[str]:
+    """The tensors that a layer multiplies; without a bias, scales and zero points."""
+    if node.op_type in _FACTORS_APART:
+        return [node.input[0], node.input[3]]
+    return list(node.input if node.op_type == "Einsum" else node.input[:2])
 
 
 def _is_stored(name: str, constants: set[str], producers: Mapping[str, Any]) -> bool:

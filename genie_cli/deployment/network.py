@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 
+from genie_cli.config import InputSpec
 from genie_cli.deployment.metadata import ExportMetadata
 from genie_cli.deployment.runtimes import FORMATS, Runtime, format_of, open_runtime, read_exported
 from genie_cli.errors import InputError
@@ -35,7 +36,11 @@ class RuntimeNetwork(nn.Module):
             spec = self._metadata.input
             mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (spec.mean, spec.std))
             taken = ((taken * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-        found = self._runtime.run(taken.numpy())
+        try:
+            found = self._runtime.run(taken.numpy())
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{self._runtime.name} {self._runtime.version} cannot run the file: {reason}.") from error
         outputs = []
         for _, (place, layout) in sorted(self._places.items()):
             outputs.append(layout.normal(torch.from_numpy(found[place].copy())).to(images.device))
@@ -60,11 +65,15 @@ def open_exported(path: Path, num_threads: int) -> tuple[Runtime, ExportMetadata
     return runtime, runtime.metadata
 
 
+def _sizes(spec: InputSpec) -> str:
+    return "x".join(map(str, spec.shape))
+
+
 def as_student(runtime: Runtime, metadata: ExportMetadata, teacher: Teacher) -> fx.GraphModule:
     """A graph that computes the outputs of the teacher's by running the file.
 
     Raises:
-        InputError: the file is of another network.
+        InputError: the file is of another network, or takes other images.
     """
     tree = outputs_of(teacher.graph)
     names = tuple(name for name, _ in named_outputs(structured(teacher.graph)(torch.zeros(2, *teacher.input.shape))))
@@ -72,6 +81,18 @@ def as_student(runtime: Runtime, metadata: ExportMetadata, teacher: Teacher) -> 
         raise InputError(
             f"The exported file was made for '{metadata.teacher}' with weights {metadata.teacher_sha256[:12]}, and "
             f"this teacher '{teacher.name}' has {teacher.sha256[:12]}: name the --model and --weights of its export."
+        )
+    own, given = metadata.input, teacher.input
+    if own.shape != given.shape:
+        raise InputError(
+            f"The exported file takes images of {_sizes(own)}, and this teacher of {_sizes(given)}: leave out "
+            "--input-size, or export it again with it."
+        )
+    if metadata.input_form == "pixels" and (own.mean, own.std) != (given.mean, given.std):
+        raise InputError(
+            f"The exported file takes pixels and normalises them itself, with mean {own.mean} and standard deviation "
+            f"{own.std}, and --mean and --std are {given.mean} and {given.std}: leave them out, or export it again "
+            "with them."
         )
     root = nn.Module()
     root.add_module("runtime", RuntimeNetwork(runtime, metadata, tree))

@@ -42,18 +42,18 @@ class OnnxRuntime(Runtime):
 
     name = "ONNX Runtime"
 
-    def __init__(self, content: bytes, where: str, num_threads: int, optimized: Path | None = None) -> None:
+    def __init__(self, content: bytes, where: str | None, num_threads: int, optimized: Path | None = None) -> None:
         """Load an ONNX file.
 
         Args:
             content: of the file.
-            where: names it in messages.
+            where: names it in messages; None: it was made just now, and is not written.
             num_threads: threads of an operator.
             optimized: file that the optimized graph is written to.
 
         Raises:
             UsageError: the runtime is not installed.
-            InputError: it cannot load the file.
+            InputError: it cannot load the file, or write the optimized graph.
         """
         ort = required("onnxruntime")
         self.version = str(ort.__version__)
@@ -66,6 +66,8 @@ class OnnxRuntime(Runtime):
         try:
             self._session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:
+            if optimized is not None:
+                raise _unwritten(self, optimized, error) from error
             raise _refused(self, where, error) from error
         self.metadata = decoded(self._session.get_modelmeta().custom_metadata_map.get(KEY))
         self._input = self._session.get_inputs()[0].name
@@ -80,7 +82,7 @@ class OpenVino(Runtime):
 
     name = "OpenVINO"
 
-    def __init__(self, content: bytes, where: str, num_threads: int) -> None:
+    def __init__(self, content: bytes, where: str | None, num_threads: int) -> None:
         """Load an ONNX file; arguments and errors as for `OnnxRuntime`."""
         openvino = required("openvino")
         self.version = str(openvino.__version__).partition("-")[0]
@@ -102,7 +104,7 @@ class Torch(Runtime):
 
     name = "torch"
 
-    def __init__(self, content: bytes, where: str, num_threads: int) -> None:
+    def __init__(self, content: bytes, where: str | None, num_threads: int) -> None:
         """Load a ``.pt2`` file.
 
         Raises:
@@ -121,7 +123,7 @@ class Torch(Runtime):
         return [output.numpy() for output in self._module(torch.from_numpy(images))]
 
 
-_RUNTIMES: dict[str, dict[str, Callable[[bytes, str, int], Runtime]]] = {
+_RUNTIMES: dict[str, dict[str, Callable[[bytes, str | None, int], Runtime]]] = {
     "onnx": {"onnxruntime": OnnxRuntime, "openvino": OpenVino},
     "pt2": {"torch": Torch},
 }
@@ -139,8 +141,8 @@ def format_of(path: Path) -> str:
     return FORMATS[path.suffix]
 
 
-def open_runtime(content: bytes, format: str, where: str, num_threads: int = 1) -> Runtime:
-    """A file in the usual runtime of its format.
+def open_runtime(content: bytes, format: str, where: str | None, num_threads: int = 1) -> Runtime:
+    """A file in the usual runtime of its format; `where` names it in messages, None if it is not written yet.
 
     Raises:
         UsageError: the runtime is not installed.
@@ -149,7 +151,7 @@ def open_runtime(content: bytes, format: str, where: str, num_threads: int = 1) 
     return next(iter(_RUNTIMES[format].values()))(content, where, num_threads)
 
 
-def installed_runtimes(format: str) -> Sequence[Callable[[bytes, str, int], Runtime]]:
+def installed_runtimes(format: str) -> Sequence[Callable[[bytes, str | None, int], Runtime]]:
     """All runtimes of a format that are installed; where none is, that which has to be."""
     found = [runtime for package, runtime in _RUNTIMES[format].items() if is_installed(package)]
     return found or list(_RUNTIMES[format].values())[:1]
@@ -175,8 +177,21 @@ def image_batch(shape: Sequence[int], form: str) -> np.ndarray[Any, Any]:
     return generator.standard_normal(shape, dtype=np.float32)
 
 
-def _refused(runtime: Runtime, where: str, error: Exception) -> InputError:
+def _refused(runtime: Runtime, where: str | None, error: Exception) -> InputError:
     reason = " ".join(str(error).split())
-    fix = "export it again with a lower --opset, or install a newer one" if "opset" in reason.lower() else ""
-    fix = fix or "the file is damaged, or the runtime does not know an operation of it"
-    return InputError(f"{runtime.name} {runtime.version} cannot load {where} ({reason[:200]}): {fix}.")
+    if "opset" in reason.lower():
+        fix = "export it again with a lower --opset, or install a newer one"
+    elif where is None:
+        fix = "it does not know an operation in this form. Try --format pt2 or another --opset; nothing was written"
+    else:
+        fix = "the file is damaged, or the runtime does not know an operation of it"
+    file = "the file that was made" if where is None else where
+    return InputError(f"{runtime.name} {runtime.version} cannot load {file} ({reason[:200]}): {fix}.")
+
+
+def _unwritten(runtime: Runtime, path: Path, error: Exception) -> InputError:
+    reason = " ".join(str(error).split())[:200]
+    return InputError(
+        f"{runtime.name} {runtime.version} cannot write its optimized graph to the temporary folder {path.parent} "
+        f"({reason}): make room there, or name another one in TMPDIR. Nothing else was written."
+    )

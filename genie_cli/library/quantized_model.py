@@ -74,7 +74,7 @@ class QuantizedModel:
         >>> model.export("model.onnx", images, input="pixels")  # doctest: +SKIP
 
         Args:
-            path: the file, .onnx or .pt2; its report is written beside it, as ``model.export.json``.
+            path: the file, .onnx or .pt2; its report is written beside it, as ``model.onnx.export.json``.
             images: images that it is checked on besides noise, as in `genie_cli.quantize`.
             **options: fields of `ExportConfig`: ``storage``, ``input``, ``opset``, ``check_images``,
                 ``min_agreement``. The format is that of the file's name.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from genie_cli.artifacts.details import Details, read_details
+from genie_cli.artifacts.export_report import exported_file
 from genie_cli.artifacts.images import ImageSet, load_images
 from genie_cli.artifacts.json_kind import json_kind
 from genie_cli.artifacts.metadata import sniff, validate
@@ -238,13 +239,15 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _place(found: Found, path: Path, fields: dict[str, Any]) -> None:
     """Put a file of figures where it belongs."""
     kind = fields["kind"]
-    name = path.name.removesuffix(".json").removesuffix(".export")
+    name = path.name.removesuffix(".json")
     if kind == "speeds":
         found.speeds.extend(fields["rows"])
     elif kind == "export":
         _check_export(path, fields)
+        file = exported_file(path, fields)
+        name = Path(file).stem if "format" in fields else file
         run = _by_hash(found.runs, fields.get("content_sha256"), name) or _named(found.runs, name)
-        _or_new(found, run, name).exports[path.name.removesuffix(".export.json")] = fields
+        _or_new(found, run, name).exports[file] = fields
     elif kind == "performance":
         run = _named(found.runs, name.removeprefix("quantize-"))
         if run is not None:

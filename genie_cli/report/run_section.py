@@ -109,7 +109,7 @@ def _export_part(exports: Mapping[str, Mapping[str, Any]]) -> Iterator[Part]:
             size = described_beside_float(report["num_bytes"], int(num_float_bytes or 0))
         layers = f"{report['num_integer_layers']} of {report['num_layers']}" if "num_layers" in report else ""
         rows.append(
-            [Cell(f"{name}.{report.get('format', '')}".rstrip(".")), Cell(str(report.get("runtime", ""))),
+            [Cell(name), Cell(str(report.get("runtime", ""))),
              Cell(size, report["num_bytes"]), number_cell(report["agreement"] * 100, ".2f"), Cell(layers)]
         )  # fmt: skip
     columns = columns_of("file", "runtime", "#size", "#agreement %", "integer layers")

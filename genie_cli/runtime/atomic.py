@@ -26,18 +26,30 @@ def atomic_write_bytes(path: Path, content: bytes) -> None:
     Raises:
         InputError: the file cannot be written, with the system's reason.
     """
-    path = _absolute(path)
-    temporary = _temporary_sibling(path)
+    atomic_write_files({path: content})
+
+
+def atomic_write_files(files: Mapping[Path, bytes]) -> None:
+    """Write files that belong together: each as `atomic_write_bytes`, and none before all are on the disk.
+
+    Raises:
+        InputError: one cannot be written, with the system's reason.
+    """
+    paths = [_absolute(path) for path in files]
+    temporaries = [_temporary_sibling(path) for path in paths]
     try:
-        _refuse_unreplaceable(path, folder=False)
-        _write_new_file(temporary, content)
-        temporary.replace(path)
-        _sync_folder(path.parent)
+        for path, temporary, content in zip(paths, temporaries, files.values(), strict=True):
+            _refuse_unreplaceable(path, folder=False)
+            _write_new_file(temporary, content)
+        for path, temporary in zip(paths, temporaries, strict=True):
+            temporary.replace(path)
+            _sync_folder(path.parent)
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        for temporary in temporaries:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def atomic_write_text(path: Path, text: str) -> None:

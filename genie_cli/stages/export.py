@@ -9,18 +9,19 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from genie_cli.artifacts.export_report import report_path
 from genie_cli.artifacts.metadata import provenance
 from genie_cli.artifacts.metrics import encode_metrics
 from genie_cli.artifacts.quantized import QuantizedArtifact
 from genie_cli.config import EvaluateConfig, InputSpec
 from genie_cli.config.export import ExportConfig
 from genie_cli.data.samples import Samples
-from genie_cli.deployment.export import Exported, export, report_path
+from genie_cli.deployment.export import Exported, export
 from genie_cli.deployment.metadata import ExportMetadata
 from genie_cli.models.graph.folding import fold_batch_norms
 from genie_cli.models.graph.outputs import structured
 from genie_cli.models.teacher import Teacher
-from genie_cli.runtime.atomic import atomic_write_bytes
+from genie_cli.runtime.atomic import atomic_write_files
 from genie_cli.student.load import computing
 
 
@@ -112,5 +113,4 @@ def save_exported(found: Exported, config: ExportConfig) -> None:
     Raises:
         InputError: they cannot be written.
     """
-    atomic_write_bytes(report_path(config.path), encode_metrics(found.report))
-    atomic_write_bytes(config.path, found.content)
+    atomic_write_files({config.path: found.content, report_path(config.path): encode_metrics(found.report)})

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import genie_cli
 from genie_cli.config import QuantizeConfig
@@ -40,7 +41,7 @@ def folder(digits_teacher: Teacher, tmp_path_factory: pytest.TempPathFactory) ->
 def test_onnx_of_integers_gives_the_same_answers_without_genie(genie: Genie, folder: Path) -> None:
     out = genie("export", *MODEL, "--quantized", folder, "--images", "digits").stdout
     assert "agreement" in out
-    report = json.loads(Path("model.export.json").read_text())
+    report = json.loads(Path("model.onnx.export.json").read_text())
     content = Path("model.onnx").read_bytes()
     assert report["agreement"] >= 0.98
     assert report["num_images"] == 64
@@ -72,7 +73,7 @@ def test_onnx_of_integers_gives_the_same_answers_without_genie(genie: Genie, fol
 
 def test_packed_onnx_is_exact_and_smaller(genie: Genie, folder: Path) -> None:
     genie("export", *MODEL, "--quantized", folder, "--storage", "packed", "--input", "pixels")
-    report = json.loads(Path("model.export.json").read_text())
+    report = json.loads(Path("model.onnx.export.json").read_text())
     assert report["differences"]["output"]["largest"] < 1e-4
     assert report["num_bytes"] < report["num_float_bytes"] / 4
     session = ort.InferenceSession("model.onnx")
@@ -118,6 +119,63 @@ def test_a_float_file_is_the_teacher_and_files_are_evaluated_and_timed(
     timed = json.loads(genie("benchmark", "float.onnx", "model.onnx", "--batch-size", "1", "--json").stdout)
     assert {each["weights"] for each in timed} == {"float", "int8"}
     assert all(each["milliseconds"]["1"] > 0 for each in timed)
+
+
+def test_a_format_has_a_report_of_its_own(genie: Genie) -> None:
+    for format in ("onnx", "pt2"):
+        genie("export", *MODEL, "--format", format, "--out", f"model.{format}")
+        assert json.loads(Path(f"model.{format}.export.json").read_text())["format"] == format
+    inspected = json.loads(genie("inspect", "model.pt2", "--json").stdout)
+    assert (inspected["teacher"], inspected["format"]) == ("digits_resnet", "pt2")
+    assert "digits_resnet" in genie("inspect", "model.onnx").stdout
+
+
+def test_a_file_for_a_folder_is_named(genie: Genie) -> None:
+    genie("export", *MODEL)
+    stderr = genie("export", *MODEL, "--quantized", "model.onnx", code=2).stderr
+    assert "--quantized model.onnx is a file" in stderr
+
+
+def test_torch_saturates_nowhere(genie: Genie, folder: Path) -> None:
+    genie("export", *MODEL, "--quantized", folder, "--format", "pt2", "--out", "model.pt2")
+    assert json.loads(Path("model.pt2.export.json").read_text())["saturates_without_vnni"] == []
+
+
+PLAIN = """
+import torch
+from torch import nn
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.fc = nn.Linear(8, 5)
+    def forward(self, x):
+        return self.fc(self.conv(x).relu().mean((2, 3)))
+"""
+COLOURED = ("--model", "plain.py:Network", "--std", "0.5,0.5,0.5")
+HALF = ("--mean", "0.5,0.5,0.5")
+
+
+@pytest.mark.parametrize("form", ["normalized", "pixels"])
+def test_a_file_is_evaluated_on_what_it_takes(genie: Genie, form: str) -> None:
+    Path("plain.py").write_text(PLAIN)
+    genie("export", *COLOURED, *HALF, "--input-size", 12, "--input", form)
+    draws = torch.Generator().manual_seed(0)
+    for size in (12, 16):
+        pixels = torch.randint(0, 256, (6, 3, size, size), generator=draws, dtype=torch.uint8)
+        save_file({"images": pixels, "labels": torch.zeros(6, dtype=torch.int64)}, f"pixels{size}.safetensors")
+    evaluate = ("evaluate", *COLOURED, "--quantized", "model.onnx", "--data")
+    figures = json.loads(genie(*evaluate, "pixels12.safetensors", *HALF, "--input-size", 12, "--json").stdout)
+    assert figures["agreement"] == 100
+    stderr = genie(*evaluate, "pixels16.safetensors", *HALF, "--input-size", 16, code=3).stderr
+    assert "takes images of 3x12x12, and this teacher of 3x16x16" in stderr
+    other = ("--mean", "0.3,0.3,0.3", "--input-size", 12)
+    if form == "pixels":
+        assert "--mean" in genie(*evaluate, "pixels12.safetensors", *other, code=3).stderr
+    else:
+        genie(*evaluate, "pixels12.safetensors", *other)
 
 
 def test_too_little_agreement_is_an_error_of_its_own(

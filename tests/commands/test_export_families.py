@@ -41,7 +41,7 @@ def test_files_of_a_family(genie: Genie, images: Path, family: str, protocol: st
         file = tmp_path / f"model.{format}"
         q = ("--quantized", tmp_path / "q", "--images", images, "--min-agreement", 0)  # of classes, which are random
         genie("export", *model, *q, "--format", format, "--out", file)
-        report = json.loads((tmp_path / "model.export.json").read_text())
+        report = json.loads((tmp_path / f"model.{format}.export.json").read_text())
         (difference,) = report["differences"].values()
         assert difference["mean"] <= 0.02 * difference["magnitude"]
         assert report["num_bytes"] < 0.45 * report["num_float_bytes"]

@@ -34,7 +34,7 @@ def test_a_network_in_integers_gives_the_answers_of_genie(
     )  # fmt: skip
     images = ("--images", kit / "test.safetensors", "--check-images", CHECKED)
     genie("export", *model, "--quantized", tmp_path / "q", *images, "--out", tmp_path / "q.onnx")
-    report = json.loads((tmp_path / "q.export.json").read_text())
+    report = json.loads((tmp_path / "q.onnx.export.json").read_text())
     flips = report["differences"]["output"]["flips"]
     assert report["agreement"] >= 0.995
     if report["processor_has_vnni"]:  # else products of 8-bit weights may saturate

@@ -117,7 +117,7 @@ def test_a_plan_writes_nothing(
     assert plan["dry_run"] is True and told.startswith("Plan; nothing was written")
     written = {
         "synthesize": ["images.safetensors", "l.csv"], "quantize": ["quantized", "p.json"], "dfq": ["quantized"],
-        "sensitivity": ["sensitivity.json"], "evaluate": ["m.json"], "export": ["model.onnx", "model.export.json"],
+        "sensitivity": ["sensitivity.json"], "evaluate": ["m.json"], "export": ["model.onnx", "model.onnx.export.json"],
     }[stage]  # fmt: skip
     assert plan["would_write"] == written and all(name in told for name in written)
     if stage != "export":

@@ -71,7 +71,7 @@ def ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_every_command_runs_as_typed(page: str, ready: Path) -> None:
     assert run_page(page, ready) == commands_of(page)
     written = {
-        "README.md": ["model.export.json", "report.html", "timm_images.safetensors", "few_shot", "runs/qdrop.json"]
+        "README.md": ["model.onnx.export.json", "report.html", "timm_images.safetensors", "few_shot", "runs/qdrop.json"]
     }
     for name in written.get(page, ["images.png", "learned.json", "report/table.md"]):
         assert (ready / name).exists()

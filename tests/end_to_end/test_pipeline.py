@@ -101,7 +101,7 @@ def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (outputs / "metrics" / f"{run}.json").write_text('{"top1": 1.0}')
         (outputs / "exported").mkdir(exist_ok=True)
         (outputs / "exported" / f"{run}.onnx").write_text(run)
-        (outputs / "exported" / f"{run}.export.json").write_text('{"agreement": 1.0}')
+        (outputs / "exported" / f"{run}.onnx.export.json").write_text('{"agreement": 1.0}')
     (outputs / "performance").mkdir()
     for name in ("synthesize", *(f"quantize-{run}" for run in _runs())):
         (outputs / "performance" / f"{name}.json").write_text('{"seconds": 1.0}')

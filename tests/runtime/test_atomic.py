@@ -12,7 +12,14 @@ from typing import Any
 import pytest
 
 from genie_cli.errors import InputError
-from genie_cli.runtime.atomic import atomic_write_bytes, atomic_write_folder, atomic_write_text, check_writable
+from genie_cli.runtime import atomic
+from genie_cli.runtime.atomic import (
+    atomic_write_bytes,
+    atomic_write_files,
+    atomic_write_folder,
+    atomic_write_text,
+    check_writable,
+)
 
 OLD = {"weights.safetensors": b"old weights", "metrics.json": b"{}"}
 NEW = {"weights.safetensors": b"new weights", "step_sizes.safetensors": b"steps", "metrics.json": b"[]"}
@@ -80,6 +87,20 @@ def test_interrupted_file_leaves_the_old_one(
     assert content(tmp_path) == {"a.bin": b"old"}
     if isinstance(error, OSError):
         assert str(caught.value) == f"{path} cannot be written: No space left on device: free some space there."
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_files_that_belong_together_are_replaced_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    both = {tmp_path / "a.bin": b"one", tmp_path / "b.json": b"two"}
+    atomic_write_files(both)
+    assert content(tmp_path) == {"a.bin": b"one", "b.json": b"two"}
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(atomic, "_write_new_file", fail_at(failing, atomic._write_new_file, full))
+    with pytest.raises(InputError):
+        atomic_write_files(dict.fromkeys(both, b"new"))
+    assert content(tmp_path) == {"a.bin": b"one", "b.json": b"two"}
 
 
 def test_folder_is_written_and_replaced_as_a_whole(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def keeps_grid(node: fx.Node) -> bool:
         source, place = node.args
         if not isinstance(source, fx.Node):
             return False
-        return source.target in _MOVING or (source.target in _CHOOSING_WITH_PLACES and place == 0)
+        return source.target in (*_MOVING, *(_CHOOSING_WITH_PLACES if place == 0 else ()))
     if node.target in (aten.pad.default, aten.constant_pad_nd.default):
         is_copied = node.target is aten.pad.default and node.args[2:3] not in ((), ("constant",))
         return is_copied or zero_padding(node) is not None
