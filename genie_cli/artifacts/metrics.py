@@ -25,15 +25,31 @@ def read_metrics(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file is missing or does not hold a JSON object.
     """
-    try:
-        metrics = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON: write it again with the command that made it.") from error
+    metrics = read_json(path)
     if not isinstance(metrics, dict):
         raise InputError(f"{path} must hold a JSON object, it holds {type(metrics).__name__}.")
     return metrics
+
+
+def read_json(path: Path) -> Any:
+    """Content of a JSON file, whose texts can all be written again.
+
+    Raises:
+        InputError: the file is missing, is not JSON, or holds text that is no Unicode.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+        json.dumps(content, ensure_ascii=False).encode()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+    except UnicodeEncodeError as error:
+        text = ascii(error.object[error.start : error.end])
+        raise InputError(
+            f"{path} holds text that is no Unicode, {text}: write it again with the command that made it."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid JSON: write it again with the command that made it.") from error
+    return content
 
 
 def _finite(value: Any) -> Any:

@@ -42,11 +42,14 @@ def show_json(path: Path, as_json: bool) -> None:
     from genie_cli.artifacts.unit_figures import read_units
     from genie_cli.commands.display import summary
     from genie_cli.commands.evaluate import show_figures
+    from genie_cli.evaluation.metrics_file import check_evaluation
 
     fields = read_metrics(path)
     kind = json_kind(fields)
     if kind is None:
         raise InputError(f"{path} is JSON, and none of the files of genie's commands: {', '.join(WRITERS.values())}.")
+    if kind == "evaluation":
+        check_evaluation(fields, path)
     if as_json:
         typer.echo(json.dumps({"file": kind, **fields}, indent=2))
         return

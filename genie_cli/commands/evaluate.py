@@ -105,13 +105,15 @@ def show_figures(title: str, figures: dict[str, Any]) -> None:
 
     tables = (PER_CLASS, OUTPUTS, *HASHES)
     summary(title, {key: cell(key, value) for key, value in figures.items() if key not in tables})
-    if PER_CLASS in figures:
+    if figures.get(PER_CLASS):
         title, classes = "Per class", list(figures[PER_CLASS].items())
         if len(classes) > _MOST_CLASSES:
-            title, classes = "Weakest classes", sorted(classes, key=lambda item: item[1])[:_WEAKEST]
+            known = [item for item in classes if item[1] is not None]
+            title, classes = "Weakest classes", sorted(known, key=lambda item: item[1])[:_WEAKEST]
         column = f"{_PER_CLASS.get(figures['metric'], figures['metric'])} %"
-        rows_table(title, ["class", column], [[name, f"{share:.2f}"] for name, share in classes], {column})
-    if OUTPUTS in figures:
-        columns = list(next(iter(figures[OUTPUTS].values())))
-        rows = [[name, *(cell(key, each[key]) for key in columns)] for name, each in figures[OUTPUTS].items()]
+        rows = [[name, "none" if share is None else f"{share:.2f}"] for name, share in classes]
+        rows_table(title, ["class", column], rows, {column})
+    if figures.get(OUTPUTS):
+        columns = list(dict.fromkeys(key for each in figures[OUTPUTS].values() for key in each))
+        rows = [[name, *(cell(key, each.get(key)) for key in columns)] for name, each in figures[OUTPUTS].items()]
         rows_table("Per output", ["output", *columns], rows, set(columns))

@@ -10,29 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from genie_cli.errors import InputError, UsageError
-from genie_cli.evaluation.keys import (
-    CLASSIFICATION,
-    FACTS,
-    HASHES,
-    IN_PERCENT,
-    NUM_BYTES,
-    OUTPUTS,
-    PER_CLASS,
-    figures_of,
-)
+from genie_cli.evaluation.keys import CLASSIFICATION, IN_PERCENT, NUM_BYTES, figures_of
+from genie_cli.evaluation.metrics_file import DEFAULT_METRIC, figure_names, metric_of, read_evaluation
 
 COLUMNS = (
     "scheme", "model", "metric", "preset", "protocol", "weight_bits", "activation_bits", *CLASSIFICATION, "num_images",
 )  # fmt: skip
 """Columns of rows that are all of classifications."""
-_LARGEST = 1e12
-"""Largest value that a figure of an evaluation may have."""
 _MARKUP = "\\`*[]|~"
 _TEXTS = {"scheme", "preset", "protocol", "model", "metric"}
 _COMMON = ("model", "metric")
 """Facts that are written once where all rows share them, and the title of that line."""
-_DEFAULT = "classification"
-"""Metric of files that name none."""
 
 
 def read_rows(paths: Sequence[Path], with_size: bool = False) -> list[dict[str, Any]]:
@@ -78,38 +66,17 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _read_figures(path: Path, with_size: bool) -> dict[str, Any]:
-    try:
-        figures = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"Metrics file {path} cannot be read: {error.strerror}.") from None
-    except (ValueError, RecursionError):
-        raise InputError(f"Metrics file {path} is not JSON: give files written by 'genie evaluate --out'.") from None
-    metric = figures.get("metric", _DEFAULT) if isinstance(figures, dict) else _DEFAULT
-    names = list(CLASSIFICATION)
-    if metric != _DEFAULT:
-        others = (*FACTS, NUM_BYTES, *HASHES, PER_CLASS, OUTPUTS)
-        names = [key for key, value in figures.items() if key not in others and not isinstance(value, list)]
-    if not isinstance(figures, dict) or not names or (metric == _DEFAULT and figures.get(names[0]) is None):
-        missing = f"'{names[0]}' is missing" if names else "it has no figures"
-        raise InputError(f"{path} holds no metrics of 'genie evaluate': {missing}.")
+    figures = read_evaluation(path)
     facts = [column for column in COLUMNS if column not in (*CLASSIFICATION, "num_images")]
     sizes = [NUM_BYTES] if with_size else []
-    row = {key: figures.get(key) for key in (*facts, *sizes, *names, "num_images")}
-    row["metric"] = metric
-    for key, value in row.items():
-        if value is not None and not (isinstance(value, str) if key in _TEXTS else _is_figure(value)):
-            raise InputError(f"{path} holds no metrics of 'genie evaluate': its '{key}' is not a valid value.")
-    return row
+    row = {key: figures.get(key) for key in (*facts, *sizes, *figure_names(figures), "num_images")}
+    return {**row, "metric": metric_of(figures)}
 
 
 def columns_of(rows: Sequence[dict[str, Any]]) -> tuple[str, ...]:
     """The columns of rows in their order, the number of images last."""
     found = dict.fromkeys(key for row in rows for key in row)
     return (*(key for key in found if key != "num_images"), *(["num_images"] if "num_images" in found else []))
-
-
-def _is_figure(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 def as_markdown(rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None) -> str:
@@ -127,14 +94,14 @@ def as_markdown(rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = 
     align = [":--" if column in _TEXTS else "--:" for column in shown]
     lines = [_line(shown), _line(align)]
     lines += [_line([_cell(row, column) for column in shown]) for row in rows]
-    told = {key: value for key, value in shared.items() if value not in (None, _DEFAULT)}
+    told = {key: value for key, value in shared.items() if value not in (None, DEFAULT_METRIC)}
     title = "".join(f"{key.capitalize()}: {_escape(value)}\n\n" for key, value in told.items())
     return title + "\n".join(lines) + "\n"
 
 
 def shown_figure(row: dict[str, Any], value: float) -> str:
     """A figure of a row: a percentage with two decimals, any other number with four digits."""
-    return f"{value:.2f}" if (row.get("metric") or _DEFAULT) in IN_PERCENT else f"{value:.4g}"
+    return f"{value:.2f}" if (row.get("metric") or DEFAULT_METRIC) in IN_PERCENT else f"{value:.4g}"
 
 
 def as_csv(rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None) -> str:

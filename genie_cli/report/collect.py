@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from genie_cli.artifacts.export_report import exported_file
 from genie_cli.artifacts.images import ImageSet, load_images
 from genie_cli.artifacts.json_kind import json_kind
 from genie_cli.artifacts.metadata import sniff, validate
-from genie_cli.artifacts.metrics import read_metrics
+from genie_cli.artifacts.metrics import read_json, read_metrics
 from genie_cli.artifacts.network_size import NetworkSize, network_size
 from genie_cli.artifacts.quantized import QuantizedMetadata
 from genie_cli.artifacts.quantized_folder import METRICS_FILE, STEP_SIZES_FILE, WEIGHTS_FILE
@@ -162,7 +161,7 @@ def _is_ours(path: Path) -> bool:
             return bool(sniff(path)["kind"] == "images")
         if path.suffix == ".csv":
             return _heading(path) in (_SYNTHESIS_LOG, _UNIT_LOG)
-        return path.suffix == ".json" and _recognised(_read_any_json(path)) is not None
+        return path.suffix == ".json" and _recognised(read_json(path)) is not None
     except InputError:
         return False
 
@@ -201,15 +200,6 @@ def _read_folder(folder: Path) -> QuantizedFolder:
     )
 
 
-def _read_any_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON: write it again with the command that made it.") from error
-
-
 def _recognised(content: Any) -> str | None:
     """The kind of a JSON file."""
     if isinstance(content, list):
@@ -229,7 +219,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    content = _read_any_json(path)
+    content = read_json(path)
     kind = _recognised(content)
     if kind is None:
         raise InputError(f"{path} is none of the files that genie's commands write: evaluate, export, benchmark.")

@@ -118,10 +118,10 @@ def test_a_file_given_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"", "is not JSON"),
-        (b"{", "is not JSON"),
-        (b"\xff\xfe", "is not JSON"),
-        (b"[" * 100_000, "is not JSON"),
+        (b"", "is not valid JSON"),
+        (b"{", "is not valid JSON"),
+        (b"\xff\xfe", "is not valid JSON"),
+        (b"[" * 100_000, "is not valid JSON"),
         (b"[1]", "'top1' is missing"),
         (b"{}", "'top1' is missing"),
         (b'{"top1": null}', "'top1' is missing"),
@@ -135,6 +135,17 @@ def test_a_file_given_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (b'{"metric": 5, "x": 1}', "'metric'"),
         (b'{"metric": "segmentation", "num_images": 5, "curve": [1]}', "it has no figures"),
         (b'{"metric": "segmentation", "miou": "57"}', "'miou'"),
+        (b'{"top1": 70, "weight_bits": "x"}', "'weight_bits'"),
+        (b'{"top1": 70, "num_bytes": "x"}', "'num_bytes'"),
+        (b'{"top1": 70, "data_sha256": 5}', "'data_sha256'"),
+        (b'{"top1": 70, "share": NaN}', "'share'"),
+        (b'{"top1": 70, "per_class": 5}', "'per_class'"),
+        (b'{"top1": 70, "per_class": {"0": "x"}}', "'per_class'"),
+        (b'{"metric": "fidelity", "sqnr_db": 3.0, "outputs": [1]}', "'outputs'"),
+        (b'{"metric": "fidelity", "sqnr_db": 3.0, "outputs": {"out": 5}}', "'outputs'"),
+        (b'{"top1": 70, "model": "\\ud800"}', "text that is no Unicode, '\\ud800'"),
+        (b'{"top1": 70, "\\udc00": 1}', "text that is no Unicode, '\\udc00'"),
+        (b'{"seconds": 5.0, "peak_memory": 3}', "it is seconds and memory of '--performance'"),
     ],
 )
 def test_files_that_are_no_metrics(tmp_path: Path, content: bytes, problem: str) -> None:
