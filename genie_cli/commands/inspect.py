@@ -45,8 +45,8 @@ def inspect(
     if path.suffix in (".onnx", ".pt2") and path.is_file():
         show_exported(path, as_json)
         return
-    if path.suffix == ".safetensors" or (path.is_dir() and not _names_network(subject)):
-        show_artifact(path, as_json)
+    if path.suffix == ".safetensors" or (_is_artifact(subject) and not _names_network(subject)):
+        (show_json if _begins_as_json(path) else show_artifact)(path, as_json)
         return
     from genie_cli.commands.bits_override import override_keys
     from genie_cli.commands.describe import describe_model
@@ -72,14 +72,30 @@ def inspect(
         _show_model(description, plan)
 
 
-def _names_network(folder: str) -> bool:
-    """True, with a note, if a folder is called as a network of ``genie models``."""
+def _is_artifact(subject: str) -> bool:
+    """True for a folder, and for a file that is no code and no part of a SPEC: what it is, its content tells."""
+    path = Path(subject)
+    return path.is_dir() or (path.is_file() and ":" not in subject and path.suffix != ".py")
+
+
+def _begins_as_json(path: Path) -> bool:
+    """True if a file's first character is that of a JSON object; a tensor file begins with a length."""
+    try:
+        with path.open("rb") as file:
+            return b"".join(file.read(64).split())[:2] in (b"{", b'{"', b"{}")
+    except OSError:
+        return False
+
+
+def _names_network(place: str) -> bool:
+    """True, with a note, if a folder or file is called as a network of ``genie models``."""
     from genie_cli.commands.display import note
     from genie_cli.models.zoo import known_names
 
-    if folder not in known_names():
+    if place not in known_names():
         return False
-    note(f"'{folder}' is a network of 'genie models', which is shown, and a folder, which ./{folder} names.")
+    kind = "folder" if Path(place).is_dir() else "file"
+    note(f"'{place}' is a network of 'genie models', which is shown, and a {kind}, which ./{place} names.")
     return True
 
 
