@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from genie_cli.commands.options import AsJson
+from genie_cli.commands.report_files import check_report_files
 from genie_cli.commands.verbosity import is_quiet
 from genie_cli.errors import UsageError
 
@@ -23,6 +25,8 @@ _TITLES = {
     "relative_error": "rel. error", "num_bytes": "bytes",
 }  # fmt: skip
 """Short names, so that the table fits a terminal of 80 columns."""
+_MOST_NAMED = 5
+"""Files that a note names."""
 _TEXTS = ("scheme", "model", "metric", "preset")
 
 
@@ -31,8 +35,8 @@ def report(
         list[Path],
         typer.Argument(
             metavar="RUN",
-            help="JSON files of `genie evaluate --out`, or folders of them; with --html quantized folders, image sets, "
-            "export files and loss curves too, or folders of these.",
+            help="JSON files of `genie evaluate --out`, or folders that hold them; with --html quantized folders, "
+            "image sets, export files and loss curves too, or folders of these, with the folders inside.",
         ),
     ],
     over_seeds: Annotated[
@@ -66,6 +70,15 @@ def report(
             show_default=False,
         ),
     ] = None,
+    pipeline: Annotated[
+        Path | None,
+        typer.Option(
+            "--pipeline",
+            metavar="DVC-YAML",
+            help="Of folders, read only what stages of this DVC pipeline write: no run that was taken out of it.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -79,14 +92,16 @@ def report(
     """Compare evaluated runs in one table (markdown, JSON, CSV), and show all that is known of runs on one page."""
     if html is None and real is not None:
         raise UsageError("--real shows images on a page: name it with --html FILE.")
+    folder = Path("report") if out is None and html is None else out
+    read = _files(metrics, html is not None, pipeline)
+    check_report_files(read, html, folder)
     if html is not None:
-        metrics = _write_page(metrics, html, real)
-        if not metrics:
+        read = _write_page(read, html, real)
+        if not read:
             if as_json:
                 typer.echo("{}")
             return
-    folder = Path("report") if out is None and html is None else out
-    files, shown = _tables(metrics, over_seeds, by_bits, with_size)
+    files, shown = _tables(read, over_seeds, by_bits, with_size)
     if folder is not None:
         _write_tables(files, folder)
     if as_json:
@@ -97,22 +112,41 @@ def report(
         typer.echo(f"Written to {folder}: {', '.join(files)}", err=True)
 
 
-def _write_page(paths: list[Path], html: Path, real: str | None) -> list[Path]:
+def _files(runs: list[Path], for_page: bool, pipeline: Path | None) -> list[Path]:
+    """The files, and with a page the quantized folders, that the RUNs stand for."""
+    expand: Callable[[Path], Iterable[Path]]
+    if for_page:
+        from genie_cli.report.charts import check_charts
+        from genie_cli.report.collect import parts_of
+
+        check_charts()
+        expand = parts_of
+    else:
+        from genie_cli.evaluation.comparison import files_of
+
+        expand = files_of
+    if pipeline is None:
+        return [file for run in runs for file in expand(run)]
+    from genie_cli.commands.display import note
+    from genie_cli.report.pipeline import only_outputs
+
+    kept, left_out = only_outputs(runs, expand, pipeline)
+    if left_out:
+        named = ", ".join(map(str, left_out[:_MOST_NAMED])) + (", ..." if len(left_out) > _MOST_NAMED else "")
+        note(f"Left out, since no stage of {pipeline} writes them: {named}.")
+    return kept
+
+
+def _write_page(parts: list[Path], html: Path, real: str | None) -> list[Path]:
     """Write the page; returns the files of figures among what was given."""
-    from genie_cli.artifacts.quantized_folder import WEIGHTS_FILE
     from genie_cli.commands.display import file_size
-    from genie_cli.commands.options import check_files
     from genie_cli.errors import InputError
-    from genie_cli.report.charts import check_charts
     from genie_cli.report.collect import collect
     from genie_cli.report.page import make_page
     from genie_cli.report.room import LIMIT
     from genie_cli.runtime.atomic import atomic_write_text
 
-    check_charts()
-    given = {f"RUN {path}": path for path in paths}
-    check_files({"--html": html}, given, [name for name, path in given.items() if (path / WEIGHTS_FILE).is_file()])
-    found = collect(paths)
+    found = collect(parts)
     if real is not None:
         found.images["real images"] = _real_images(real, found)
     page = make_page(found)
@@ -168,8 +202,6 @@ def _write_tables(files: _Files, out: Path) -> None:
     from genie_cli.errors import InputError
     from genie_cli.runtime.atomic import atomic_write_text
 
-    if not out.resolve().parent.is_dir():
-        raise InputError(f"Output folder {out.parent} does not exist: create it or choose another --out.")
     try:
         out.mkdir(exist_ok=True)
     except OSError as error:

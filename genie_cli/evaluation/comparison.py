@@ -17,6 +17,8 @@ COLUMNS = (
     "scheme", "model", "metric", "preset", "protocol", "weight_bits", "activation_bits", *CLASSIFICATION, "num_images",
 )  # fmt: skip
 """Columns of rows that are all of classifications."""
+_GENERIC = ("metrics", "evaluation", "eval", "figures", "result", "results")
+"""Names of files that say nothing of the run."""
 _MARKUP = "\\`*[]|~"
 _TEXTS = {"scheme", "preset", "protocol", "model", "metric"}
 _COMMON = ("model", "metric")
@@ -28,24 +30,47 @@ def read_rows(paths: Sequence[Path], with_size: bool = False) -> list[dict[str, 
 
     Where `with_size`, a row has the bytes of the quantized folder too, None where the file does not tell them.
 
-    Where two files share a folder, rows are named after the files, or after folder and file. A folder
-    stands for the JSON files in it.
+    Where two files share a folder, rows are named after the files, or after folder and file. A file alone gives its
+    row its own name, unless that says only what such files are, as ``metrics.json`` does. A folder stands for the
+    JSON files in it.
 
     Raises:
         InputError: a file is missing or holds no metrics, or a folder holds no metrics file.
-        UsageError: a file is given twice.
+        UsageError: a file is given twice, or a quantized folder.
     """
-    paths = [file for path in paths for file in _files(path)]
+    paths = [file for path in paths for file in files_of(path)]
     return [{**_read_figures(path, with_size), "scheme": name} for path, name in zip(paths, _names(paths), strict=True)]
 
 
-def _files(path: Path) -> list[Path]:
+def files_of(path: Path) -> list[Path]:
+    """The files that a RUN of a table stands for.
+
+    Raises:
+        InputError: a folder holds no metrics file.
+        UsageError: a quantized folder, which only a page shows.
+    """
     if not path.is_dir():
         return [path]
     files = sorted(path.glob("*.json"), key=lambda file: file.stem)
+    if _is_quantized(path):
+        raise UsageError(
+            f"{path} is a quantized folder, which only a page shows: give --html FILE, or the files of "
+            "'genie evaluate --out'."
+        )
     if not files:
-        raise InputError(f"Folder {path} holds no metrics file (*.json) of 'genie evaluate --out'.")
+        raise InputError(
+            f"Folder {path} holds no metrics file (*.json) of 'genie evaluate --out'; folders in it are read with "
+            "--html alone."
+        )
     return files
+
+
+def _is_quantized(folder: Path) -> bool:
+    if not any(folder.glob("*.safetensors")):
+        return False
+    from genie_cli.artifacts.quantized_folder import WEIGHTS_FILE  # with torch, which a table does not need
+
+    return (folder / WEIGHTS_FILE).is_file()
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -54,6 +79,8 @@ def _names(paths: Sequence[Path]) -> list[str]:
     for path in whole:
         if whole.count(path) > 1:
             raise UsageError(f"Metrics file {path} is given twice.")
+    if len(whole) == 1 and whole[0].stem.lower() not in _GENERIC:
+        return [whole[0].stem]
     for names in (
         [path.parent.name for path in whole],
         [path.stem for path in whole],

@@ -80,16 +80,13 @@ class Found:
     evaluations: list[Path] = field(default_factory=list)
 
 
-def collect(paths: Sequence[Path]) -> Found:
-    """Read what the RUNs are: quantized folders, image sets, files of figures, loss curves, or folders of these.
-
-    A file that is named has to be one of these. In a folder, whatever genie did not write is passed over.
+def collect(parts: Sequence[Path]) -> Found:
+    """Read what the parts of RUNs are: quantized folders, image sets, files of figures, loss curves.
 
     Raises:
-        InputError: a file that cannot be read or is none of genie's, or a folder that holds none.
+        InputError: a file that cannot be read or is none of genie's.
         UsageError: a file is given twice.
     """
-    parts = [part for path in paths for part in _parts(path)]
     _refuse_twice(parts)
     found = Found()
     loose: list[tuple[Path, dict[str, Any]]] = []
@@ -112,8 +109,14 @@ def collect(paths: Sequence[Path]) -> Found:
     return found
 
 
-def _parts(path: Path) -> Iterator[Path]:
-    """The files and quantized folders that a RUN stands for."""
+def parts_of(path: Path) -> Iterator[Path]:
+    """The files and quantized folders that a RUN stands for.
+
+    A file that is named has to be one that a report reads. In a folder, whatever genie did not write is passed over.
+
+    Raises:
+        InputError: a file that no report reads, or a folder that holds nothing of genie's.
+    """
     if path.is_dir() and not (path / WEIGHTS_FILE).is_file():
         parts = list(_inside(path, _DEEPEST))
         if not parts:

@@ -101,6 +101,26 @@ def test_a_link_is_called_after_its_own_place(tmp_path: Path) -> None:
     assert schemes(paths) == ["w4a4", "w2a4"]
 
 
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("rep/m1.json", "m1"), ("w4a4/metrics.json", "w4a4"), ("w4a4/Results.json", "w4a4"), ("w4a4/w2a2.json", "w2a2")],
+)
+def test_a_file_alone_is_called_after_itself_unless_that_says_nothing(tmp_path: Path, file: str, name: str) -> None:
+    path = saved(tmp_path / file)
+    assert schemes([path]) == [name]
+    assert schemes([path.parent]) == [name]
+
+
+def test_folders_that_only_a_page_shows(tmp_path: Path) -> None:
+    for name in ("weights.safetensors", "details.json", "metrics.json"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(UsageError, match="is a quantized folder, which only a page shows: give --html FILE"):
+        read_rows([tmp_path])
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    with pytest.raises(InputError, match="folders in it are read with --html alone"):
+        read_rows([tmp_path / "runs"])
+
+
 def test_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(tmp_path / "w4a4" / "m.json")
     saved(tmp_path / "w2a4" / "m.json")
@@ -242,7 +262,7 @@ def test_a_number_that_was_not_finite_is_an_empty_cell(tmp_path: Path) -> None:
     path = tmp_path / "same.json"
     path.write_text(json.dumps({"metric": "fidelity", "num_images": 2, "sqnr_db": None, "relative_error": 0.0}))
     table = as_markdown(read_rows([path]))
-    assert table.splitlines()[-1] == f"| {path.parent.name} | 0 | 2 |"
+    assert table.splitlines()[-1] == "| same | 0 | 2 |"
 
 
 def test_a_table_of_two_metrics(tmp_path: Path) -> None:
