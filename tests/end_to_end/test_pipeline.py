@@ -43,7 +43,7 @@ def _load(name: str) -> dict:
 
 def _runs() -> list[str]:
     """Names of the root pipeline's quantized networks."""
-    presets, schemes = _load("dvc.yaml")["vars"][0]["presets"], _load("params.yaml")["quantize"]["schemes"]
+    presets, schemes = _load("dvc.yaml")["vars"][0]["runs"]["presets"], _load("params.yaml")["quantize"]["schemes"]
     return [f"{preset}-{scheme}" for preset in presets for scheme in schemes]
 
 
@@ -140,7 +140,8 @@ def test_changing_one_scheme_runs_only_that_scheme(project: Path) -> None:
         "w2a4:\n      weight_bits: 2\n      activation_bits: 4",
         "w2a4:\n      weight_bits: 2\n      activation_bits: 5",
     )
-    assert _pending(project) == {"quantize@minmax-w2a4", "quantize@qdrop-w2a4", "quantize@genie-m-w2a4"}
+    runs = {f"quantize@{preset}-w2a4" for preset in ("minmax", "qdrop", "genie-m")}
+    assert _pending(project) == runs | {"report", "page"}  # these depend on the list of schemes, and on the runs anyway
 
 
 def test_adding_a_preset_runs_only_the_new_one(project: Path) -> None:
@@ -155,6 +156,26 @@ def test_adding_a_scheme_runs_only_the_new_one(project: Path) -> None:
     presets = ("minmax", "qdrop", "genie-m")
     new = {f"{stage}@{preset}-w8a8" for stage in EACH for preset in presets}
     assert {stage for stage in _pending(project) if "@" in stage} == new
+
+
+@pytest.mark.parametrize(
+    ("name", "old"),
+    [("params.yaml", "    w2a2:\n      weight_bits: 2\n      activation_bits: 2\n"), ("dvc.yaml", "qdrop, ")],
+)
+def test_without_a_scheme_or_a_preset_the_reports_run_again(project: Path, name: str, old: str) -> None:
+    """DVC keeps the files of stages that are gone, and the folders of the outputs are what they were."""
+    _edit(project, old, "", name)
+    assert _pending(project, "dvc.yaml") == {"report", "page"}
+
+
+@pytest.mark.parametrize("experiment", ["ablation", "all-layers", "few-shot", "mixed", "num-images", "zero-shot"])
+def test_reports_of_experiments_track_what_their_matrix_is_made_of(experiment: str) -> None:
+    stages = _load(f"pipelines/{experiment}/dvc.yaml")["stages"]
+    matrix = [value.strip("${}") for value in stages["evaluate"]["matrix"].values()]
+    for stage in (stages[name] for name in ("report", "curve") if name in stages):
+        assert {key for file in stage["params"] for keys in file.values() for key in keys} == set(matrix)
+        command = stage["cmd"] if isinstance(stage["cmd"], str) else stage["cmd"][-1]
+        assert f" --pipeline pipelines/{experiment}/dvc.yaml " in command
 
 
 def test_changing_evaluation_code_runs_only_evaluation(project: Path) -> None:
@@ -275,7 +296,7 @@ def test_the_command_line_takes_every_command(stages: dict[str, PipelineStage], 
     for command in commands.values():
         words = shlex.split(command)
         if words[:3] != ["python", "-m", "genie_cli"]:
-            assert words[0] in ("mkdir", "cp") or words[:3] == ["python", "-m", "dvc"], command
+            assert words[0] in ("mkdir", "cp", ":") or words[:3] == ["python", "-m", "dvc"], command
             continue
         seen[words[3]] += 1
         if words[3] == "report":
