@@ -24,6 +24,8 @@ from genie_cli.runtime.atomic import atomic_write_bytes
 ImageDtype = Literal["float16", "uint8"]
 
 _DTYPES = {"float16": torch.float16, "uint8": torch.uint8}
+_FARTHEST = 3
+"""Synthesized pixels may lie so many times the whole range of pixels from their mean."""
 
 
 class ImagesMetadata(ArtifactMetadata):
@@ -102,6 +104,20 @@ class ImageSet:
         else:
             unit = chosen * _per_channel(stored.std) + _per_channel(stored.mean)
         return (unit - _per_channel(mean)) / _per_channel(std)
+
+
+def check_range(dtype: ImageDtype, input: InputSpec) -> None:
+    """Find out before the long work whether images of a network fit into their type.
+
+    Raises:
+        InputError: normalised pixels may be too large for float16.
+    """
+    largest = max(_FARTHEST / std for std in input.std)
+    if dtype == "float16" and largest > torch.finfo(torch.float16).max:
+        raise InputError(
+            f"Images of this network do not fit into float16: with a standard deviation of {min(input.std):g} pixels "
+            f"lie up to {largest:.3g} from their mean. Store them as pixels, with --set image_dtype=uint8."
+        )
 
 
 def encode_images(images: Tensor, dtype: ImageDtype, input: InputSpec) -> Tensor:

@@ -111,7 +111,9 @@ def _write_page(paths: list[Path], html: Path, real: str | None) -> list[Path]:
 
     check_charts()
     given = {f"RUN {path}": path for path in paths}
-    check_files({"--html": html}, given, [name for name, path in given.items() if (path / WEIGHTS_FILE).is_file()])
+    check_files(
+        {"--html": html}, list(given.items()), [name for name, path in given.items() if (path / WEIGHTS_FILE).is_file()]
+    )
     found = collect(paths)
     if real is not None:
         found.images["real images"] = _real_images(real, found)

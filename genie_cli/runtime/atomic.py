@@ -95,12 +95,13 @@ def atomic_write_folder(path: Path, files: Mapping[str, bytes], optional: Collec
             _retire(aside, path, {*files, *optional})
 
 
-def check_writable(path: Path, folder_files: Collection[str] = ()) -> None:
+def check_writable(path: Path, folder_files: Collection[str] = (), option: str = "--out") -> None:
     """Find out before the long work whether its result can be written at its end.
 
     Args:
         path: where the result will go.
         folder_files: the result is a folder of these files, written by `atomic_write_folder`; without them a file.
+        option: names the path in messages.
 
     Raises:
         InputError: the parent is missing or cannot be written to, the name is taken by something of
@@ -109,10 +110,10 @@ def check_writable(path: Path, folder_files: Collection[str] = ()) -> None:
     try:
         target = _absolute(path)
         if not target.parent.is_dir():
-            raise InputError(f"Output folder {path.parent} does not exist: create it or choose another --out.")
+            raise InputError(f"Output folder {path.parent} does not exist: create it or choose another {option}.")
         with suppress(FileNotFoundError):
             target.lstat()  # raises for a name that is too long or has a NUL byte
-        _refuse_unreplaceable(target, bool(folder_files), path)
+        _refuse_unreplaceable(target, bool(folder_files), path, option)
         if folder_files and target.is_dir():
             _refuse_foreign_files(target, folder_files, path)
         # Modes alone do not tell: root ignores them, and a file system may be read-only or full.
@@ -182,21 +183,21 @@ def _retire(aside: Path, path: Path, owned: set[str]) -> None:
         aside.rmdir()
 
 
-def _refuse_unreplaceable(target: Path, folder: bool, shown: Path | None = None) -> None:
+def _refuse_unreplaceable(target: Path, folder: bool, shown: Path | None = None, option: str = "--out") -> None:
     shown = shown or target
     if folder:
         if os.path.lexists(target) and not target.is_dir():
-            raise InputError(f"Output {shown} is a file, and a folder is to be written: choose another --out.")
+            raise InputError(f"Output {shown} is a file, and a folder is to be written: choose another {option}.")
         if os.path.ismount(target) or (target.is_dir() and target.samefile(Path.cwd())):
             raise InputError(
                 f"Output folder {shown} is the current folder or a mount point and cannot be replaced: "
                 f"choose a folder inside it, such as --out {shown / 'quantized'}."
             )
     elif target.is_dir():
-        raise InputError(f"Output {shown} is a folder, and a file is to be written: give --out a file name in it.")
+        raise InputError(f"Output {shown} is a folder, and a file is to be written: give {option} a file name in it.")
     elif target.exists() and not target.is_file():
         # Renaming over a device such as /dev/null would destroy it.
-        raise InputError(f"Output {shown} is not a regular file: choose another --out.")
+        raise InputError(f"Output {shown} is not a regular file: choose another {option}.")
 
 
 def _refuse_foreign_files(target: Path, own: Collection[str], shown: Path) -> None:
