@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from genie_cli.deployment.onnx_operations import translations
 from genie_cli.deployment.program import Program, scope_of
@@ -47,6 +47,7 @@ def translated(program: Program, opset: int) -> Any:
         InputError: an operation that ONNX cannot say, named with its layer.
     """
     table = translations(opset)
+    _make_scalars_alike(program)
     try:
         with _quiet():
             found = torch.onnx.export(
@@ -72,6 +73,29 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def _make_scalars_alike(program: Program) -> None:
+    """Write the numbers of an operation as floats where some of them are and its result is: ``clamp(0, 0.5)``.
+
+    The exporter takes apart what has numbers of one kind alone.
+    """
+    for node in program.exported.graph.nodes:
+        value = node.meta.get("val")
+        if not isinstance(node.target, torch._ops.OpOverload) or not isinstance(value, Tensor):
+            continue
+        parameters = node.target._schema.arguments
+        places = [place for place, each in enumerate(parameters[: len(node.args)]) if _is_number(each)]
+        numbers = [node.args[place] for place in places]
+        if value.is_floating_point() and any(type(number) is float for number in numbers):
+            for place in places:
+                if type(node.args[place]) is int:
+                    node.update_arg(place, float(node.args[place]))
+
+
+def _is_number(parameter: Any) -> bool:
+    """True if a parameter of an operation takes an integer or a float, or may be left out."""
+    return str(parameter.type) in ("number", "Optional[number]")
 
 
 def _untranslated(error: Exception, program: Program, opset: int) -> str:
