@@ -36,9 +36,7 @@ def _of_quantizers(op: Any) -> dict[Any, Callable[..., Any]]:
         kind = dtype.numpy()
         limits, ends = np.iinfo(kind), (quant_min, quant_max)
         is_clipped = ends != (limits.min, limits.max)
-        if (
-            is_clipped and kind == np.uint16
-        ):  # whose codes runtimes do not clip: the values of the end codes do the same
+        if is_clipped and kind == np.uint16:  # runtimes do not clip its codes; the values of the end codes do the same
             x = op.Clip(x, *(_constant(op, np.float32(scale) * (end - zero_point), np.float32) for end in ends))
             is_clipped = False
         codes = op.QuantizeLinear(x, _constant(op, scale, np.float32), _constant(op, zero_point, kind))
