@@ -7,6 +7,7 @@ holds pixels. Any quantizer can read any set: `ImageSet.normalized` returns the 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,14 @@ from torch import Tensor
 
 from genie_cli.artifacts.metadata import ArtifactMetadata, all_finite, file_sha256, read, serialize, validate
 from genie_cli.config import InputSpec
-from genie_cli.errors import InputError
+from genie_cli.errors import InputError, UsageError
 from genie_cli.runtime.atomic import atomic_write_bytes
 
 ImageDtype = Literal["float16", "uint8"]
 
 _DTYPES = {"float16": torch.float16, "uint8": torch.uint8}
+_FARTHEST = 3
+"""Synthesized pixels may lie so many times the whole range of pixels from their mean."""
 
 
 class ImagesMetadata(ArtifactMetadata):
@@ -68,8 +71,8 @@ class ImageSet:
 
     def normalized(
         self,
-        mean: Sequence[float],
-        std: Sequence[float],
+        mean: float | Sequence[float],
+        std: float | Sequence[float],
         indices: Tensor | Sequence[int] | slice | None = None,
     ) -> Tensor:
         """Images as a network takes them: (pixel / 255 - mean) / std per channel.
@@ -77,8 +80,8 @@ class ImageSet:
         Images stored with the same mean and std are returned as stored, without any rounding.
 
         Args:
-            mean: one value per channel.
-            std: one value per channel.
+            mean: one value per channel, or one for all.
+            std: the same, above 0.
             indices: rows of the images to return; None: all.
 
         Returns:
@@ -86,9 +89,15 @@ class ImageSet:
 
         Raises:
             InputError: the network takes another number of channels.
+            UsageError: a value that is not finite, or a std that is not above 0.
         """
         num_channels = self.images.shape[1]
-        if not len(mean) == len(std) == num_channels:
+        mean, std = _numbers("mean", mean, num_channels), _numbers("std", std, num_channels)
+        if min(std, default=1) <= 0:
+            raise UsageError(f"std = {std} cannot be used: give numbers above 0.")
+        if len(mean) != len(std):
+            raise UsageError(f"mean has {len(mean)} value(s) and std {len(std)}: give one of each per channel.")
+        if len(mean) != num_channels:
             raise InputError(
                 f"The images have {num_channels} channel(s), the network takes {len(mean)}: "
                 "use images with as many channels as the network's input."
@@ -97,11 +106,25 @@ class ImageSet:
         stored = self.metadata.input
         if self.metadata.dtype == "uint8":
             unit = chosen / 255
-        elif tuple(mean) == stored.mean and tuple(std) == stored.std:
+        elif mean == stored.mean and std == stored.std:
             return chosen
         else:
-            unit = chosen * _per_channel(stored.std) + _per_channel(stored.mean)
-        return (unit - _per_channel(mean)) / _per_channel(std)
+            unit = chosen * _per_channel(stored.std, chosen.device) + _per_channel(stored.mean, chosen.device)
+        return (unit - _per_channel(mean, chosen.device)) / _per_channel(std, chosen.device)
+
+
+def check_range(dtype: ImageDtype, input: InputSpec) -> None:
+    """Find out before the long work whether images of a network fit into their type.
+
+    Raises:
+        InputError: normalised pixels may be too large for float16.
+    """
+    largest = max(_FARTHEST / std for std in input.std)
+    if dtype == "float16" and largest > torch.finfo(torch.float16).max:
+        raise InputError(
+            f"Images of this network do not fit into float16: with a standard deviation of {min(input.std):g} pixels "
+            f"lie up to {largest:.3g} from their mean. Store them as pixels, with --set image_dtype=uint8."
+        )
 
 
 def encode_images(images: Tensor, dtype: ImageDtype, input: InputSpec) -> Tensor:
@@ -187,5 +210,20 @@ def _index(indices: Tensor | Sequence[int] | slice | None) -> Tensor | slice:
     return indices if isinstance(indices, slice) else torch.tensor(list(indices), dtype=torch.int64)
 
 
-def _per_channel(values: Sequence[float], device: torch.device | None = None) -> Tensor:
+def _numbers(name: str, given: float | Sequence[float], num_channels: int) -> tuple[float, ...]:
+    """The finite numbers that are given, and one number once per channel.
+
+    Raises:
+        UsageError: something else.
+    """
+    try:
+        numbers = torch.as_tensor(given, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, RuntimeError):
+        numbers = torch.tensor(math.nan, dtype=torch.float64, device="cpu")
+    if numbers.dim() > 1 or not numbers.isfinite().all():
+        raise UsageError(f"{name} = {given!r:.80} cannot be used: give a finite number for each channel, or one.")
+    return tuple((numbers.expand(num_channels) if numbers.dim() == 0 else numbers).tolist())
+
+
+def _per_channel(values: Sequence[float], device: torch.device) -> Tensor:
     return torch.tensor(tuple(values), dtype=torch.float32, device=device).view(-1, 1, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -38,16 +39,16 @@ def evaluate(
         )
     if config.folded and config.quantized is not None:
         raise UsageError("--folded evaluates the teacher and --quantized a student: give one of them.")
-    _run(model_config, config, dry_run, as_json)
+    _run(model_config, config, file.path, dry_run, as_json)
 
 
-def _run(model_config: ModelConfig, config: EvaluateConfig, dry_run: bool, as_json: bool) -> None:
+def _run(model_config: ModelConfig, config: EvaluateConfig, params: Path | None, dry_run: bool, as_json: bool) -> None:
+    from genie_cli.commands.files_read import files_read
     from genie_cli.commands.opening import open_network
     from genie_cli.commands.plan import PlannedRun, planning
     from genie_cli.commands.running import CommandRun, running
     from genie_cli.evaluation.images import open_samples
     from genie_cli.runtime.atomic import atomic_write_text
-    from genie_cli.runtime.user_code import code_file
     from genie_cli.stages.evaluate import evaluate as measured
     from genie_cli.stages.evaluate import open_measured
 
@@ -56,10 +57,7 @@ def _run(model_config: ModelConfig, config: EvaluateConfig, dry_run: bool, as_js
     with running(config, PlannedRun if dry_run else CommandRun) as run, planning(run, {"--out": config.out}, as_json):
         with run.checks():
             if run.workers.is_first:
-                data_file = source if source.endswith(".safetensors") else code_file(source)
-                read = {"--weights": model_config.weights, "--data": data_file, "--quantized": config.quantized}
-                read |= {"--metric": code_file(config.metric), "--decode": code_file(config.decode)}
-                opt.check_files({"--out": config.out}, read, ["--quantized"])
+                opt.check_files({"--out": config.out}, files_read(params, model_config, config), ["--quantized"])
         figures = measured(
             run,
             config,

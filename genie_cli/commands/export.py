@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -34,16 +35,16 @@ def export(used: Used, params: opt.ParamsFile = None, dry_run: opt.DryRun = Fals
     file = opt.read(params)
     model_config = opt.model_config(file, used["model"])
     config = stage_config(ExportConfig, file.section("export"), opt.given(used["export"]), where="export")
-    _run(model_config, config, dry_run, as_json)
+    _run(model_config, config, file.path, dry_run, as_json)
 
 
-def _run(model_config: ModelConfig, config: ExportConfig, dry_run: bool, as_json: bool) -> None:
+def _run(model_config: ModelConfig, config: ExportConfig, params: Path | None, dry_run: bool, as_json: bool) -> None:
     from genie_cli.commands.display import progress
     from genie_cli.runtime.progress import StageFinished, StageStarted
 
     with progress() as report:
         report(StageStarted(_STAGE, len(_STEPS)))
-        found = _exported(model_config, config, dry_run, report)
+        found = _exported(model_config, config, params, dry_run, report)
         report(StageFinished(_STAGE))
     if found is None:
         _show_plan(model_config, config, as_json)
@@ -53,29 +54,29 @@ def _run(model_config: ModelConfig, config: ExportConfig, dry_run: bool, as_json
         _show(config, found.report)
 
 
-def _exported(model_config: ModelConfig, config: ExportConfig, dry_run: bool, report: Reporter) -> Exported | None:
+def _exported(
+    model_config: ModelConfig, config: ExportConfig, params: Path | None, dry_run: bool, report: Reporter
+) -> Exported | None:
     """The file, made, checked and written; None: only the input was checked.
 
     Args:
         model_config: the network.
         config: what to make of it.
+        params: the params file.
         dry_run: end before the file is made.
         report: receives what is going on.
     """
     _tell(report, 0)  # before torch is imported, which takes seconds
     from genie_cli.artifacts.export_report import report_path
+    from genie_cli.commands.files_read import files_read
     from genie_cli.deployment.export import check_options
     from genie_cli.evaluation.images import open_samples
-    from genie_cli.runtime.user_code import code_file
     from genie_cli.stages.export import check_pixels, exported, save_exported
 
     check_options(config)
     outputs = {"--out": config.path, "the report of --out": report_path(config.path)}
     images = config.images
-    read = None if images is None else images if images.endswith(".safetensors") else code_file(images)
-    opt.check_files(
-        outputs, {"--weights": model_config.weights, "--images": read, "--quantized": config.quantized}, ["--quantized"]
-    )
+    opt.check_files(outputs, files_read(params, model_config, config), ["--quantized"])
     _tell(report, 1)
     exportable = _exportable(model_config, config, report)
     pixels = None

@@ -50,14 +50,18 @@ def given(flags: Mapping[str, Any], settings: list[str] | None = None) -> dict[s
     """The flags that were used, and the `--set` ones, under their configuration keys.
 
     Raises:
-        UsageError: a `--set` without a key and a value, or with a value that is not YAML.
+        UsageError: a `--set` without a key and a value, with a value that is not YAML, or of a key whose flag is given.
     """
-    values = {key: value for key, value in flags.items() if value is not None}
+    used = {key: value for key, value in flags.items() if value is not None}
+    values = dict(used)
     for setting in settings or []:
         key, equals, text = setting.partition("=")
         if not key or not equals:
             raise UsageError(f"--set {setting!r} must be KEY=VALUE.")
-        values[key.replace("-", "_")] = _parse(text, setting)
+        key = key.replace("-", "_")
+        if key in used:
+            raise UsageError(f"--set {setting!r} and the flag of '{key}', {used[key]}, are both given: leave one out.")
+        values[key] = _parse(text, setting)
     return values
 
 
@@ -114,14 +118,14 @@ def split_networks(flags: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[
 
 def check_files(
     outputs: Mapping[str, Path | None],
-    inputs: Mapping[str, Path | str | None],
+    inputs: Collection[tuple[str, Path | str]],
     folders: Collection[str] = (),
 ) -> None:
     """Refuse, before the work, outputs that cannot be written, or that would replace one another or what is read.
 
     Args:
         outputs: option -> what will be written, the stage's own output first.
-        inputs: option -> what is read.
+        inputs: (option, what is read).
         folders: options that name the folder of a quantized network, which holds its own files alone.
 
     Raises:
@@ -133,11 +137,10 @@ def check_files(
 
     written = {option: path for option, path in outputs.items() if path is not None}
     for option, path in written.items():
-        check_writable(path, OWN_FILES if option in folders else ())
-    read = {option: path for option, path in inputs.items() if path is not None}
+        check_writable(path, OWN_FILES if option in folders else (), option.rpartition(" ")[2])
     for option, path in written.items():
         place = os.path.realpath(path)
-        for other, taken in {**written, **read}.items():
+        for other, taken in (*written.items(), *inputs):
             if other == option or "\0" in str(taken):
                 continue
             if place == os.path.realpath(taken):

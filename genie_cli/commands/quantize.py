@@ -41,16 +41,15 @@ def quantize(
     section = {**file.section("quantize"), **(file.scheme(scheme) if scheme is not None else {})}
     with plugins_loaded(flags, section):
         config = stage_config(QuantizeConfig, section, flags, find_preset, "quantize")
-        _run(model_config, config, dry_run, as_json)
+        _run(model_config, config, file.path, dry_run, as_json)
 
 
-def _run(model_config: ModelConfig, config: QuantizeConfig, dry_run: bool, as_json: bool) -> None:
+def _run(model_config: ModelConfig, config: QuantizeConfig, params: Path | None, dry_run: bool, as_json: bool) -> None:
+    from genie_cli.commands.files_read import files_read
     from genie_cli.commands.opening import open_network
     from genie_cli.commands.plan import PlannedRun, planning
     from genie_cli.commands.running import CommandRun, running
-    from genie_cli.data.sources import names_source
     from genie_cli.quantization.images import open_image_set, recorded_input
-    from genie_cli.runtime.user_code import code_file
     from genie_cli.stages.quantize import quantized
 
     outputs = {"--out": config.out, "--performance": config.performance, "--log": config.log}
@@ -58,9 +57,7 @@ def _run(model_config: ModelConfig, config: QuantizeConfig, dry_run: bool, as_js
     with running(config, PlannedRun if dry_run else CommandRun) as run, planning(run, outputs, as_json):
         with run.checks():
             if run.workers.is_first:
-                images = code_file(config.images) if names_source(config.images) else config.images
-                read = {"--weights": model_config.weights, "--images": images, "--sensitivity": config.sensitivity}
-                opt.check_files(outputs, read, ["--out"])
+                opt.check_files(outputs, files_read(params, model_config, config), ["--out"])
         with quantized(
             run,
             config,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -33,24 +34,24 @@ def sensitivity(
     config = stage_config(
         SensitivityConfig, file.section("sensitivity"), opt.given(used["sensitivity"]), where="sensitivity"
     )
-    _run(model_config, config, dry_run, as_json)
+    _run(model_config, config, file.path, dry_run, as_json)
 
 
-def _run(model_config: ModelConfig, config: SensitivityConfig, dry_run: bool, as_json: bool) -> None:
+def _run(
+    model_config: ModelConfig, config: SensitivityConfig, params: Path | None, dry_run: bool, as_json: bool
+) -> None:
+    from genie_cli.commands.files_read import files_read
     from genie_cli.commands.opening import open_network
     from genie_cli.commands.plan import PlannedRun, planning
     from genie_cli.commands.running import CommandRun, running
-    from genie_cli.data.sources import names_source
     from genie_cli.quantization.images import open_image_set, recorded_input
     from genie_cli.runtime.atomic import atomic_write_bytes
-    from genie_cli.runtime.user_code import code_file
     from genie_cli.stages import sensitivity as stage
 
     with running(config, PlannedRun if dry_run else CommandRun) as run, planning(run, {"--out": config.out}, as_json):
         with run.checks():
             if run.workers.is_first:
-                images = code_file(config.images) if names_source(config.images) else config.images
-                opt.check_files({"--out": config.out}, {"--weights": model_config.weights, "--images": images})
+                opt.check_files({"--out": config.out}, files_read(params, model_config, config))
         found = stage.sensitivity(
             run,
             config,

@@ -39,7 +39,7 @@ def show(
         raise UsageError("The output is not a terminal with colours: write a picture with --out grid.png.")
     if out is not None and out.suffix.lower() != ".png":
         raise UsageError(f"--out {out} must end in .png: the picture is a PNG file.")
-    check_files({"--out": out}, {"IMAGES": images})
+    check_files({"--out": out}, [("IMAGES", images)])
     found = load_images(images)
     num_shown = min(num, len(found))
     if has_colors and not as_json:

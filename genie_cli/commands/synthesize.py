@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -37,10 +38,13 @@ def synthesize(
     section = file.section("synthesize")
     with plugins_loaded(flags, section):
         config = stage_config(SynthesizeConfig, section, flags, find_preset, "synthesize")
-        _run(model_config, config, dry_run, as_json)
+        _run(model_config, config, file.path, dry_run, as_json)
 
 
-def _run(model_config: ModelConfig, config: SynthesizeConfig, dry_run: bool, as_json: bool) -> None:
+def _run(
+    model_config: ModelConfig, config: SynthesizeConfig, params: Path | None, dry_run: bool, as_json: bool
+) -> None:
+    from genie_cli.commands.files_read import files_read
     from genie_cli.commands.opening import open_network as opened
     from genie_cli.commands.plan import PlannedRun, planning
     from genie_cli.commands.running import CommandRun, running
@@ -55,8 +59,8 @@ def _run(model_config: ModelConfig, config: SynthesizeConfig, dry_run: bool, as_
     with running(config, PlannedRun if dry_run else CommandRun) as run, planning(run, outputs, as_json):
         with run.checks():
             if run.workers.is_first:
-                for one in (model_config, *config.other_teachers):
-                    opt.check_files(outputs, {"--weights": one.weights, "--student": config.student}, ["--student"])
+                read = files_read(params, model_config, *config.other_teachers, config)
+                opt.check_files(outputs, read, ["--student"])
         with synthesized(run, config, open_network, model_config.reparameterize, model_config.logits) as made:
             if run.workers.is_first:
                 _finish(run, model_config, config, made, as_json)

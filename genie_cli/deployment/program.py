@@ -22,27 +22,37 @@ _PATHS = ("stack_trace", "source_fn_stack", "torch_fn", "from_node")
 """Metadata of nodes about the code that made them: they hold paths, and no runtime needs them."""
 
 
-class Deployed(nn.Module):
-    """A network with its normalisation in front, where it takes pixels, and flat outputs behind."""
+class Normalization(nn.Module):
+    """The normalisation of the images that a network takes."""
 
     mean: Tensor
     std: Tensor
+
+    def __init__(self, spec: InputSpec) -> None:
+        """Take mean and standard deviation of each channel from `spec`."""
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(spec.mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(spec.std).view(-1, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Pixels uint8 ``[B, C, H, W]`` as the network takes them."""
+        normalized: Tensor = (pixels.to(torch.float32) / 255 - self.mean) / self.std
+        return normalized
+
+
+class Deployed(nn.Module):
+    """A network with its normalisation in front, where it takes pixels, and flat outputs behind."""
 
     def __init__(self, network: fx.GraphModule, spec: InputSpec, form: InputForm) -> None:
         """Put `network`, which takes the images of `spec`, behind inputs of `form`."""
         super().__init__()
         self.network, self._form = network, form
-        self.register_buffer("mean", torch.tensor(spec.mean).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(spec.std).view(-1, 1, 1))
+        self.normalization = Normalization(spec)  # no operation has a name with a dot, as its tensors have
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """The tensors of what the network returns for images ``[B, C, H, W]``, normalised floats or uint8 pixels."""
-        taken = self.normalized(images) if self._form == "pixels" else images
+        taken = self.normalization(images) if self._form == "pixels" else images
         return tuple(value for _, value in named_outputs(fx.Interpreter(self.network).run(taken)))
-
-    def normalized(self, pixels: Tensor) -> Tensor:
-        """Pixels uint8 ``[B, C, H, W]`` as the network takes them."""
-        return (pixels.to(torch.float32) / 255 - self.mean) / self.std
 
 
 @dataclass(frozen=True)

@@ -77,8 +77,8 @@ def evaluate(
         assert isinstance(network, QuantizedModel)
         return network.teacher
 
-    try:
-        with running(config, report) as run:
+    with running(config, report) as run:
+        try:
             return measure(
                 run,
                 config,
@@ -86,9 +86,9 @@ def evaluate(
                 lambda spec: open_given(data, config, spec),
                 lambda: _measured(quantized),
             )
-    finally:
-        if isinstance(network, QuantizedModel):  # its graph was moved to the device
-            move(network.teacher.graph, torch.device("cpu"))
+        finally:
+            if isinstance(network, QuantizedModel):  # its graph was moved to the device
+                move(network.teacher.graph, torch.device("cpu"))
 
 
 def _measured(quantized: str | Path | QuantizedModel | None) -> Measured:

@@ -11,6 +11,9 @@ from genie_cli.errors import UsageError, unknown_name
 FILES = ("out", "log", "performance", "tensorboard", "checkpoint_interval", "fresh")
 """Keys of the commands' own outputs and of unfinished runs, which the library does not write."""
 
+_OF_SPEC = ("weights", "weights_key")
+"""Fields of `ModelConfig` that say where the weights of a SPEC are."""
+
 
 def split_options(
     options: Mapping[str, Any], config: type[Frozen], model_keys: Collection[str], without: Collection[str]
@@ -33,6 +36,11 @@ def split_options(
                 f"Option '{key}' belongs to the commands, which write files and go on with unfinished runs: leave it "
                 "out, and save the result."
             )
+        if key in _OF_SPEC and key not in stage_keys and key not in model_keys:
+            raise UsageError(
+                f"Option '{key}' goes with a model SPEC, such as 'resnet18': a network that is given itself has its "
+                "weights. Put others into it by its load_state_dict, and leave the option out."
+            )
         if key not in stage_keys and key not in model_keys:
             raise unknown_name("option", key, [*stage_keys, *model_keys], "")
     return (
@@ -43,5 +51,5 @@ def split_options(
 
 def model_keys(is_module: bool) -> tuple[str, ...]:
     """Fields of `ModelConfig` that can be given: a module brings name and weights with it."""
-    own = ("name", "weights", "weights_key") if is_module else ("name",)
+    own = ("name", *_OF_SPEC) if is_module else ("name",)
     return tuple(key for key in ModelConfig.model_fields if key not in own)

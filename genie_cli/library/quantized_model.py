@@ -20,6 +20,7 @@ from genie_cli.library.samples import open_given
 from genie_cli.models.graph.outputs import structured
 from genie_cli.models.teacher import Teacher
 from genie_cli.runtime.atomic import check_writable
+from genie_cli.runtime.modes import modes_of_commands
 from genie_cli.stages.export import check_pixels, exported, in_integers, save_exported
 from genie_cli.student.load import computing, keeping_weights, load_student
 
@@ -37,6 +38,7 @@ class QuantizedModel:
         self.teacher, self.artifact = teacher, artifact
 
     @cached_property
+    @modes_of_commands()
     def module(self) -> nn.Module:
         """The quantized network, as `genie_cli.load` returns it, on the CPU in evaluation mode.
 
@@ -59,6 +61,7 @@ class QuantizedModel:
         """The images that the network takes: size, channels, mean and std."""
         return self.teacher.input
 
+    @modes_of_commands()
     def save(self, folder: str | Path) -> None:
         """Write the folder that ``genie quantize`` writes, wholly or not at all; `genie_cli.load` reads it.
 
@@ -68,6 +71,7 @@ class QuantizedModel:
         check_writable(Path(folder), OWN_FILES)
         save_quantized(Path(folder), self.artifact)
 
+    @modes_of_commands()
     def export(self, path: str | Path, images: Images | None = None, **options: Any) -> dict[str, Any]:
         """Write an ONNX or .pt2 file, which is run and compared first, as ``genie export`` does.
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from genie_cli.errors import InputError
+from genie_cli.models.preparation import cast_notes
 from genie_cli.models.weights_match import COUNTER, TOP, find_weights, same_values, tensor_names
 
 _DEEPEST = 8
@@ -36,6 +37,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: the file is missing, truncated, or holds anything but tensors and plain values.
     """
+    if path.is_dir():
+        raise InputError(f"Weights file {path} is a folder: name a file in it with --weights.")
     if not path.is_file():
         raise InputError(f"Weights file {path} does not exist: check --weights.")
     try:
@@ -46,9 +49,13 @@ def read_state(path: Path) -> dict[str, Tensor]:
             with torch.serialization.safe_globals(_plain_types()), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what torch warns of ends in an error below
                 content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(_refusal(path, str(error))) from None
     except Exception as error:  # a damaged file makes the unpickler raise anything
+        if not (isinstance(error, OSError) or _is_known(path)):
+            raise InputError(
+                f"Weights file {path} is no file that torch.save or safetensors wrote: check --weights."
+            ) from None
+        if isinstance(error, pickle.UnpicklingError):
+            raise InputError(_refusal(path, str(error))) from None
         if "TorchScript" in str(error):
             raise InputError(
                 f"Weights file {path} is a TorchScript program, which is code: save its tensors and use them, "
@@ -67,6 +74,14 @@ def _is_safetensors(path: Path) -> bool:
     """True by the name, or by the beginning of the file: eight bytes of length, then a JSON header."""
     with path.open("rb") as file:
         return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
+
+
+def _is_known(path: Path) -> bool:
+    """True if the file begins as one of safetensors, or of torch.save: a zip, a pickle, or once a tar."""
+    with path.open("rb") as file:
+        beginning = file.read(262)
+    is_zip_or_pickle = beginning.startswith((b"PK", b"\x80"))
+    return is_zip_or_pickle or beginning[8:9] == b"{" or beginning[257:] == b"ustar"
 
 
 def _plain_types() -> list[Any]:
@@ -121,6 +136,8 @@ def load_into(
 ) -> list[str]:
     """Copy the tensors of `state` that are those of `model` into it; every name and shape must match.
 
+    A network of other floats is cast to float32 first, in which genie computes: its own type may hold less than a file.
+
     Args:
         model: the network.
         state: tensors by name, or by their place in a file, see `read_state`.
@@ -129,7 +146,7 @@ def load_into(
         ignored: beginnings of names that the network leaves out.
 
     Returns:
-        Notes for the user, on tensors of the file that are left out.
+        Notes for the user, on such a cast and on tensors of the file that are left out.
 
     Raises:
         InputError: see `find_weights`; or values that are not finite, or that differ for one tensor. The message names
@@ -147,24 +164,36 @@ def load_into(
                     "network: check --model and --weights."
                 )
         values.update({name: match.tensors[held[0]] for name in names if held})
+    notes = cast_notes(model)
+    if notes:
+        model.float()
     model.load_state_dict(values)
-    if not match.others:
-        return []
-    where = "" if match.place == TOP else f" under '{match.place}'"
-    return [
-        f"{source}: the network's tensors are those{where}; {len(match.others)} beside them are left out, "
-        f"first '{match.others[0]}'."
-    ]
+    if match.others:
+        where = "" if match.place == TOP else f" under '{match.place}'"
+        notes.append(
+            f"{source}: the network's tensors are those{where}; {len(match.others)} beside them are left out, "
+            f"first '{match.others[0]}'."
+        )
+    return notes
 
 
-def check_numbers(state: Mapping[str, Tensor], source: str) -> None:
-    """Refuse values that no network can compute with.
+def check_numbers(state: Mapping[str, Any], source: str) -> None:
+    """Refuse values that no network can compute with, in float32 as genie does.
 
     Raises:
-        InputError: a tensor holds NaN, infinity, or a negative variance; the message names it.
+        InputError: a tensor holds NaN, infinity, more than float32 can hold, or a negative variance; the message names
+            it.
     """
-    for key, value in state.items():
-        if torch.is_floating_point(value) and not torch.isfinite(value).all():
+    for key, own in state.items():
+        if not isinstance(own, Tensor):  # a module may keep anything in its state
+            continue
+        value = own.float() if own.is_floating_point() else own
+        if not torch.isfinite(value).all():
+            if own.dtype == torch.float64 and torch.isfinite(own).all():
+                raise InputError(
+                    f"{source} holds {float(own.abs().max()):.3g} in '{key}', and genie computes in float32, which "
+                    f"ends at {torch.finfo(torch.float32).max:.3g}: use weights within it."
+                )
             raise InputError(f"{source} holds NaN or infinity in '{key}'.")
         if key.endswith("running_var") and bool((value < 0).any()):
             raise InputError(f"{source} holds a negative variance in '{key}': {float(value.min()):.3g}.")
@@ -177,7 +206,7 @@ def state_sha256(model: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
-        if key.endswith(COUNTER):
+        if key.endswith(COUNTER) or not isinstance(value, Tensor):
             continue
         tensor = value.detach().cpu().contiguous()
         digest.update(f"{key}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())

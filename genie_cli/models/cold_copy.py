@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from genie_cli.errors import InputError
+from genie_cli.models.tensor_kinds import check_kinds
 
 _OWN = frozenset(vars(nn.Module()))
 """Attributes that every module has."""
@@ -21,8 +22,9 @@ def copies(network: nn.Module) -> Iterator[nn.Module]:
     that was None or was not there before. The copies go from the first of these cases to the last.
 
     Raises:
-        InputError: the network cannot be copied.
+        InputError: the network cannot be copied, or has tensors that cannot be used, see `check_kinds`.
     """
+    check_kinds(network, f"Network '{type(network).__name__}'")
     yield _copied(network)
     kept = [value for module in network.modules() for value in _plain(module).values() if _holds_tensors(value)]
     if not kept:
@@ -34,6 +36,17 @@ def copies(network: nn.Module) -> Iterator[nn.Module]:
                 if _holds_tensors(value):
                     forget(module, name, value)
         yield emptied
+
+
+def writable(network: nn.Module) -> nn.Module:
+    """The network itself; a copy of one that was made under `torch.inference_mode`, whose tensors take no weights.
+
+    Raises:
+        InputError: such a network cannot be copied.
+    """
+    if any(tensor.is_inference() for tensor in (*network.parameters(), *network.buffers())):
+        return _copied(network)
+    return network
 
 
 def _copied(network: nn.Module) -> nn.Module:

@@ -18,12 +18,8 @@ def prepared(network: nn.Module) -> tuple[nn.Module, list[str]]:
     A module that is a batch norm in all but its class (`FrozenBatchNorm2d` of torchvision and detectron2 and their
     like) becomes one. The caller's module is copied where that is needed.
     """
-    notes = []
-    own = {tensor.dtype for tensor in (*network.parameters(), *network.buffers()) if tensor.is_floating_point()}
-    others = own - {torch.float32}
-    if others:
-        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in others))
-        notes.append(f"the network has weights in {names}: cast to float32.")
+    notes = cast_notes(network)
+    if notes:
         network = copy.deepcopy(network).float()
     frozen = [name for name, module in network.named_modules() if _is_frozen_batch_norm(module)]
     if frozen:
@@ -31,6 +27,13 @@ def prepared(network: nn.Module) -> tuple[nn.Module, list[str]]:
         for name in frozen:
             network.set_submodule(name, _as_batch_norm(network.get_submodule(name)))
     return network.eval(), notes
+
+
+def cast_notes(network: nn.Module) -> list[str]:
+    """A note on the network's floats of another type than float32; empty where it has none."""
+    own = {tensor.dtype for tensor in (*network.parameters(), *network.buffers()) if tensor.is_floating_point()}
+    names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in own - {torch.float32}))
+    return [f"the network has weights in {names}: cast to float32."] if names else []
 
 
 def _is_frozen_batch_norm(module: nn.Module) -> bool:

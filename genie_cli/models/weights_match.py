@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from genie_cli.errors import InputError, nearest
+from genie_cli.models.tensor_kinds import kind_problem
 
 COUNTER = "num_batches_tracked"
 """Batch norm's training counter: it has no part in inference, and many files leave it out."""
@@ -78,6 +79,8 @@ def find_weights(
         if len(buffers) == 1:
             return Match(average.match.place, {**buffers[0].match.tensors, **average.match.tensors})
     best = max(tries, key=lambda each: len(each.match.tensors))
+    if best.has_names and best.unusable:
+        raise InputError(f"{source} does not fit this network: {best.unusable[0]}.")
     raise InputError(f"{source} does not fit this network: {best.problems()}. {_advice(state, key)}")
 
 
@@ -91,6 +94,7 @@ class _Try:
         missing_parameters: True if one of these is no buffer.
         unexpected: names of the file.
         unlike: shapes that differ, in words.
+        unusable: tensors of a kind that cannot become the network's, in words.
     """
 
     match: Match
@@ -98,10 +102,16 @@ class _Try:
     missing_parameters: bool
     unexpected: Sequence[str]
     unlike: Sequence[str]
+    unusable: Sequence[str]
 
     @property
     def has_parameters(self) -> bool:
         """True if nothing but buffers is missing, and all else fits."""
+        return self.has_names and not self.unusable
+
+    @property
+    def has_names(self) -> bool:
+        """True if nothing but buffers is missing, and names and shapes fit."""
         return bool(self.match.tensors) and not (self.missing_parameters or self.unexpected or self.unlike)
 
     @property
@@ -116,7 +126,7 @@ class _Try:
             problems.append(f"{len(self.missing)} keys are missing, first '{self.missing[0]}'")
         if self.unexpected:
             problems.append(f"{len(self.unexpected)} are unexpected, first '{self.unexpected[0]}'")
-        return "; ".join([*problems, *self.unlike[:1]])
+        return "; ".join([*problems, *self.unlike[:1], *self.unusable[:1]])
 
 
 def _tries(model: nn.Module, state: Mapping[str, Tensor], ignored: tuple[str, ...]) -> list[_Try]:
@@ -198,6 +208,11 @@ def _try(
             for name, tensor in tensors.items()
             if tensor.shape != wanted[name].shape
         ],
+        [
+            f"'{name}' {problem}"
+            for name, tensor in tensors.items()
+            if (problem := kind_problem(tensor, wanted[name])) is not None
+        ],
     )
 
 
@@ -213,7 +228,11 @@ def tensor_names(model: nn.Module) -> list[list[str]]:
 
 def same_values(one: Tensor, other: Tensor) -> bool:
     """True if two tensors have one type, one shape and the same values."""
-    return one.dtype == other.dtype and torch.equal(one, other)
+    if one.dtype != other.dtype:
+        return False
+    if one.is_floating_point():  # some types of 8 bits cannot be compared themselves
+        one, other = (value if value.element_size() > 1 else value.float() for value in (one, other))
+    return torch.equal(one, other)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -12,13 +12,14 @@ from genie_cli.config import InputSpec, ModelConfig
 from genie_cli.errors import GenieError, InputError, UsageError, unknown_name
 from genie_cli.models import timm_zoo, torchvision_zoo
 from genie_cli.models.checkpoints import check_numbers, load_into, read_state, state_sha256
-from genie_cli.models.cold_copy import copies
+from genie_cli.models.cold_copy import copies, writable
 from genie_cli.models.listed_names import own_names
 from genie_cli.models.network_input import RecordedInput, assumptions, describe_input, input_warnings
 from genie_cli.models.preparation import prepared
 from genie_cli.models.reparameterization import reparameterized
 from genie_cli.models.source import Source, looks_like_file, no_weights
 from genie_cli.models.teacher import Teacher, make_teacher
+from genie_cli.models.tensor_kinds import check_kinds
 from genie_cli.models.unwrapping import unwrapped
 from genie_cli.runtime.user_code import load_code, prints_on_stderr
 
@@ -183,7 +184,8 @@ def _build(source: Source, name: str) -> nn.Module:
         raise InputError(f"Model '{name}' failed while it was built: {type(error).__name__}: {error}") from error
     if not isinstance(network, nn.Module):
         raise InputError(f"Model '{name}' must return a torch.nn.Module, it returned {type(network).__name__}.")
-    return unwrapped(network)
+    check_kinds(network, f"Model '{name}'")
+    return writable(unwrapped(network))
 
 
 def _find(name: str, weights: str | None) -> Source:

@@ -13,6 +13,7 @@ from genie_cli.artifacts.quantized import QuantizedArtifact
 from genie_cli.artifacts.quantized_folder import folder_files
 from genie_cli.config import QuantizeConfig
 from genie_cli.errors import UsageError
+from genie_cli.models.graph.fingerprint import graph_sha256
 from genie_cli.models.graph.layers import weight_layers
 from genie_cli.models.graph.repeatable import check_repeatable
 from genie_cli.models.teacher import Teacher
@@ -133,6 +134,7 @@ def _on_images(
         "command": "quantize",
         "config": config.determining(),
         "teacher": teacher.sha256,
+        "computation": graph_sha256(teacher.graph),
         "input": teacher.input.model_dump(mode="json"),
         "images": images.sha256,
         **_own_bits(plan.config),

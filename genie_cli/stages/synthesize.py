@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from genie_cli.artifacts.images import ImageSet, image_set
+from genie_cli.artifacts.images import ImageSet, check_range, image_set
 from genie_cli.artifacts.metadata import file_sha256
 from genie_cli.artifacts.quantized import QuantizedArtifact
 from genie_cli.artifacts.quantized_folder import WEIGHTS_FILE, load_quantized
 from genie_cli.config import SynthesizeConfig
+from genie_cli.models.graph.batch_norm import is_untrained
+from genie_cli.models.graph.fingerprint import graph_sha256
 from genie_cli.models.graph.repeatable import check_repeatable
 from genie_cli.models.network_input import RecordedInput
 from genie_cli.models.teacher import Teacher
@@ -114,8 +116,9 @@ def synthesized(
     own_code = recipe_hashes(config)
     determinants: dict[str, Any] = {
         "command": "synthesize",
-        "config": config.determining(),
+        "config": _determining(config),
         "teachers": [one.sha256 for one in networks.teachers],
+        "computations": [graph_sha256(one.graph) for one in networks.teachers],
         "inputs": [one.input.model_dump(mode="json") for one in networks.teachers],
         "student": networks.student_sha256,
         **({} if logits is None else {"logits": logits}),
@@ -148,6 +151,11 @@ def synthesized(
         yield Synthesized(networks.teachers, config, result, networks.student_sha256)
 
 
+def _determining(config: SynthesizeConfig) -> dict[str, Any]:
+    """The options that determine the batches, which are kept before they take the type that is stored."""
+    return {key: value for key, value in config.determining().items() if key != "image_dtype"}
+
+
 def _opened(run: Run, config: SynthesizeConfig, open_network: OpenNetwork) -> _Networks:
     artifact = load_quantized(config.student) if config.student is not None else None
     recorded = None
@@ -161,6 +169,7 @@ def _opened(run: Run, config: SynthesizeConfig, open_network: OpenNetwork) -> _N
         check_same_input(teacher, other)
     for each in (teacher, *others):
         check_repeatable(each, run.device)
+    check_range(config.image_dtype, teacher.input)
     check_terms(teacher, config, run.device)
     if artifact is None or config.student is None or teacher.logits is None:
         return _Networks((teacher, *others), None, None)
@@ -178,6 +187,12 @@ def _student(run: Run, artifact: QuantizedArtifact, teacher: Teacher, merged: Ca
 def _tell(run: Run, config: SynthesizeConfig, teachers: Sequence[Teacher], is_merged: bool) -> None:
     for each in teachers:
         run.tell_of(each)
+        if is_untrained(each.graph):
+            run.note(
+                f"all batch norms of '{each.name}' have mean 0 and variance 1, as in a network that was never trained: "
+                "their statistics say nothing of images. Is --weights missing?",
+                warning=True,
+            )
     if is_merged:
         run.note("images are synthesized for the network as it was trained: its batch norms hold the statistics.")
     if config.batch_size > config.num_images:

@@ -25,6 +25,7 @@ from genie_cli.models.reparameterization import reparameterized
 from genie_cli.models.teacher import Teacher
 from genie_cli.models.unwrapping import unwrapped
 from genie_cli.models.zoo import load_architecture
+from genie_cli.runtime.modes import modes_of_commands
 from genie_cli.student.bit_plan import ActivationSite, BitPlan
 from genie_cli.student.build import insert_quantizers
 from genie_cli.student.formats import activation_format, weight_format
@@ -34,6 +35,7 @@ from genie_cli.student.protocol import PROTOCOLS
 from genie_cli.student.tensor_names import tensor_names
 
 
+@modes_of_commands()
 def load(model: str | nn.Module, folder: str | Path, *, keep_weights: bool = True) -> nn.Module:
     """The quantized network in `folder`, ready to run; the teacher's weights are not needed.
 

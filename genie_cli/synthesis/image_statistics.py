@@ -15,6 +15,6 @@ def image_statistics_loss(images: Tensor) -> Tensor:
     """
     pixels = images.flatten(2)
     mean = pixels.mean(2, keepdim=True)
-    var = (pixels - mean).square().sum(2) / (pixels.shape[2] - 1)
+    var = (pixels - mean).square().sum(2) / max(pixels.shape[2] - 1, 1)
     std = var.clamp(min=_TINY).sqrt()
     return (mean.square().sum() + (std - 1).square().sum()) / len(images)

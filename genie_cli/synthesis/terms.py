@@ -27,6 +27,8 @@ _OF_CLASSES = ("class_weight", "soft_class_weight", "margin_weight")
 """Weights of terms that compare classes."""
 _OF_LOGITS = (*_OF_CLASSES, "discrepancy_weight")
 """Weights of terms that read the class scores."""
+_WEIGHTS = (*_OF_LOGITS, "statistics_weight", "image_loss_weight", "smoothness_weight")
+"""Weights of all terms but those of the user's own."""
 
 
 def needs_logits(config: SynthesizeConfig) -> bool:
@@ -44,11 +46,13 @@ def check_terms(teacher: Teacher, config: SynthesizeConfig, device: torch.device
         device: where terms of the user's own are tried.
 
     Raises:
-        UsageError: class scores are needed and the network has none, or one; images too small for the smoothness; or an
-            unknown term.
+        UsageError: no term at all; class scores are needed and the network has none, or one; images too small for the
+            smoothness; or an unknown term.
         InputError: a term of the user's own that fails, or is no finite scalar.
     """
     check_own_terms(teacher, config, device)
+    if not any(getattr(config, weight) for weight in _WEIGHTS) and not chosen_terms(config):
+        raise UsageError("All terms of the loss have weight 0: give one, such as statistics_weight, a larger weight.")
     needed = [f"{weight} = {getattr(config, weight):g}" for weight in _OF_LOGITS if getattr(config, weight)]
     classes = [f"{weight} = {getattr(config, weight):g}" for weight in _OF_CLASSES if getattr(config, weight)]
     needed += [f"the term '{term.code.name}'" for _, term in chosen_terms(config) if term.needs_logits]

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from genie_cli.artifacts.images import ImageSet, ImagesMetadata, encode_images, load_images, save_images
 from genie_cli.artifacts.metadata import encode, file_sha256, tensors_sha256, write_bytes
 from genie_cli.config import InputSpec
-from genie_cli.errors import InputError
+from genie_cli.errors import InputError, UsageError
 from tests.support.damaged import damaged_copies
 
 INPUT = InputSpec(num_channels=3, size=4, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
@@ -132,6 +132,29 @@ def test_slices_and_nothing(tmp_path: Path) -> None:
 def test_another_number_of_channels_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"have 3 channel\(s\), the network takes 1"):
         load_images(saved(tmp_path / "a")).normalized((0.5,), (0.5,))
+
+
+def test_one_number_holds_for_all_channels(tmp_path: Path) -> None:
+    images = load_images(saved(tmp_path / "a"))
+    assert torch.equal(images.normalized(0.5, torch.tensor(0.25)), images.normalized((0.5,) * 3, [0.25] * 3))
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "message"),
+    [
+        (0.5, (0, 0.5, 0.5), r"std = \(0.0, 0.5, 0.5\) cannot be used: give numbers above 0"),
+        (0.5, -1.0, "give numbers above 0"),
+        ((0.5, float("nan"), 0.5), 0.5, "mean = .* cannot be used: give a finite number"),
+        (0.5, float("inf"), "std = inf cannot be used"),
+        ("half", 0.5, "mean = 'half' cannot be used"),
+        (None, 0.5, "mean = None cannot be used"),
+        ([[0.5]], 0.5, "mean = .* cannot be used"),
+        ((0.5, 0.5, 0.5), (0.5,), r"mean has 3 value\(s\) and std 1"),
+    ],
+)
+def test_a_normalisation_that_cannot_be_used(mean: Any, std: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_images(saved(tmp_path / "a")).normalized(mean, std)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "uint8"])

@@ -367,6 +367,15 @@ def over_its_data(place: Place) -> list[str]:
     return [*of_some_classes()(place), "--out", "data.safetensors"]
 
 
+def plugged(name: str, *args: str) -> Callable[[Place], list[str]]:
+    def arguments(place: Place) -> list[str]:
+        term = "@genie_cli.synthesis_term('tv')\ndef tv(batch):\n    return batch.images.abs().mean()\n"
+        place.write(name, f"import genie_cli\n\n{term}")
+        return [*args, "--plugin", name, "--term", "tv=0.1"]
+
+    return arguments
+
+
 def source_file(name: str, text: str, *args: str) -> Callable[[Place], list[str]]:
     def arguments(place: Place) -> list[str]:
         place.write(name, text)
@@ -779,6 +788,23 @@ CASES = [
          with_quantized(lambda f: None, "quantize", *DIGITS, "--performance", "bad/p.json", "--out"),
          "--performance bad/p.json is in the folder of --out"),
     case("metrics over the weights", USAGE, over_its_weights("--out", *EVALUATE), "--out and --weights are the same"),
+    case("images over the network's code", USAGE, source_file("net.py", "", "net.py:make", "--out", "net.py"),
+         "--out and --model are the same file net.py"),
+    case("log over the network's code", USAGE, source_file("net.py", "", "net.py:make", "--log", "./net.py"),
+         "--log and --model are the same file net.py"),
+    case("images over the params file", USAGE, with_params("", *SYNTHESIZE, "--out", "p.yaml"),
+         "--out and --params are the same file p.yaml"),
+    case("metrics over the params file", USAGE, with_params("", *EVALUATE, "--out", "p.yaml"), "--out and --params"),
+    case("log of quantize over the params file", USAGE,
+         lambda p: with_params("", *p.quantize("--log", "p.yaml"))(p), "--log and --params"),
+    case("costs over the params file", USAGE,
+         with_params("", "sensitivity", *DIGITS, "--images", "digits", "--out", "p.yaml"), "--out and --params"),
+    case("images over a plug-in", USAGE,
+         plugged("plug.py", *SYNTHESIZE, "--out", "plug.py"), "--out and --plugin are the same file plug.py"),
+    case("a key by its flag and by --set", USAGE, [*SYNTHESIZE, "--set", "num-images=7"], "'num_images', 4"),
+    case("no term of the loss", USAGE, [*SYNTHESIZE, "--set", "statistics_weight=0", "--set", "image_loss_weight=0"],
+         "All terms of the loss have weight 0"),
+    case("pixels too far for float16", INPUT, [*SYNTHESIZE, "--std", "1.5e-5"], "float16", "image_dtype=uint8"),
     case("metrics over the data", USAGE, over_its_data, "--out and --data are the same file data.safetensors"),
     case("metrics in the quantized folder", USAGE,
          with_quantized(lambda f: None, *EVALUATE, "--out", "bad/metrics.json", "--quantized"),
@@ -786,7 +812,8 @@ CASES = [
     case("log in the student's folder", USAGE,
          with_quantized(lambda f: None, *SYNTHESIZE, "--preset", "zaq", "--log", "bad/l.csv", "--student"),
          "--log bad/l.csv is in the folder of --student"),
-    case("log into a missing folder", INPUT, [*SYNTHESIZE, "--log", "no/l.csv"], "no does not exist"),
+    case("log into a missing folder", INPUT, [*SYNTHESIZE, "--log", "no/l.csv"], "no does not exist", "another --log"),
+    case("log over a folder", INPUT, [*SYNTHESIZE, "--log", "."], "is a folder", "give --log"),
     case("images over a folder", INPUT, [*SYNTHESIZE, "--out", "."], "is a folder", "--out"),
     case("images over their log", USAGE, [*SYNTHESIZE, "--out", "a", "--log", "./a"], "--out and --log"),
     case("images over the weights", USAGE, replaced_weights, "--out and --weights"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from genie_cli.app import app
@@ -75,6 +76,48 @@ def test_quantization_goes_on_to_the_same_bytes(
     assert deaths >= 1
     assert resumed.units == whole.units
     assert learned_bytes(resumed) == learned_bytes(whole)
+
+
+NETWORK = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 5)
+        nn.init.uniform_(self.norm.running_mean)
+    def forward(self, x):
+        return self.fc(self.norm(self.conv(x)).relu().mean((2, 3)))
+"""
+
+
+@pytest.mark.parametrize("command", ["synthesize", "quantize"])
+def test_a_network_of_other_code_starts_anew(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its weights are the same, so that only what it computes tells it from the one of the killed run."""
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(NETWORK)
+    Path("other.py").write_text(NETWORK.replace("relu()", "sigmoid()"))
+    draws = torch.Generator().manual_seed(0)
+    save_file({"images": torch.randint(0, 256, (8, 3, 8, 8), generator=draws, dtype=torch.uint8)}, "p.safetensors")
+    own = {
+        "synthesize": ("--n", "4", "--batch-size", "2", "--preset", "zeroq"),
+        "quantize": ("--images", "p.safetensors"),
+    }[command]
+    options = (*own, "--num-steps", "60", "--checkpoint-interval", "0", "--input-size", "8", "--precision", "fp32")
+
+    def arguments(out: str) -> list[str]:
+        return [command, "--model", "net.py:Net", *options, "--out", out]
+
+    suffix = ".safetensors" if command == "synthesize" else ""
+    run_killed(*arguments("a" + suffix))
+    Path("other.py").replace("net.py")
+    changed, whole = (CliRunner().invoke(app, arguments(name + suffix)) for name in ("a", "b"))
+    assert changed.exit_code == whole.exit_code == 0, changed.stderr
+    assert "going on" not in changed.stderr
+    written = [Path(name) / "weights.safetensors" if not suffix else Path(name + suffix) for name in ("a", "b")]
+    assert written[0].read_bytes() == written[1].read_bytes()
 
 
 def test_command_killed_with_signal_9_goes_on_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -113,12 +115,65 @@ def test_notes_and_progress_are_reported_and_nothing_is_printed(capsys: pytest.C
     assert capsys.readouterr() == ("", "")
 
 
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        torch.no_grad,
+        torch.inference_mode,
+        lambda: torch.autocast("cpu"),
+        lambda: default_dtype(torch.float64),
+        lambda: torch.device("meta"),
+    ],
+    ids=["no_grad", "inference_mode", "autocast", "default dtype", "default device"],
+)
+def test_modes_of_the_caller_change_nothing_and_hold_afterwards(
+    mode: Callable[[], Any], images: genie_cli.ImageSet, model: genie_cli.QuantizedModel, tmp_path: Path
+) -> None:
+    with mode():
+        before = modes()
+        assert genie_cli.synthesize("digits_resnet", **SMALL).sha256 == images.sha256
+        own = genie_cli.quantize("digits_resnet", images, num_steps=2, seed=3)
+        figures = genie_cli.evaluate(own, images)
+        own.save(tmp_path / "own")
+        networks = [own.module, genie_cli.load("digits_resnet", tmp_path / "own")]
+        assert modes() == before
+    assert figures == genie_cli.evaluate(model, images)
+    inputs = images.normalized(INPUT_SPEC.mean, INPUT_SPEC.std)
+    for network in networks:
+        assert torch.equal(network(inputs), model.module(inputs))
+        assert not any(tensor.is_inference() for tensor in network.state_dict(keep_vars=True).values())
+
+
+def modes() -> tuple[Any, ...]:
+    kept = torch.get_default_dtype(), torch.get_default_device(), torch.is_autocast_enabled("cpu")
+    return *kept, torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+
+
+def test_a_network_of_inference_tensors_is_taken() -> None:
+    with torch.inference_mode():
+        network = digits_resnet()
+    assert next(network.parameters()).is_inference()
+    assert len(genie_cli.synthesize(network, **SMALL, **SHAPE)) == 8
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
         (lambda: genie_cli.synthesize("digits_resnet", num_image=4), UsageError, "Did you mean 'num_images'"),
         (lambda: genie_cli.synthesize("digits_resnet", out="x"), UsageError, "'out' belongs to the commands"),
-        (lambda: genie_cli.synthesize(digits_resnet(), weights="x"), UsageError, "Unknown option 'weights'"),
+        (lambda: genie_cli.synthesize(digits_resnet(), weights="x"), UsageError, "'weights' goes with a model SPEC"),
+        (lambda: genie_cli.synthesize(digits_resnet(), weights_key="x"), UsageError, "'weights_key' goes with a"),
+        (lambda: genie_cli.synthesize(nn.LazyConv2d(8, 3)), InputError, "has a lazy layer, whose 'weight' has no"),
         (lambda: genie_cli.synthesize("digits_resnet", num_images=1), UsageError, "num_images = 1 cannot be used"),
         (lambda: genie_cli.synthesize(3), UsageError, "a torch.nn.Module or a model SPEC"),
         (lambda: genie_cli.quantize("digits_resnet"), UsageError, "needs images"),

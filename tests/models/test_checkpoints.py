@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from genie_cli.errors import InputError
-from genie_cli.models.checkpoints import load_into, read_state, state_sha256
+from genie_cli.models.checkpoints import check_numbers, load_into, read_state, state_sha256
 
 
 def small_network() -> nn.Sequential:
@@ -103,6 +103,36 @@ def test_half_precision_weights_are_widened(network: nn.Sequential, tmp_path: Pa
     assert torch.equal(other[0].weight, network[0].weight.half().float())
 
 
+def test_a_half_network_takes_what_only_float32_holds(network: nn.Sequential) -> None:
+    network[1].running_var.fill_(1e5)
+    other = small_network().half()
+    notes = load_into(other, network.state_dict(), "w")
+    assert notes == ["the network has weights in float16: cast to float32."]
+    assert state_sha256(other) == state_sha256(network)
+
+
+def test_weights_of_8_bit_floats_are_widened(network: nn.Sequential) -> None:
+    state = {k: v.to(torch.float8_e4m3fn) if v.is_floating_point() else v for k, v in network.state_dict().items()}
+    other = small_network()
+    load_into(other, {**state, **{f"ema/{k}": v.clone() for k, v in state.items()}}, "w")
+    assert torch.equal(other[0].weight, network[0].weight.to(torch.float8_e4m3fn).float())
+
+
+def test_what_is_no_tensor_in_a_state_is_left_alone() -> None:
+    class WithState(nn.Linear):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"version": 1}
+
+        def set_extra_state(self, state: dict[str, int]) -> None:
+            pass
+
+    network = WithState(2, 3)
+    check_numbers(network.state_dict(), "w")
+    plain = nn.Linear(2, 3)
+    plain.load_state_dict({name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)})
+    assert state_sha256(network) == state_sha256(plain)
+
+
 # --- weights of another network
 
 
@@ -125,8 +155,12 @@ def without(key: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
         ),
         (lambda state: {**state, "1.running_var": torch.tensor([1, float("nan")])}, ["NaN or infinity in '1.running"]),
         (lambda state: {**state, "0.bias": torch.tensor([1, -float("inf")])}, ["NaN or infinity in '0.bias'"]),
+        (
+            lambda state: {**state, "1.running_var": torch.tensor([1, 3e39], dtype=torch.float64)},
+            ["holds 3e+39 in '1.running_var'", "ends at 3.4e+38"],
+        ),
     ],
-    ids=["missing", "unexpected", "shape", "renamed", "nan", "infinity"],
+    ids=["missing", "unexpected", "shape", "renamed", "nan", "infinity", "beyond float32"],
 )
 def test_weights_that_do_not_fit_are_described(
     change: Callable[[dict[str, Tensor]], dict[str, Tensor]], messages: list[str], state: dict[str, Tensor]
@@ -138,6 +172,43 @@ def test_weights_that_do_not_fit_are_described(
     assert str(raised.value).startswith("Weights file w.pth ")
     assert all(message in str(raised.value) for message in messages)
     assert state_sha256(other) == before
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's, on quantized tensors
+@pytest.mark.parametrize(
+    ("convert", "message"),
+    [
+        (lambda value: value.int(), "'0.weight' is int32 where the network has float32: dequantize"),
+        (lambda value: value > 0, "'0.weight' is bool where the network has float32"),
+        (lambda value: value.to(torch.complex64), "'0.weight' is complex64 where the network has float32"),
+        (lambda value: torch.empty_like(value, device="meta"), "'0.weight' is on the device meta, without values"),
+        (lambda value: value.to_sparse(), r"'0.weight' is not dense \(sparse_coo\): use its to_dense"),
+        (
+            lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8),
+            r"'0.weight' is a quantized tensor \(qint8\): use its dequantize",
+        ),
+        (
+            lambda value: torch.zeros(value.shape, dtype=torch.uint8).view(torch.float4_e2m1fn_x2),
+            "'0.weight' is float4_e2m1fn_x2, which PyTorch does not convert",
+        ),
+    ],
+    ids=["integers", "bool", "complex", "meta", "sparse", "quantized", "packed"],
+)
+def test_tensors_that_are_no_weights_are_refused(
+    convert: Callable[[Tensor], Tensor], message: str, state: dict[str, Tensor]
+) -> None:
+    weight = convert(state["0.weight"].detach())
+    two_sets = {f"{place}/{key}": value for place in ("a", "b") for key, value in {**state, "0.weight": weight}.items()}
+    for given in ({**state, "0.weight": weight}, two_sets):
+        with pytest.raises(InputError, match=message):
+            load_into(small_network(), given, "Weights file w.pth")
+
+
+def test_integers_beside_the_weights_are_left_out(network: nn.Sequential, state: dict[str, Tensor]) -> None:
+    codes = {f"codes/{key}": value.to(torch.int8) for key, value in state.items()}
+    other = small_network()
+    load_into(other, {**codes, **{f"float/{key}": value for key, value in state.items()}}, "w")
+    assert state_sha256(other) == state_sha256(network)
 
 
 # --- files that are no weights
@@ -220,6 +291,19 @@ def test_file_that_holds_itself(tmp_path: Path) -> None:
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(InputError, match="does not hold a state dict"):
         read_state(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors", "w"])
+@pytest.mark.parametrize("content", [b"", b"text of someone", b"version https://git-lfs.github.com/spec/v1\n"])
+def test_file_of_another_program(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=r"is no file that torch\.save or safetensors wrote"):
+        read_state(tmp_path / name)
+
+
+def test_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"Weights file {tmp_path} is a folder"):
+        read_state(tmp_path)
 
 
 def test_missing_file(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genie_cli.synthesis.image_priors import draw_crops, local_crop, smoothness_loss
+from genie_cli.synthesis.image_statistics import image_statistics_loss
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -165,3 +166,12 @@ def test_gradient_of_a_crop():
     images = draw(2, 1, 4, 3, dtype=torch.float64).requires_grad_()
     places = torch.tensor([[0.2, 0.1, 0.55], [0.0, 0.0, 1.0]], dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda x: local_crop(x, places), images)
+
+
+def test_statistics_of_an_image_of_one_pixel_are_finite():
+    """One number has no deviation: the unbiased estimate would divide by zero."""
+    images = torch.tensor([0.5, -1.0]).view(1, 2, 1, 1).requires_grad_()
+    loss = image_statistics_loss(images)
+    loss.backward()
+    assert images.grad is not None and images.grad.isfinite().all()
+    assert loss.item() == pytest.approx(0.25 + 1 + 2, abs=1e-4)

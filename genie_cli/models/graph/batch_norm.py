@@ -52,6 +52,12 @@ class BatchNormSite:
         return multiplier, self.bias.double() - self.mean.double() * multiplier
 
 
+def is_untrained(graph_module: fx.GraphModule) -> bool:
+    """True if there are batch norms, and all have the statistics that they start with: mean 0 and variance 1."""
+    sites = batch_norm_sites(graph_module)
+    return bool(sites) and all(not site.mean.any() and bool((site.var == 1).all()) for site in sites)
+
+
 def batch_norm_sites(graph_module: fx.GraphModule) -> list[BatchNormSite]:
     """The batch norms in data-flow order; those without running statistics are left out."""
     sites: list[BatchNormSite] = []

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch.utils import _pytree as pytree
 
+from genie_cli.models.graph.fresh_names import FreshNames
+
 BARE = "output"
 """The name of the output of a network that returns a tensor and nothing around it."""
 LEAF = pytree.tree_flatten(0)[1]
@@ -16,10 +18,15 @@ LEAF = pytree.tree_flatten(0)[1]
 
 
 def leaf_names(spec: pytree.TreeSpec) -> list[str]:
-    """The paths of a tree's leaves, joined by dots; `BARE` for a tree that is one leaf."""
+    """The paths of a tree's leaves, joined by dots; `BARE` for a tree that is one leaf.
+
+    Where two paths are joined to the same name, such as those of ``{"a.b": ..., "a": {"b": ...}}``, the later one gets
+    a number.
+    """
     if spec == LEAF:
         return [BARE]
-    return [".".join(path) for path in _paths(spec)]
+    names = FreshNames()
+    return [names.fresh(".".join(path)) for path in _paths(spec)]
 
 
 def _paths(spec: pytree.TreeSpec) -> list[tuple[str, ...]]:
