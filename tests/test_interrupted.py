@@ -106,6 +106,7 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_synthesis_goes_on_from_the_step_of_the_interrupt() -> None:
     command = (*SYNTHESIZE, "--num-steps", str(STEPS))
     (said,) = interrupt_when(is_finished("batch0"), Genie((*command, "--out", "cut.safetensors")))

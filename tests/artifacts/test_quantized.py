@@ -122,6 +122,7 @@ def test_load_then_save_gives_the_same_bytes(tmp_path: Path) -> None:
     assert folder_bytes(tmp_path / "a") == folder_bytes(tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
     # Python's hash seed and safetensors' hash maps change from process to process.
     script = "import sys, pathlib, test_quantized as t; t.save_quantized(pathlib.Path(sys.argv[1]), t.make())"

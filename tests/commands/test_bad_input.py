@@ -514,7 +514,7 @@ CASES = [
     case("truncated weights", INPUT, with_weights("w.pth", b"PK\x03\x04 cut off"), "w.pth cannot be read"),
     case("truncated safetensors", INPUT, with_weights("w.safetensors", b"\x40\0\0\0\0\0\0\0{"),
          "w.safetensors cannot be read"),
-    case("empty weights", INPUT, with_weights("w.safetensors", b""), "w.safetensors cannot be read"),
+    case("empty weights", INPUT, with_weights("w.safetensors", b""), "w.safetensors is no file that torch.save"),
     # --- budgets and recipes
     case("more images than any disk holds", USAGE, ["synthesize", *DIGITS, "--n", str(10**12)],
          f"--num-images {10**12}", "10000000"),

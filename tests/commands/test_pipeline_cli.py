@@ -106,7 +106,7 @@ def test_chain(genie: Any, genie_process: Any, monkeypatch: pytest.MonkeyPatch) 
     assert f"{figures['top1']:.2f}" in reported.stdout
     rows = read_csv(folder / "report" / "table.csv")
     assert [float(row["top1"]) for row in rows] == [figures["top1"]]
-    assert json.loads((folder / "report" / "table.json").read_text())["second"]["agreement"] == figures["agreement"]
+    assert json.loads((folder / "report" / "table.json").read_text())["w4a4"]["agreement"] == figures["agreement"]
 
 
 # --- the files

@@ -234,9 +234,11 @@ def test_data_and_metric_of_the_users_own(genie: Any, segmenter: list[str], code
 
 def test_code_is_not_replaced_by_what_it_measures(genie: Any, segmenter: list[str], code: Path) -> None:
     data = ("--data", f"{code}:Dataset", "--metric", f"{code}:Brightness", "--out", code)
-    assert f"--out and --data are the same file {code}" in genie("evaluate", *segmenter, *data, code=2).stderr
+    other = ("--model", "digits_resnet")  # a network from elsewhere
+    assert f"--out and --data are the same file {code}" in genie("evaluate", *other, *data, code=2).stderr
+    assert f"--out and --model are the same file {code}" in genie("evaluate", *segmenter, *data, code=2).stderr
     images = ("--images", f"{code}:Dataset", "--performance", code)
-    assert "--performance and --images are the same" in genie("quantize", *segmenter, *images, code=2).stderr
+    assert "--performance and --images are the same" in genie("quantize", *other, *images, code=2).stderr
     assert code.read_text() == CODE
 
 

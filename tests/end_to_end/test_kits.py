@@ -58,6 +58,7 @@ def float_top1(teacher: Teacher, others: TensorImages) -> float:
     return top1(teacher.graph, others)
 
 
+@pytest.mark.slow
 def test_dead_channels_give_finite_images_and_a_finite_network(folder: Path):
     teacher = mobilenet(folder, input_size=64)
     synthesis = SynthesizeConfig(num_images=4, num_steps=3)

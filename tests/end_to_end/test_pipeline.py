@@ -198,6 +198,7 @@ def test_changing_the_budget_of_quantization_leaves_the_images(project: Path) ->
     assert _pending(project) == {f"quantize@{run}" for run in _runs()}
 
 
+@pytest.mark.slow
 def test_the_imagenet_experiment_of_the_page_is_a_dry_run(project: Path) -> None:
     settings = [word for setting in IMAGENET for word in ("-S", setting)]
     command = " ".join(["dvc exp run", *settings])
