@@ -250,6 +250,7 @@ def test_more_processes_than_batches(outcomes: Any, by_two: Path, tmp_path: Path
 # --- quantize
 
 
+@pytest.mark.slow
 def test_two_learn_one_network(outcomes: Any, by_two: Path) -> None:
     (code, stdout, _), second = outcomes("quantize")
     assert (code, second) == (0, (0, "", ""))
@@ -262,6 +263,7 @@ def test_two_learn_one_network(outcomes: Any, by_two: Path) -> None:
     assert written and all(value.isfinite().all() for value in written.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["quantize", "uneven", "ranges", "tuned", "closed form"])
 def test_two_end_with_the_same_network(outcomes: Any, by_two: Path, name: str) -> None:
     assert [outcome[0] for outcome in outcomes(name)] == [0, 0]
@@ -272,6 +274,7 @@ def test_two_end_with_the_same_network(outcomes: Any, by_two: Path, name: str) -
     assert [report[:2] for report in reports] == [report[:2] for report in other_reports]
 
 
+@pytest.mark.slow
 def test_two_go_on_inside_a_unit_to_the_same_bytes(outcomes: Any, by_two: Path) -> None:
     assert [outcome[0] for outcome in outcomes("cut")] == [OTHER_ENDED, 9]
     (code, _, stderr), second = outcomes("resumed")
@@ -282,6 +285,7 @@ def test_two_go_on_inside_a_unit_to_the_same_bytes(outcomes: Any, by_two: Path) 
         assert (by_two / "resumed" / path.name).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.slow
 def test_two_quantize_as_well_as_one(by_one: Path, by_two: Path, tmp_path: Path, one_thread: None) -> None:
     out = tmp_path / "quantized"
     here(*W4A4, "--images", by_one / "images.safetensors", "--out", out)
@@ -294,6 +298,7 @@ def test_two_quantize_as_well_as_one(by_one: Path, by_two: Path, tmp_path: Path,
 # --- evaluate
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["evaluate", "one image"])
 def test_figures_are_those_of_one_process(outcomes: Any, by_two: Path, name: str, one_thread: None) -> None:
     (code, stdout, stderr), second = outcomes(name)
@@ -308,6 +313,7 @@ def test_figures_are_those_of_one_process(outcomes: Any, by_two: Path, name: str
 # --- what is wrong for all is said once
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "exit_code", "message"),
     [
@@ -360,6 +366,7 @@ def test_the_others_wait_for_torchrun_alone(genie: Any, monkeypatch: pytest.Monk
 # --- a process that is lost
 
 
+@pytest.mark.slow
 def test_a_process_dies_at_work(by_two: Path) -> None:
     """The other one does not wait for it: the last command of the two."""
     ended = [json.loads((by_two / f"results{rank}.json").read_text()) for rank in (0, 1)]
