@@ -51,5 +51,5 @@ def _paths(value: Any) -> Iterator[Path | str]:
         code = code_file(value)
         if code is not None:
             yield code
-        elif value.endswith(".safetensors") or os.path.isfile(value):  # noqa: PTH113 (raises for no text)
+        elif value.endswith(".safetensors") or os.path.isfile(value):  # noqa: PTH113 (raises for long texts)
             yield value

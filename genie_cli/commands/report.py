@@ -28,65 +28,71 @@ _TITLES = {
 _MOST_NAMED = 5
 """Files that a note names."""
 _TEXTS = ("scheme", "model", "metric", "preset")
+Runs = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="RUN",
+        help="JSON files of `genie evaluate --out`, or folders that hold them; with --html quantized folders, "
+        "image sets, export files and loss curves too, or folders of these, with the folders inside.",
+    ),
+]
+OverSeeds = Annotated[
+    bool,
+    typer.Option(
+        "--over-seeds",
+        help="One row for the runs whose names differ only in a part seed0 or s0: mean and sample deviation.",
+    ),
+]
+ByBits = Annotated[
+    bool,
+    typer.Option(
+        "--by-bits", help="A column for each bit width: rows are called without the part w4a4 of their names."
+    ),
+]
+WithSize = Annotated[
+    bool, typer.Option("--with-size", help="A column with the bytes of each quantized folder, for plots.")
+]
+Html = Annotated[
+    Path | None,
+    typer.Option("--html", help="Page to write: one file that opens anywhere, without network.", show_default=False),
+]
+Real = Annotated[
+    str | None,
+    typer.Option(
+        "--real",
+        help="Real images to show beside the synthetic ones, in the forms of `genie evaluate --data`.",
+        metavar="SOURCE",
+        show_default=False,
+    ),
+]
+Pipeline = Annotated[
+    Path | None,
+    typer.Option(
+        "--pipeline",
+        metavar="DVC-YAML",
+        help="Of folders, read only what stages of this DVC pipeline write: no run that was taken out of it.",
+        show_default=False,
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        help="Folder for table.md, .json, .csv and figures.json. \\[default: report, and none with --html]",
+        show_default=False,
+    ),
+]
 
 
 def report(
-    metrics: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="RUN",
-            help="JSON files of `genie evaluate --out`, or folders that hold them; with --html quantized folders, "
-            "image sets, export files and loss curves too, or folders of these, with the folders inside.",
-        ),
-    ],
-    over_seeds: Annotated[
-        bool,
-        typer.Option(
-            "--over-seeds",
-            help="One row for the runs whose names differ only in a part seed0 or s0: mean and sample deviation.",
-        ),
-    ] = False,
-    by_bits: Annotated[
-        bool,
-        typer.Option(
-            "--by-bits", help="A column for each bit width: rows are called without the part w4a4 of their names."
-        ),
-    ] = False,
-    with_size: Annotated[
-        bool, typer.Option("--with-size", help="A column with the bytes of each quantized folder, for plots.")
-    ] = False,
-    html: Annotated[
-        Path | None,
-        typer.Option(
-            "--html", help="Page to write: one file that opens anywhere, without network.", show_default=False
-        ),
-    ] = None,
-    real: Annotated[
-        str | None,
-        typer.Option(
-            "--real",
-            help="Real images to show beside the synthetic ones, in the forms of `genie evaluate --data`.",
-            metavar="SOURCE",
-            show_default=False,
-        ),
-    ] = None,
-    pipeline: Annotated[
-        Path | None,
-        typer.Option(
-            "--pipeline",
-            metavar="DVC-YAML",
-            help="Of folders, read only what stages of this DVC pipeline write: no run that was taken out of it.",
-            show_default=False,
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            help="Folder for table.md, .json, .csv and figures.json. \\[default: report, and none with --html]",
-            show_default=False,
-        ),
-    ] = None,
+    metrics: Runs,
+    over_seeds: OverSeeds = False,
+    by_bits: ByBits = False,
+    with_size: WithSize = False,
+    html: Html = None,
+    real: Real = None,
+    pipeline: Pipeline = None,
+    out: Out = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare evaluated runs in one table (markdown, JSON, CSV), and show all that is known of runs on one page."""
